@@ -1,0 +1,25 @@
+# Two commands: `make demo` and `make test`. Each sets up what is missing first. Recipes call scripts
+# by relative paths, so the tree may lie under a path with spaces.
+.PHONY: help demo test format bench clean
+
+help:
+	@echo 'make demo    set up, then pretrained models answer with dense attention and with SMYRF'
+	@echo 'make test    set up, then all tests, the sanitizer build, format and lint'
+	@echo 'make format  rewrite the sources the way the format check wants them'
+	@echo 'make bench   speed and memory against PyTorch'
+	@echo 'make clean   remove what was built; the downloads in .venv stay'
+
+demo:
+	@tools/setup.sh release && tools/demo.sh
+
+test:
+	@tools/setup.sh release asan-ubsan && tools/test.sh
+
+format:
+	@tools/setup.sh release && tools/format.sh
+
+bench:
+	@tools/setup.sh release && .venv/bin/python benchmarks/bench.py
+
+clean:
+	rm -rf build dist python/smyrf/_core* .mypy_cache .pytest_cache .ruff_cache .hypothesis

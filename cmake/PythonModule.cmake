@@ -1,0 +1,29 @@
+# The Python extension smyrf._core and its stub. scikit-build-core (SKBUILD) packs them into a wheel;
+# any other build puts them beside the Python sources, so that the tree itself can be imported.
+find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
+execute_process(
+  COMMAND ${Python_EXECUTABLE} -m nanobind --cmake_dir
+  OUTPUT_VARIABLE nanobind_ROOT
+  OUTPUT_STRIP_TRAILING_WHITESPACE
+  COMMAND_ERROR_IS_FATAL ANY)
+find_package(nanobind CONFIG REQUIRED)
+
+nanobind_add_module(_core NB_STATIC NB_SUPPRESS_WARNINGS bindings/module.cc)
+smyrf_compile_options(_core)
+target_link_libraries(_core PRIVATE smyrf::smyrf)
+
+if(SKBUILD)
+  set(module_dir ${PROJECT_BINARY_DIR}/python/smyrf)
+else()
+  set(module_dir ${PROJECT_SOURCE_DIR}/python/smyrf)
+endif()
+set_target_properties(_core PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${module_dir})
+nanobind_add_stub(_core_stub
+  MODULE _core
+  OUTPUT ${module_dir}/_core.pyi
+  PYTHON_PATH ${module_dir}
+  DEPENDS _core)
+
+# EXCLUDE_FROM_ALL: `cmake --install` installs the C++ library only; the wheel asks for `python`.
+install(TARGETS _core LIBRARY DESTINATION smyrf COMPONENT python EXCLUDE_FROM_ALL)
+install(FILES ${module_dir}/_core.pyi DESTINATION smyrf COMPONENT python EXCLUDE_FROM_ALL)

@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Lists the C++ files of the tree.
+set -euo pipefail
+cd -P -- "$(dirname -- "$0")/.."
+find include src bindings tests/cpp examples/cpp \( -name '*.h' -o -name '*.cc' \) | sort

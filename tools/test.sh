@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Runs every test and check and says at the end which failed. Needs tools/setup.sh release asan-ubsan.
+set -euo pipefail
+cd -P -- "$(dirname -- "$0")/.."
+export HF_HUB_OFFLINE=1
+
+failed=()
+check() { # check NAME COMMAND...
+  local name=$1
+  shift
+  printf '\n== %s\n' "$name"
+  "$@" || failed+=("$name")
+}
+
+mapfile -t cpp < <(tools/cpp_files.sh)
+mapfile -t tidy < <(grep -L 'foreach_target\.h' "${cpp[@]}" | grep '\.cc$' | grep -v '^examples/')
+
+check 'C++ tests (ctest)' ctest --preset release
+check 'C++ tests under sanitizers (ctest)' ctest --preset asan-ubsan
+check 'Python tests (pytest)' .venv/bin/python -m pytest
+check 'clang-format' .venv/bin/clang-format --dry-run --Werror "${cpp[@]}"
+check 'clang-tidy' xargs -0 -n 1 -P "$(nproc)" .venv/bin/clang-tidy --quiet -p build/release \
+  < <(printf '%s\0' "${tidy[@]}")
+check 'ruff format' .venv/bin/ruff format --check
+check 'ruff' .venv/bin/ruff check
+check 'mypy' .venv/bin/mypy
+check 'shellcheck' .venv/bin/shellcheck .ci/run tools/*.sh
+
+echo
+if ((${#failed[@]})); then
+  printf 'FAILED: %s\n' "${failed[@]}"
+  exit 1
+fi
+echo 'Everything passed.'
