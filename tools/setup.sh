@@ -36,8 +36,8 @@ finish() { # finish NAME TEXT: waits for the job, showing that it lives; its log
   local name=$1 text=$2 log=build/logs/$1.log pid=${pids[$1]} begin=$SECONDS status=0
   while kill -0 "$pid" 2>/dev/null; do
     if [[ -t 1 ]]; then
-      printf '\r\033[K   %s: %d s  %.50s' "$text" $((SECONDS - begin)) \
-        "$(tail -n 1 "$log" | tr -d '\r' | tail -c 200)"
+      printf '\r\033[K   %s: %d s  %.*s' "$text" $((SECONDS - begin)) \
+        $((${COLUMNS:-80} - ${#text} - 15)) "$(tail -n 1 "$log" | LC_ALL=C tr -cd '[:print:]')"
     fi
     sleep .2
   done
@@ -52,7 +52,7 @@ finish() { # finish NAME TEXT: waits for the job, showing that it lives; its log
 }
 
 install_debian_packages() {
-  local missing=() package as_root=()
+  local missing=() package as_root=() ask="su -c"
   for package in "${debian_packages[@]}"; do
     [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] ||
       missing+=("$package")
@@ -60,9 +60,10 @@ install_debian_packages() {
   ((${#missing[@]})) || return 0
   if ((EUID)); then
     as_root=(sudo -n)
+    command -v sudo >/dev/null && ask="sudo sh -c"
     "${as_root[@]}" true 2>/dev/null ||
       fail "Debian packages are missing, and installing them needs root. Type this, then make again:
-  sudo sh -c 'apt-get update && apt-get install -y --no-install-recommends ${missing[*]}'"
+  $ask 'apt-get update && apt-get install -y --no-install-recommends ${missing[*]}'"
   fi
   echo "== Debian packages: ${missing[*]}"
   start apt "${as_root[@]}" sh -c 'apt-get update &&
