@@ -10,6 +10,7 @@ find_package(nanobind CONFIG REQUIRED)
 
 nanobind_add_module(_core NB_STATIC NB_SUPPRESS_WARNINGS bindings/module.cc)
 smyrf_compile_options(_core)
+target_include_directories(_core PRIVATE ${PROJECT_SOURCE_DIR}/src)
 target_link_libraries(_core PRIVATE smyrf::smyrf)
 
 if(SKBUILD)

@@ -1,0 +1,360 @@
+// smyrf._core: the C++ calls with arrays by DLPack. Thin: every check of content is the core's.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "message.h"
+#include "smyrf/smyrf.h"
+#include "validate.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+using smyrf::ErrorKind;
+using smyrf::Fail;
+
+std::string TypeName(nb::handle object) { return nb::cast<std::string>(nb::str(object.type().attr("__name__"))); }
+
+smyrf::DType ToDType(const char* name, nb::dlpack::dtype dtype, nb::handle object) {
+  const auto code = static_cast<nb::dlpack::dtype_code>(dtype.code);
+  if (dtype.lanes == 1) {
+    if (code == nb::dlpack::dtype_code::Float && dtype.bits == 32) return smyrf::DType::kFloat32;
+    if (code == nb::dlpack::dtype_code::Float && dtype.bits == 16) return smyrf::DType::kFloat16;
+    if (code == nb::dlpack::dtype_code::Bfloat && dtype.bits == 16) return smyrf::DType::kBFloat16;
+    if (code == nb::dlpack::dtype_code::Bool && dtype.bits == 8) return smyrf::DType::kBool;
+  }
+  Fail(ErrorKind::kType, name, ": got dtype ", nb::cast<std::string>(nb::str(object.attr("dtype"))),
+       ", accepted are float32, float16 and bfloat16 (and bool for masks); convert it");
+}
+
+/// The array behind a Python object, kept alive; nothing is copied or converted.
+template <class Array>
+class Import {
+ public:
+  Import(const char* name, nb::handle object) {
+    if (!nb::try_cast(object, array_, false)) {
+      // The device is worth a sentence of its own; what else keeps an array out is in its type.
+      if (nb::hasattr(object, "device") && nb::hasattr(object, "dtype")) {
+        Fail(ErrorKind::kType, name, ": its memory can't be used as it is (",
+             TypeName(object), ", dtype ", nb::cast<std::string>(nb::str(object.attr("dtype"))),
+             ", device ", nb::cast<std::string>(nb::str(object.attr("device"))),
+             "); pass an array of the CPU in native byte order",
+             kWritable ? " that can be written to" : "");
+      }
+      Fail(ErrorKind::kType, name, ": got ", TypeName(object),
+           ", expected a NumPy array or a PyTorch tensor");
+    }
+    if (array_.device_type() != nb::device::cpu::value) {
+      Fail(ErrorKind::kType, name, ": lies on device ",
+           nb::cast<std::string>(nb::str(object.attr("device"))),
+           ", only the CPU is supported; call .cpu()");
+    }
+    if (array_.ndim() > 4) {
+      Fail(ErrorKind::kType, name, ": got ", array_.ndim(), " dimensions, at most 4");
+    }
+    view_.data = array_.data();
+    view_.dtype = ToDType(name, array_.dtype(), object);
+    view_.rank = static_cast<int>(array_.ndim());
+    for (std::size_t i = 0; i < array_.ndim(); ++i) {
+      view_.shape[i] = static_cast<std::int64_t>(array_.shape(i));
+      view_.strides[i] = array_.stride(i);
+    }
+  }
+
+  auto view(bool heads_last = false) const {
+    auto view = view_;
+    if (heads_last && view.rank == 4) {  // (B, N, H, D) seen as (B, H, N, D)
+      std::swap(view.shape[1], view.shape[2]);
+      std::swap(view.strides[1], view.strides[2]);
+    }
+    return view;
+  }
+
+ private:
+  static constexpr bool kWritable = !std::is_const_v<typename Array::Scalar>;
+  Array array_;
+  std::conditional_t<kWritable, smyrf::MutableTensorView, smyrf::TensorView> view_;
+};
+
+using Input = Import<nb::ndarray<nb::ro>>;
+using Output = Import<nb::ndarray<>>;
+
+template <class T>
+std::optional<T> ToNumber(const char* name, nb::handle object, const char* expected) {
+  if (object.is_none()) return std::nullopt;
+  T value{};
+  if (!nb::try_cast(object, value)) {
+    Fail(ErrorKind::kType, name, ": got ", nb::cast<std::string>(nb::repr(object)), ", expected ",
+         expected);
+  }
+  return value;
+}
+
+bool ToBool(const char* name, nb::handle object) {
+  return *ToNumber<bool>(name, object, "True or False");
+}
+
+smyrf::Method ToMethod(nb::handle object) {
+  std::string name;
+  if (nb::try_cast(object, name)) {
+    for (const auto method :
+         {smyrf::Method::kAuto, smyrf::Method::kDense, smyrf::Method::kLsh}) {
+      if (name == smyrf::Name(method)) return method;
+    }
+  }
+  Fail(ErrorKind::kValue, "method: got ", nb::cast<std::string>(nb::repr(object)),
+       ", accepted are 'auto', 'dense' and 'lsh'");
+}
+
+bool ToHeadsLast(nb::handle object) {
+  std::string name;
+  if (nb::try_cast(object, name)) {
+    if (name == "BHND") return false;
+    if (name == "BNHD") return true;
+  }
+  Fail(ErrorKind::kValue, "layout: got ", nb::cast<std::string>(nb::repr(object)),
+       ", accepted are 'BHND' and 'BNHD'");
+}
+
+/// A call's Python arguments as the core takes them; keeps the arrays alive.
+struct Call {
+  std::optional<Input> query, key, value, attn_mask, key_padding_mask, query_padding_mask;
+  smyrf::Arguments arguments;
+  smyrf::Options options;
+  bool heads_last = false;
+
+  Call(nb::handle query_, nb::handle key_, nb::handle value_, nb::handle attn_mask_,
+       nb::handle key_padding_mask_, nb::handle query_padding_mask_, nb::handle is_causal,
+       nb::handle scale, nb::handle enable_gqa, nb::handle method, nb::handle n_hashes,
+       nb::handle cluster_size, nb::handle seed, nb::handle window, nb::handle layout,
+       nb::handle num_threads) {
+    heads_last = ToHeadsLast(layout);
+    query.emplace("query", query_);
+    key.emplace("key", key_);
+    arguments.query = query->view(heads_last);
+    arguments.key = key->view(heads_last);
+    if (!value_.is_none()) {
+      value.emplace("value", value_);
+      arguments.value = value->view(heads_last);
+    }
+    const auto mask = [](const char* name, nb::handle object, std::optional<Input>& keep,
+                         std::optional<smyrf::TensorView>& view) {
+      if (object.is_none()) return;
+      keep.emplace(name, object);
+      view = keep->view();
+    };
+    mask("attn_mask", attn_mask_, attn_mask, arguments.attn_mask);
+    mask("key_padding_mask", key_padding_mask_, key_padding_mask, arguments.key_padding_mask);
+    mask("query_padding_mask", query_padding_mask_, query_padding_mask,
+         arguments.query_padding_mask);
+
+    options.method = ToMethod(method);
+    options.is_causal = ToBool("is_causal", is_causal);
+    options.enable_gqa = ToBool("enable_gqa", enable_gqa);
+    options.scale = ToNumber<double>("scale", scale, "a finite number or None for 1/sqrt(D)");
+    constexpr const char* kDial = "an integer of at least 1 or None for the default";
+    options.n_hashes = ToNumber<std::int64_t>("n_hashes", n_hashes, kDial);
+    options.cluster_size = ToNumber<std::int64_t>("cluster_size", cluster_size, kDial);
+    options.seed =
+        ToNumber<std::uint64_t>("seed", seed, "an integer from 0 to 2^64 - 1").value_or(0);
+    options.num_threads =
+        ToNumber<int>("num_threads", num_threads, "a number of threads or None").value_or(0);
+    if (!window.is_none()) {
+      std::pair<std::int64_t, std::int64_t> sides;
+      if (!nb::try_cast(window, sides)) {
+        Fail(ErrorKind::kType, "window: got ", nb::cast<std::string>(nb::repr(window)),
+             ", expected (left, right), two integers from 0 up or -1 for no bound");
+      }
+      options.window = smyrf::Window{sides.first, sides.second};
+    }
+  }
+};
+
+template <class T, class Get>
+nb::ndarray<nb::numpy, T> HeadArray(const smyrf::Statistics& statistics, Get get) {
+  auto data = std::make_unique<T[]>(statistics.heads.size() + 1);
+  for (std::size_t i = 0; i < statistics.heads.size(); ++i) data[i] = get(statistics.heads[i]);
+  T* raw = data.release();
+  nb::capsule owner(raw, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+  return nb::ndarray<nb::numpy, T>(raw,
+                                   {static_cast<std::size_t>(statistics.batch),
+                                    static_cast<std::size_t>(statistics.query_heads)},
+                                   owner);
+}
+
+std::optional<smyrf::Statistics> Attention(
+    nb::handle query, nb::handle key, nb::handle value, nb::handle out, nb::handle lse,
+    nb::handle attn_mask, nb::handle key_padding_mask, nb::handle query_padding_mask,
+    nb::handle is_causal, nb::handle scale, nb::handle enable_gqa, nb::handle method,
+    nb::handle n_hashes, nb::handle cluster_size, nb::handle seed, nb::handle window,
+    nb::handle layout, nb::handle num_threads, const smyrf::Plan* plan, bool with_statistics) {
+  const Call call(query, key, value, attn_mask, key_padding_mask, query_padding_mask, is_causal,
+                  scale, enable_gqa, method, n_hashes, cluster_size, seed, window, layout,
+                  num_threads);
+  const Output out_array("out", out);
+  std::optional<Output> lse_array;
+  smyrf::Outputs outputs{out_array.view(call.heads_last), {}, nullptr};
+  if (!lse.is_none()) {
+    lse_array.emplace("lse", lse);
+    outputs.lse = lse_array->view();
+  }
+  std::optional<smyrf::Statistics> statistics;
+  if (with_statistics) outputs.statistics = &statistics.emplace();
+  const nb::gil_scoped_release release;
+  smyrf::attention(call.arguments, call.options, outputs, plan);
+  return statistics;
+}
+
+smyrf::Plan MakePlan(nb::handle query, nb::handle key, nb::handle attn_mask,
+                     nb::handle key_padding_mask, nb::handle query_padding_mask,
+                     nb::handle is_causal, nb::handle scale, nb::handle enable_gqa,
+                     nb::handle method, nb::handle n_hashes, nb::handle cluster_size,
+                     nb::handle seed, nb::handle window, nb::handle layout,
+                     nb::handle num_threads) {
+  const Call call(query, key, nb::none(), attn_mask, key_padding_mask, query_padding_mask,
+                  is_causal, scale, enable_gqa, method, n_hashes, cluster_size, seed, window,
+                  layout, num_threads);
+  const nb::gil_scoped_release release;
+  return smyrf::plan(call.arguments, call.options);
+}
+
+void Reference(nb::handle query, nb::handle key, nb::handle value,
+               nb::ndarray<double, nb::c_contig> out, nb::ndarray<double, nb::c_contig> lse,
+               nb::handle attn_mask, nb::handle key_padding_mask, nb::handle query_padding_mask,
+               nb::handle is_causal, nb::handle scale, nb::handle enable_gqa, nb::handle method,
+               nb::handle n_hashes, nb::handle cluster_size, nb::handle seed, nb::handle window,
+               nb::handle layout, const smyrf::Plan* plan) {
+  const Call call(query, key, value, attn_mask, key_padding_mask, query_padding_mask, is_causal,
+                  scale, enable_gqa, method, n_hashes, cluster_size, seed, window, layout,
+                  nb::int_(1));
+  const auto& [b, h, n, d] = call.arguments.query.shape;
+  const std::size_t rows = static_cast<std::size_t>(b * h * n);
+  if (call.arguments.query.rank == 4 && call.arguments.value.rank == 4 &&
+      (lse.size() != rows ||
+       out.size() != rows * static_cast<std::size_t>(call.arguments.value.shape[3]))) {
+    Fail(ErrorKind::kValue, "out, lse: sizes don't fit query and value");
+  }
+  const nb::gil_scoped_release release;
+  smyrf::reference(call.arguments, call.options, out.data(), lse.data(), plan);
+}
+
+using Block = std::tuple<std::int32_t, std::int32_t,
+                         std::vector<std::tuple<std::int32_t, std::int32_t, bool>>>;
+
+std::tuple<std::vector<std::int32_t>, std::vector<std::int32_t>, std::vector<Block>> PlanHead(
+    const smyrf::Plan& plan, std::int64_t round, std::int64_t batch, std::int64_t head) {
+  if (plan.method != smyrf::Method::kLsh) {
+    Fail(ErrorKind::kValue, "head: the ranges of a dense plan are implicit, every allowed pair once");
+  }
+  for (const auto& [name, index, size] :
+       {std::tuple{"round", round, plan.rounds()}, {"batch", batch, plan.batch},
+        {"head", head, plan.query_heads}}) {
+    if (index < 0 || index >= size) {
+      Fail(ErrorKind::kValue, name, ": got ", index, ", accepted are 0 to ", size - 1);
+    }
+  }
+  const smyrf::HeadPlan& part = plan.head(round, batch, head);
+  std::vector<Block> blocks;
+  for (const smyrf::QueryBlock& block : part.blocks) {
+    Block& entry = blocks.emplace_back(block.begin, block.end, std::vector<std::tuple<std::int32_t, std::int32_t, bool>>{});
+    for (std::uint32_t r = block.first_range; r < block.last_range; ++r) {
+      std::get<2>(entry).emplace_back(part.ranges[r].begin, part.ranges[r].end,
+                                      part.ranges[r].partial);
+    }
+  }
+  return {part.query_order, part.key_order, blocks};
+}
+
+}  // namespace
+
+NB_MODULE(_core, m) {
+  m.doc() = "The C++ core of smyrf. Use the functions of the package, which call these.";
+  nb::register_exception_translator([](const std::exception_ptr& pointer, void*) {
+    try {
+      std::rethrow_exception(pointer);
+    } catch (const smyrf::Error& error) {
+      PyObject* type = error.kind() == ErrorKind::kType          ? PyExc_TypeError
+                       : error.kind() == ErrorKind::kUnsupported ? PyExc_NotImplementedError
+                                                                 : PyExc_ValueError;
+      PyErr_SetString(type, error.what());
+    }
+  });
+
+  nb::class_<smyrf::Plan>(m, "Plan", R"(What a call will compute: made by `smyrf.plan`, carried out by
+`smyrf.attention(..., plan=plan)`. Holds indices, no rows of key or value.)")
+      .def_prop_ro("method", [](const smyrf::Plan& p) { return smyrf::Name(p.method); },
+                   "'dense' or 'lsh', never 'auto'.")
+      .def_ro("reason", &smyrf::Plan::reason, "Why this method.")
+      .def_ro("batch", &smyrf::Plan::batch)
+      .def_ro("query_heads", &smyrf::Plan::query_heads)
+      .def_ro("key_heads", &smyrf::Plan::key_heads)
+      .def_ro("queries", &smyrf::Plan::queries, "Nq.")
+      .def_ro("keys", &smyrf::Plan::keys, "Nk.")
+      .def_ro("depth", &smyrf::Plan::depth, "D.")
+      .def_ro("n_hashes", &smyrf::Plan::n_hashes, "Rounds; 0 for 'dense'.")
+      .def_ro("cluster_size", &smyrf::Plan::cluster_size, "Keys a cluster; 0 for 'dense'.")
+      .def_ro("seed", &smyrf::Plan::seed)
+      .def("density", &smyrf::Plan::density, "batch"_a, "head"_a,
+           "Evaluated over allowed pairs of one (batch, query head).")
+      .def("head", &PlanHead, "round"_a, "batch"_a, "head"_a,
+           R"(One round of one (batch, query head) of an 'lsh' plan.
+
+Returns (query_order, key_order, blocks): original indices in cluster order, and a list of
+(query_begin, query_end, [(key_begin, key_end, partial), ...]) into those orders.)");
+
+  nb::class_<smyrf::Statistics>(m, "Statistics", "What a call did, by (batch, query head).")
+      .def_prop_ro("method", [](const smyrf::Statistics& s) { return smyrf::Name(s.method); },
+                   "The method taken: 'dense' or 'lsh'.")
+      .def_ro("reason", &smyrf::Statistics::reason, "Why it was taken.")
+      .def_prop_ro("density", [](const smyrf::Statistics& s) {
+            return HeadArray<double>(s, [](const auto& head) { return head.density; });
+          }, "(B, Hq) float64: evaluated over allowed pairs; a pair counts as often as it is evaluated.")
+      .def_prop_ro("seconds", [](const smyrf::Statistics& s) {
+            return HeadArray<double>(s, [](const auto& head) { return head.seconds; });
+          }, "(B, Hq) float64: thread seconds of execution.")
+      .def_prop_ro("dense_heads", [](const smyrf::Statistics& s) {
+            return HeadArray<bool>(s, [](const auto& head) { return head.dense; });
+          }, "(B, Hq) bool: 'lsh' had a single cluster, done once as dense.")
+      .def_prop_ro("non_finite", [](const smyrf::Statistics& s) {
+            return HeadArray<bool>(s, [](const auto& head) { return head.non_finite; });
+          }, "(B, Hq) bool: 'lsh' met a valid query or key that is not finite; out is NaN.")
+      .def_ro("planning_seconds", &smyrf::Statistics::planning_seconds,
+              "Wall seconds; 0 where a plan was passed in.")
+      .def_ro("execution_seconds", &smyrf::Statistics::execution_seconds, "Wall seconds.")
+      .def_ro("instruction_set", &smyrf::Statistics::instruction_set);
+
+  m.def("attention", &Attention, "query"_a, "key"_a, "value"_a, "out"_a, "lse"_a.none(),
+        "attn_mask"_a.none(), "key_padding_mask"_a.none(), "query_padding_mask"_a.none(),
+        "is_causal"_a, "scale"_a.none(), "enable_gqa"_a, "method"_a, "n_hashes"_a.none(),
+        "cluster_size"_a.none(), "seed"_a, "window"_a.none(), "layout"_a, "num_threads"_a.none(),
+        "plan"_a.none(), "with_statistics"_a);
+  m.def("plan", &MakePlan, "query"_a, "key"_a, "attn_mask"_a.none(), "key_padding_mask"_a.none(),
+        "query_padding_mask"_a.none(), "is_causal"_a, "scale"_a.none(), "enable_gqa"_a, "method"_a,
+        "n_hashes"_a.none(), "cluster_size"_a.none(), "seed"_a, "window"_a.none(), "layout"_a,
+        "num_threads"_a.none());
+  m.def("reference", &Reference, "query"_a, "key"_a, "value"_a, "out"_a.noconvert(),
+        "lse"_a.noconvert(), "attn_mask"_a.none(), "key_padding_mask"_a.none(),
+        "query_padding_mask"_a.none(), "is_causal"_a, "scale"_a.none(), "enable_gqa"_a, "method"_a,
+        "n_hashes"_a.none(), "cluster_size"_a.none(), "seed"_a, "window"_a.none(), "layout"_a,
+        "plan"_a.none());
+  m.def("instruction_sets", &smyrf::instruction_sets,
+        "Instruction sets that this machine and build can run, best first.");
+  m.def("force_instruction_set", &smyrf::force_instruction_set, "name"_a,
+        "Restrict dispatch to one instruction set, or to the best for ''. For tests and benchmarks.");
+  m.attr("__version__") = SMYRF_VERSION_STRING;
+}

@@ -1,0 +1,55 @@
+// The calls. Every one validates its arguments and throws smyrf::Error before it writes anything.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "smyrf/error.h"
+#include "smyrf/options.h"
+#include "smyrf/plan.h"
+#include "smyrf/statistics.h"
+#include "smyrf/tensor.h"
+
+namespace smyrf {
+
+/// query (B, Hq, Nq, D), key (B, Hkv, Nk, D), value (B, Hkv, Nk, Dv): one of float32, float16,
+/// bfloat16, the same for all, on the CPU. D and Dv from 1 to 512. All masks combine by AND.
+struct Arguments {
+  TensorView query;
+  TensorView key;
+  TensorView value;
+  /// bool (True takes part) or additive float, broadcastable to (B, Hq, Nq, Nk). `dense` only.
+  std::optional<TensorView> attn_mask{};
+  std::optional<TensorView> key_padding_mask{};    ///< bool (B, Nk), True is valid
+  std::optional<TensorView> query_padding_mask{};  ///< bool (B, Nq), True is valid
+};
+
+struct Outputs {
+  MutableTensorView out;                   ///< (B, Hq, Nq, Dv), dtype of the query
+  std::optional<MutableTensorView> lse{};  ///< float32 (B, Hq, Nq), natural log, contiguous
+  Statistics* statistics = nullptr;        ///< filled when given
+};
+
+/// softmax(scale q k^T + masks) v, by the method asked for. A query that may see no key gives 0 and
+/// lse -inf. With `plan`, the plan's method, dials, padding, causality and window apply: options and
+/// masks must be left at their defaults or agree with it.
+void attention(const Arguments& arguments, const Options& options, const Outputs& outputs,
+               const Plan* plan = nullptr);
+
+/// The structure that `attention` would carry out for these arguments. `arguments.value` and
+/// `arguments.attn_mask` are not looked at.
+Plan plan(const Arguments& arguments, const Options& options);
+
+/// The same result in float64 by plain loops: what every executor is compared with.
+/// out: (B, Hq, Nq, Dv) and lse: (B, Hq, Nq), both contiguous; lse may be null.
+void reference(const Arguments& arguments, const Options& options, double* out, double* lse,
+               const Plan* plan = nullptr);
+
+/// The instruction sets that this machine and build can run, best first.
+std::vector<std::string> instruction_sets();
+/// Restricts dispatch to one of them, or to the best when empty. For tests and benchmarks: not to be
+/// called while another thread computes. Throws Error on an unknown name.
+void force_instruction_set(const std::string& name);
+
+}  // namespace smyrf

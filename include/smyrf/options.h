@@ -1,0 +1,44 @@
+// What a call may ask for.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+namespace smyrf {
+
+enum class Method : std::uint8_t {
+  kAuto,   ///< the library chooses; in this release always dense
+  kDense,  ///< every allowed pair
+  kLsh,    ///< balanced clusters of an asymmetric hash (SMYRF, NeurIPS 2020)
+};
+
+/// Query i sees keys from i + Nk - Nq - left to i + Nk - Nq + right; -1 means no bound on that side.
+struct Window {
+  std::int64_t left = -1;
+  std::int64_t right = -1;
+};
+
+struct Options {
+  Method method = Method::kAuto;
+  /// Factor on the logits; 1/sqrt(D) when empty. Must be finite, and above 0 for `lsh`.
+  std::optional<double> scale{};
+  /// Lower-right aligned when Nq != Nk: query i sees keys up to i + Nk - Nq.
+  bool is_causal = false;
+  std::optional<Window> window{};
+  /// Lets keys have fewer heads: query head h uses key head h / (Hq / Hkv).
+  bool enable_gqa = false;
+  /// Rounds of hashing (`lsh` only, at least 1). Default kDefaultHashes.
+  std::optional<std::int64_t> n_hashes{};
+  /// Keys a cluster (`lsh` only, at least 1). Default kDefaultClusterSize.
+  std::optional<std::int64_t> cluster_size{};
+  /// Chooses the hash directions (`lsh` only).
+  std::uint64_t seed = 0;
+  /// 0: as many as OpenMP would use. The result has the same bits for any number.
+  int num_threads = 0;
+};
+
+inline constexpr std::int64_t kDefaultHashes = 8;
+inline constexpr std::int64_t kDefaultClusterSize = 32;
+inline constexpr std::int64_t kMaxHeadDimension = 512;
+
+}  // namespace smyrf

@@ -1,0 +1,5 @@
+// The whole public API.
+#pragma once
+
+#include "smyrf/attention.h"
+#include "smyrf/version.h"

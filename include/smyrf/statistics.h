@@ -1,0 +1,34 @@
+// What a call did. Filled on request; costs two clock reads a query block.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "smyrf/options.h"
+
+namespace smyrf {
+
+struct Statistics {
+  /// What one (batch, query head) did; `heads` holds them in order (B, Hq).
+  struct Head {
+    /// Evaluated pairs over allowed pairs; `lsh` counts a pair as often as it is evaluated.
+    double density = 1.0;
+    /// Thread seconds of execution.
+    double seconds = 0.0;
+    /// `lsh` with a single cluster: done as dense attention, once.
+    bool dense = false;
+    /// `lsh`: a valid query or key was not finite, so the head's output is NaN.
+    bool non_finite = false;
+  };
+  Method method = Method::kDense;  ///< the method taken, never kAuto
+  std::string reason;              ///< why it was taken
+  std::int64_t batch = 0;
+  std::int64_t query_heads = 0;
+  std::vector<Head> heads;
+  double planning_seconds = 0.0;   ///< wall time; 0 where a plan was passed in
+  double execution_seconds = 0.0;  ///< wall time
+  const char* instruction_set = "";
+};
+
+}  // namespace smyrf

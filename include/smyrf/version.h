@@ -1,0 +1,6 @@
+#pragma once
+
+#define SMYRF_VERSION_MAJOR 0
+#define SMYRF_VERSION_MINOR 1
+#define SMYRF_VERSION_PATCH 0
+#define SMYRF_VERSION_STRING "0.1.0"

@@ -1,0 +1,180 @@
+"""smyrf: attention for long sequences that drops into pretrained models.
+
+`attention` is `torch.nn.functional.scaled_dot_product_attention` with a choice of method and a few
+more masks, for NumPy arrays and PyTorch tensors on the CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from smyrf import _core, reference
+from smyrf._call import (
+    check_arrays,
+    check_dropout,
+    detached,
+    is_tensor,
+    lse_shape,
+    output_shape,
+    pack,
+)
+from smyrf._core import Plan, Statistics
+from smyrf.collector import Record, active, collect
+
+__version__: str = _core.__version__
+
+__all__ = ["Plan", "Record", "Statistics", "attention", "collect", "plan", "reference"]
+
+
+def attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    method: str = "auto",
+    n_hashes: int | None = None,
+    cluster_size: int | None = None,
+    seed: int = 0,
+    window: tuple[int, int] | None = None,
+    key_padding_mask: Any = None,
+    query_padding_mask: Any = None,
+    layout: str = "BHND",
+    num_threads: int | None = None,
+    plan: Plan | None = None,
+    out: Any = None,
+    return_lse: bool = False,
+    return_stats: bool = False,
+) -> Any:
+    """softmax(scale query key^T + masks) value, by the method asked for.
+
+    All masks combine by AND. A query that may see no key, or is padded, gives 0 and lse -inf.
+    Nothing is converted or copied: the last dimension of query, key, value and out must be
+    contiguous.
+
+    Args:
+        query: (B, Hq, Nq, D), float32, float16 or (PyTorch) bfloat16, on the CPU. D up to 512.
+        key: (B, Hkv, Nk, D), the dtype of query.
+        value: (B, Hkv, Nk, Dv), the dtype of query. Dv up to 512.
+        attn_mask: broadcastable to (B, Hq, Nq, Nk): bool (True takes part) or float, added to the
+            logits. `dense` only.
+        dropout_p: must be 0.
+        is_causal: query i sees keys up to i + Nk - Nq: aligned to the lower right corner, unlike
+            `scaled_dot_product_attention` when Nq != Nk. `dense` only.
+        scale: factor on the logits, default 1/sqrt(D). Finite; above 0 for `lsh`.
+        enable_gqa: lets keys have fewer heads: query head h uses key head h // (Hq / Hkv).
+        method: "dense" (every allowed pair), "lsh" (balanced clusters of an asymmetric hash, SMYRF,
+            Daras et al., NeurIPS 2020) or "auto", which in this release is "dense".
+        n_hashes: rounds of hashing, at least 1, default 8. `lsh` only.
+        cluster_size: keys a cluster, at least 1, default 32. `lsh` only.
+        seed: chooses the hash directions, 0 to 2^64 - 1. `lsh` only.
+        window: (left, right): query i sees keys from i + Nk - Nq - left to i + Nk - Nq + right;
+            -1 for no bound. `dense` only.
+        key_padding_mask, query_padding_mask: bool (B, Nk) and (B, Nq), True is valid. Padded rows
+            are never read.
+        layout: "BHND", or "BNHD" for (B, N, H, D); of query, key, value and out.
+        num_threads: default what PyTorch or OpenMP would use. The result has the same bits for any.
+        plan: made by `smyrf.plan` for such a call; then its method, dials, padding, causality and
+            window apply, and arguments that differ from it raise.
+        out: written to and returned; the shape and dtype of the result. Default a new array.
+        return_lse: also return the natural log-sum-exp of every query's logits, float32
+            (B, Hq, Nq). For `lsh` it is the paper's weight of all rounds, not mergeable.
+        return_stats: also return `Statistics`.
+
+    Returns:
+        out, then lse if asked, then statistics if asked; a tuple if more than one.
+
+    Raises:
+        TypeError: wrong kind of array, dtype, rank or device.
+        ValueError: shapes that disagree, a dial out of range or of a method that is not taken.
+        NotImplementedError: a combination that the method does not take.
+    """
+    check_dropout(dropout_p)
+    options = {
+        "attn_mask": attn_mask,
+        "key_padding_mask": key_padding_mask,
+        "query_padding_mask": query_padding_mask,
+        "is_causal": is_causal,
+        "scale": scale,
+        "enable_gqa": enable_gqa,
+        "method": method,
+        "n_hashes": n_hashes,
+        "cluster_size": cluster_size,
+        "seed": seed,
+        "window": window,
+        "layout": layout,
+        "num_threads": num_threads,
+    }
+    if is_tensor(query):
+        from smyrf import torch as smyrf_torch
+
+        return smyrf_torch.attention(
+            query, key, value, options, plan, out, return_lse, return_stats
+        )
+    check_arrays(np.ndarray, query=query, key=key, value=value, out=out)
+    if out is None:
+        out = np.empty(output_shape(query, value), query.dtype)
+    lse = np.empty(lse_shape(query, layout), np.float32) if return_lse else None
+    collecting = active()
+    statistics = _core.attention(
+        query,
+        key,
+        value,
+        out,
+        lse,
+        **options,
+        plan=plan,
+        with_statistics=return_stats or collecting is not None,
+    )
+    if collecting is not None:
+        collecting.add(statistics, query, key, value, out, options)
+    return pack(out, lse, statistics if return_stats else None)
+
+
+def plan(
+    query: Any,
+    key: Any,
+    attn_mask: Any = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    method: str = "auto",
+    n_hashes: int | None = None,
+    cluster_size: int | None = None,
+    seed: int = 0,
+    window: tuple[int, int] | None = None,
+    key_padding_mask: Any = None,
+    query_padding_mask: Any = None,
+    layout: str = "BHND",
+    num_threads: int | None = None,
+) -> Plan:
+    """The structure that `attention` would carry out for these arguments.
+
+    Arguments and errors are those of `attention`. A plan depends on query and key, not on value; it
+    can be reused for other tensors of the same shapes, counted and drawn.
+    """
+    return _core.plan(
+        detached(query),
+        detached(key),
+        attn_mask=detached(attn_mask),
+        key_padding_mask=key_padding_mask,
+        query_padding_mask=query_padding_mask,
+        is_causal=is_causal,
+        scale=scale,
+        enable_gqa=enable_gqa,
+        method=method,
+        n_hashes=n_hashes,
+        cluster_size=cluster_size,
+        seed=seed,
+        window=window,
+        layout=layout,
+        num_threads=num_threads,
+    )
+

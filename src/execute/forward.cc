@@ -1,0 +1,285 @@
+#include "execute/forward.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <span>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "kernels/parallel.h"
+#include "plan/dense.h"
+
+namespace smyrf {
+namespace {
+
+using kernels::kBlockRows;
+
+/// Where one block of queries meets more keys than this, the keys are split and the parts merged,
+/// so that one query over a long cache runs on all threads.
+constexpr std::int64_t kChunkKeys = 2048;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+/// One call of the kernel: queries [begin, end) of a (batch, query head) in its query order.
+struct Item {
+  std::int64_t batch = 0;
+  std::int64_t head = 0;
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+  const HeadPlan* plan = nullptr;     ///< null: implicit dense ranges
+  const QueryBlock* block = nullptr;  ///< of the plan
+  std::int64_t chunk = 0;             ///< of the keys, dense only
+};
+
+class Forward {
+ public:
+  Forward(const Problem& problem, const Plan& plan, const Outputs& outputs)
+      : problem_(problem), plan_(plan), outputs_(outputs) {
+    const auto out_size = static_cast<std::size_t>(problem.batch * problem.query_heads *
+                                                   problem.queries * problem.value_depth);
+    const std::size_t lse_size =
+        problem.value_depth > 0 ? out_size / static_cast<std::size_t>(problem.value_depth) : 0;
+    if (plan.rounds() > 1) {
+      if (outputs.out.dtype != DType::kFloat32) running_out_.resize(out_size);
+      if (!outputs.lse) running_lse_.resize(lse_size);
+    }
+    if (plan.method == Method::kDense && problem.queries <= kBlockRows) {
+      chunks_ = std::max<std::int64_t>(1, (problem.keys + kChunkKeys - 1) / kChunkKeys);
+    }
+    if (chunks_ > 1) {
+      part_out_.resize(out_size * static_cast<std::size_t>(chunks_));
+      part_lse_.resize(lse_size * static_cast<std::size_t>(chunks_));
+    }
+  }
+
+  void Run() {
+    FillUncovered();
+    for (std::int64_t round = 0; round < plan_.rounds(); ++round) {
+      const std::vector<Item> items = ItemsOf(round);
+      std::vector<double> seconds(outputs_.statistics != nullptr ? items.size() : 0);
+      ParallelFor(static_cast<std::int64_t>(items.size()), problem_.num_threads,
+                  [&](std::int64_t i) {
+                    const auto at = static_cast<std::size_t>(i);
+                    if (seconds.empty()) return RunItem(items[at], round);
+                    const auto start = std::chrono::steady_clock::now();
+                    RunItem(items[at], round);
+                    seconds[at] = std::chrono::duration<double>(
+                                      std::chrono::steady_clock::now() - start).count();
+                  });
+      for (std::size_t i = 0; i < seconds.size(); ++i) {
+        const std::int64_t head = items[i].batch * problem_.query_heads + items[i].head;
+        outputs_.statistics->heads[static_cast<std::size_t>(head)].seconds += seconds[i];
+      }
+    }
+    if (chunks_ > 1) MergeChunks();
+    if (!running_out_.empty()) StoreRunning();
+  }
+
+ private:
+  std::int64_t RowIndex(std::int64_t b, std::int64_t h, std::int64_t i) const {
+    return (b * problem_.query_heads + h) * problem_.queries + i;
+  }
+  std::byte* OutRow(std::int64_t b, std::int64_t h, std::int64_t i) const {
+    const MutableTensorView& out = outputs_.out;
+    return static_cast<std::byte*>(out.data) +
+           SizeOf(out.dtype) * (b * out.strides[0] + h * out.strides[1] + i * out.strides[2]);
+  }
+  /// The float32 row that rounds are merged in, and its lse.
+  float* RunningRow(std::int64_t b, std::int64_t h, std::int64_t i) {
+    if (running_out_.empty()) return reinterpret_cast<float*>(OutRow(b, h, i));
+    return running_out_.data() + RowIndex(b, h, i) * problem_.value_depth;
+  }
+  float* Lse(std::int64_t b, std::int64_t h, std::int64_t i) {
+    float* lse = outputs_.lse ? static_cast<float*>(outputs_.lse->data) : running_lse_.data();
+    return lse + RowIndex(b, h, i);
+  }
+  void Store(std::int64_t b, std::int64_t h, std::int64_t i, const float* row, float lse) {
+    kernels::StoreRow(row, problem_.value_depth, outputs_.out.dtype, OutRow(b, h, i));
+    if (outputs_.lse) *Lse(b, h, i) = lse;
+  }
+
+  kernels::Rows RowsOf(const TensorView& view, std::int64_t b, std::int64_t h,
+                       std::span<const std::int32_t> order) const {
+    const std::int64_t size = SizeOf(view.dtype);
+    return {static_cast<const std::byte*>(view.data) +
+                size * (b * view.strides[0] + h * view.strides[1]),
+            size * view.strides[2], view.dtype, order.empty() ? nullptr : order.data()};
+  }
+  static std::span<const std::int32_t> Valid(const std::vector<std::vector<std::int32_t>>& rows,
+                                             std::int64_t b) {
+    if (rows.empty()) return {};
+    return rows[static_cast<std::size_t>(b)];
+  }
+  std::int64_t ValidCount(const std::vector<std::vector<std::int32_t>>& rows, std::int64_t b,
+                          std::int64_t all) const {
+    return rows.empty() ? all
+                        : static_cast<std::int64_t>(rows[static_cast<std::size_t>(b)].size());
+  }
+
+  /// Rows that no block writes: padded queries, and all rows of a head without blocks.
+  void FillUncovered() {
+    const std::vector<float> zeros(static_cast<std::size_t>(problem_.value_depth), 0.0F);
+    const std::vector<float> nans(static_cast<std::size_t>(problem_.value_depth),
+                                  std::numeric_limits<float>::quiet_NaN());
+    const auto fill = [&](std::int64_t b, std::int64_t h, std::int64_t i, bool valid_nan) {
+      Store(b, h, i, valid_nan ? nans.data() : zeros.data(), valid_nan ? nans[0] : -kInfinity);
+      if (plan_.rounds() > 1) {
+        std::copy_n(valid_nan ? nans.data() : zeros.data(), problem_.value_depth,
+                    RunningRow(b, h, i));
+      }
+    };
+    for (std::int64_t b = 0; b < problem_.batch; ++b) {
+      for (std::int64_t h = 0; h < problem_.query_heads; ++h) {
+        const HeadPlan* head = plan_.method == Method::kLsh ? &plan_.head(0, b, h) : nullptr;
+        const bool whole = head != nullptr && head->blocks.empty();
+        if (!whole && plan_.valid_queries.empty()) continue;
+        std::span<const std::int32_t> valid = Valid(plan_.valid_queries, b);
+        for (std::int64_t i = 0; i < problem_.queries; ++i) {
+          bool is_valid = plan_.valid_queries.empty();
+          if (!valid.empty() && valid.front() == i) {
+            is_valid = true;
+            valid = valid.subspan(1);
+          }
+          if (!is_valid || whole) fill(b, h, i, is_valid && head != nullptr && head->non_finite);
+        }
+      }
+    }
+  }
+
+  std::vector<Item> ItemsOf(std::int64_t round) const {
+    std::vector<Item> items;
+    const auto add = [&](Item item, std::int64_t begin, std::int64_t end) {
+      // Blocks of nearly equal size: no last block of a few rows.
+      const std::int64_t pieces = (end - begin + kBlockRows - 1) / kBlockRows;
+      for (std::int64_t piece = 0; piece < pieces; ++piece) {
+        item.begin = begin + (end - begin) * piece / pieces;
+        item.end = begin + (end - begin) * (piece + 1) / pieces;
+        items.push_back(item);
+      }
+    };
+    for (std::int64_t b = 0; b < problem_.batch; ++b) {
+      for (std::int64_t h = 0; h < problem_.query_heads; ++h) {
+        Item item{b, h, 0, 0, nullptr, nullptr, 0};
+        if (plan_.method == Method::kLsh) {
+          item.plan = &plan_.head(round, b, h);
+          for (const QueryBlock& block : item.plan->blocks) {
+            item.block = &block;
+            add(item, block.begin, block.end);
+          }
+          continue;
+        }
+        for (item.chunk = 0; item.chunk < chunks_; ++item.chunk) {
+          add(item, 0, ValidCount(plan_.valid_queries, b, problem_.queries));
+        }
+      }
+    }
+    return items;
+  }
+
+  void RunItem(const Item& item, std::int64_t round) {
+    const std::int64_t key_head = problem_.KeyHead(item.head);
+    kernels::BlockTask task;
+    task.depth = problem_.depth;
+    task.value_depth = problem_.value_depth;
+    task.query_begin = item.begin;
+    task.query_end = item.end;
+    task.scale = static_cast<float>(problem_.scale);
+    task.mask = &problem_.mask;
+    task.batch = item.batch;
+    task.head = item.head;
+    std::span<const std::int32_t> query_order = Valid(plan_.valid_queries, item.batch);
+    std::span<const std::int32_t> key_order = Valid(plan_.valid_keys, item.batch);
+    if (item.plan != nullptr) {
+      query_order = item.plan->query_order;
+      key_order = item.plan->key_order;
+    }
+    task.query = RowsOf(problem_.query, item.batch, item.head, query_order);
+    task.key = RowsOf(problem_.key, item.batch, key_head, key_order);
+    task.value = RowsOf(problem_.value, item.batch, key_head, key_order);
+    DenseRanges implicit;
+    if (item.plan != nullptr) {
+      task.ranges = std::span(item.plan->ranges)
+                        .subspan(item.block->first_range,
+                                 item.block->last_range - item.block->first_range);
+    } else {
+      const std::int64_t keys = ValidCount(plan_.valid_keys, item.batch, problem_.keys);
+      const std::int64_t first = chunks_ > 1 ? std::min(keys, item.chunk * kChunkKeys) : 0;
+      const std::int64_t last = chunks_ > 1 ? std::min(keys, first + kChunkKeys) : keys;
+      implicit = RangesOfBlock(problem_.mask, key_order, task.query.Position(item.begin),
+                               task.query.Position(item.end - 1), first, last);
+      task.ranges = implicit.span();
+    }
+
+    const kernels::BlockResult result = kernels::AttendBlock(task);
+    for (std::int64_t i = item.begin; i < item.end; ++i) {
+      const float* row = result.out + (i - item.begin) * problem_.value_depth;
+      const float lse = result.lse[i - item.begin];
+      const std::int64_t position = task.query.Position(i);
+      if (chunks_ > 1) {
+        const std::int64_t at = RowIndex(item.batch, item.head, position) * chunks_ + item.chunk;
+        std::copy_n(row, problem_.value_depth, part_out_.data() + at * problem_.value_depth);
+        part_lse_[static_cast<std::size_t>(at)] = lse;
+      } else if (plan_.rounds() == 1) {
+        Store(item.batch, item.head, position, row, lse);
+      } else {
+        float* running = RunningRow(item.batch, item.head, position);
+        float* running_lse = Lse(item.batch, item.head, position);
+        if (round == 0) {
+          std::copy_n(row, problem_.value_depth, running);
+          *running_lse = lse;
+        } else {
+          kernels::MergeRow(running, running_lse, row, lse, problem_.value_depth);
+        }
+      }
+    }
+  }
+
+  void ForEachValidRow(const std::function<void(std::int64_t, std::int64_t, std::int64_t)>& body) {
+    for (std::int64_t b = 0; b < problem_.batch; ++b) {
+      const std::span<const std::int32_t> valid = Valid(plan_.valid_queries, b);
+      const std::int64_t count = ValidCount(plan_.valid_queries, b, problem_.queries);
+      for (std::int64_t h = 0; h < problem_.query_heads; ++h) {
+        for (std::int64_t i = 0; i < count; ++i) {
+          body(b, h, valid.empty() ? i : valid[static_cast<std::size_t>(i)]);
+        }
+      }
+    }
+  }
+
+  void MergeChunks() {
+    ForEachValidRow([&](std::int64_t b, std::int64_t h, std::int64_t i) {
+      const std::int64_t first = RowIndex(b, h, i) * chunks_;
+      float* row = part_out_.data() + first * problem_.value_depth;
+      float* lse = part_lse_.data() + first;
+      for (std::int64_t c = 1; c < chunks_; ++c) {
+        kernels::MergeRow(row, lse, row + c * problem_.value_depth, lse[c], problem_.value_depth);
+      }
+      Store(b, h, i, row, *lse);
+    });
+  }
+
+  void StoreRunning() {
+    ForEachValidRow([&](std::int64_t b, std::int64_t h, std::int64_t i) {
+      kernels::StoreRow(RunningRow(b, h, i), problem_.value_depth, outputs_.out.dtype,
+                        OutRow(b, h, i));
+    });
+  }
+
+  const Problem& problem_;
+  const Plan& plan_;
+  const Outputs& outputs_;
+  std::int64_t chunks_ = 1;
+  std::vector<float> running_out_, running_lse_;
+  std::vector<float> part_out_, part_lse_;
+};
+
+}  // namespace
+
+void ExecuteForward(const Problem& problem, const Plan& plan, const Outputs& outputs) {
+  Forward(problem, plan, outputs).Run();
+}
+
+}  // namespace smyrf

@@ -1,0 +1,257 @@
+// AttendBlock: streaming softmax over tiles of keys (Milakov & Gimelshein 2018; FlashAttention, Dao
+// et al. 2022), for one block of queries.
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "kernels/kernels.h"
+#include "kernels/scratch.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/attend.cc"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+#include "kernels/convert-inl.h"
+#include "kernels/exp-inl.h"
+#include "kernels/tile-inl.h"
+
+#ifndef SMYRF_ATTEND_ONCE_
+#define SMYRF_ATTEND_ONCE_
+namespace smyrf::kernels {
+namespace {
+
+/// Keys a tile: scores of 64 queries by 128 keys and 128 rows of k and of v at D = 64 are 96 KB.
+constexpr std::int64_t kTileKeys = 128;
+/// Blocks of at most so many queries take the kernel whose lanes run along D.
+constexpr std::int64_t kFewRows = 4;
+constexpr float kLog2E = 1.44269504088896340736F;
+constexpr float kLn2 = 0.69314718055994530942F;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+struct Scratch {
+  Buffer q, scores, bias, out, result, key_rows, value_rows, state;
+  const float* keys[kTileKeys];
+  const float* values[kTileKeys];
+  const float* queries[kBlockRows];
+  std::int32_t key_positions[kTileKeys];
+};
+
+Scratch& ThreadScratch() {
+  thread_local Scratch scratch;
+  return scratch;
+}
+
+}  // namespace
+}  // namespace smyrf::kernels
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace smyrf::kernels::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+/// pointers[i] = row begin + i as float32: in place, or converted into `buffer`.
+HWY_INLINE void FloatRows(const Rows& rows, std::int64_t begin, std::int64_t count,
+                          std::int64_t depth, Buffer& buffer, const float** pointers) {
+  if (rows.dtype == DType::kFloat32) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      pointers[i] = reinterpret_cast<const float*>(rows.Row(begin + i));
+    }
+    return;
+  }
+  float* to = buffer.Need(static_cast<std::size_t>(std::max(count, kTileKeys) * depth));
+  for (std::int64_t i = 0; i < count; ++i, to += depth) {
+    LoadRow(rows.Row(begin + i), rows.dtype, depth, to);
+    pointers[i] = to;
+  }
+}
+
+/// The running softmax of a block, a lane a query: in base 2, so that exp is exp2.
+struct State {
+  float* max;      ///< largest logit so far, -inf at first
+  float* sum;      ///< sum of 2^(logit - max)
+  float* rescale;  ///< what the last tile multiplies older sums by
+  float* seen;     ///< not 0 where a key was allowed
+};
+
+/// -inf for the pairs that causality and window forbid, what attn_mask adds for the others; marks
+/// the lanes that saw an allowed key. Lanes past the block's rows hold anything.
+HWY_INLINE void MaskScores(const BlockTask& task, const std::int32_t* positions, std::int64_t count,
+                           std::int64_t vectors, Scratch& scratch, const std::int32_t* first,
+                           const std::int32_t* last, float* s, float* seen) {
+  const FloatTag d;
+  const hn::RebindToSigned<FloatTag> di;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  const auto minus_infinity = hn::Set(d, -kInfinity);
+  const Mask& mask = *task.mask;
+  const float* bias = nullptr;
+  if (mask.bias.data != nullptr) {
+    const std::int64_t rows = task.query_end - task.query_begin;
+    const std::int64_t step = mask.bias.strides[3] * SizeOf(mask.bias.dtype);
+    float* by_query = scratch.bias.Need(static_cast<std::size_t>(2 * kBlockRows * kTileKeys));
+    float* by_key = by_query + kBlockRows * kTileKeys;
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const std::byte* row =
+          mask.BiasAt(task.batch, task.head, task.query.Position(task.query_begin + i), 0);
+      float* to = by_query + i * kTileKeys;
+      const bool run = mask.bias.strides[3] == 1 && positions[count - 1] - positions[0] == count - 1;
+      if (run) {
+        LoadRow(row + positions[0] * step, mask.bias.dtype, count, to);
+      } else {
+        for (std::int64_t j = 0; j < count; ++j) {
+          to[j] = LoadElement(row + positions[j] * step, mask.bias.dtype);
+        }
+      }
+      scratch.queries[i] = to;
+    }
+    TransposeRows(scratch.queries, rows, count, 1.0F, kBlockRows, by_key);
+    bias = by_key;
+  }
+  for (std::int64_t j = 0; j < count; ++j) {
+    const auto position = hn::Set(di, positions[j]);
+    for (std::int64_t c = 0; c < vectors; ++c) {
+      const std::int64_t at = j * kBlockRows + c * lanes;
+      const auto inside = hn::AndNot(hn::Lt(position, hn::LoadU(di, first + c * lanes)),
+                                     hn::Lt(position, hn::LoadU(di, last + c * lanes)));
+      auto allowed = hn::RebindMask(d, inside);
+      auto score = hn::LoadU(d, s + at);
+      if (bias != nullptr) {
+        const auto added = hn::LoadU(d, bias + at);
+        // A mask's most negative float must stay finite in base 2, or a row masked by it alone
+        // would become a row that sees nothing.
+        const auto in_base_2 = hn::Max(hn::Set(d, std::numeric_limits<float>::lowest()),
+                                       hn::Mul(added, hn::Set(d, kLog2E)));
+        allowed = hn::And(allowed, hn::Ne(added, minus_infinity));
+        score = hn::Add(score, hn::IfThenElse(hn::Eq(added, added), in_base_2, added));
+      }
+      hn::StoreU(hn::IfThenElse(allowed, score, minus_infinity), d, s + at);
+      const auto was = hn::LoadU(d, seen + c * lanes);
+      hn::StoreU(hn::IfThenElse(allowed, hn::Set(d, 1.0F), was), d, seen + c * lanes);
+    }
+  }
+}
+
+/// Scores become weights 2^(s - max) in place; max, sum and rescale move on.
+HWY_INLINE void SoftmaxTile(std::int64_t count, std::int64_t vectors, const State& state,
+                            float* scores) {
+  const FloatTag d;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  for (std::int64_t c = 0; c < vectors; ++c) {
+    float* s = scores + c * lanes;
+    const auto old_max = hn::LoadU(d, state.max + c * lanes);
+    auto m0 = old_max;
+    auto m1 = old_max;
+    std::int64_t j = 0;
+    for (; j + 2 <= count; j += 2) {
+      m0 = hn::Max(m0, hn::LoadU(d, s + j * kBlockRows));
+      m1 = hn::Max(m1, hn::LoadU(d, s + (j + 1) * kBlockRows));
+    }
+    if (j < count) m0 = hn::Max(m0, hn::LoadU(d, s + j * kBlockRows));
+    const auto new_max = hn::Max(m0, m1);
+    // A lane that has seen only -inf subtracts 0, so that -inf - -inf makes no NaN.
+    const auto base =
+        hn::IfThenElse(hn::Eq(new_max, hn::Set(d, -kInfinity)), hn::Zero(d), new_max);
+    const auto rescale = Exp2(d, hn::Sub(old_max, base));
+    auto sum0 = hn::Mul(hn::LoadU(d, state.sum + c * lanes), rescale);
+    auto sum1 = hn::Zero(d);
+    for (j = 0; j + 2 <= count; j += 2) {
+      const auto p0 = Exp2(d, hn::Sub(hn::LoadU(d, s + j * kBlockRows), base));
+      const auto p1 = Exp2(d, hn::Sub(hn::LoadU(d, s + (j + 1) * kBlockRows), base));
+      hn::StoreU(p0, d, s + j * kBlockRows);
+      hn::StoreU(p1, d, s + (j + 1) * kBlockRows);
+      sum0 = hn::Add(sum0, p0);
+      sum1 = hn::Add(sum1, p1);
+    }
+    if (j < count) {
+      const auto p0 = Exp2(d, hn::Sub(hn::LoadU(d, s + j * kBlockRows), base));
+      hn::StoreU(p0, d, s + j * kBlockRows);
+      sum0 = hn::Add(sum0, p0);
+    }
+    hn::StoreU(new_max, d, state.max + c * lanes);
+    hn::StoreU(hn::Add(sum0, sum1), d, state.sum + c * lanes);
+    hn::StoreU(rescale, d, state.rescale + c * lanes);
+  }
+}
+
+BlockResult AttendBlockImpl(const BlockTask& task) {
+  const FloatTag d;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  Scratch& scratch = ThreadScratch();
+  const std::int64_t rows = task.query_end - task.query_begin;
+  const std::int64_t vectors = (rows + lanes - 1) / lanes;
+  const std::int64_t dv = task.value_depth;
+
+  float* q = scratch.q.Need(static_cast<std::size_t>(task.depth * kBlockRows));
+  float* s = scratch.scores.Need(static_cast<std::size_t>(kTileKeys * kBlockRows));
+  float* o = scratch.out.Need(static_cast<std::size_t>(dv * kBlockRows));
+  float* memory = scratch.state.Need(4 * kBlockRows);
+  const State state{memory, memory + kBlockRows, memory + 2 * kBlockRows, memory + 3 * kBlockRows};
+  std::int32_t first[kBlockRows];
+  std::int32_t last[kBlockRows];
+  for (std::int64_t i = 0; i < kBlockRows; ++i) {
+    state.max[i] = -kInfinity;
+    state.sum[i] = 0.0F;
+    state.seen[i] = 0.0F;
+    first[i] = last[i] = 0;
+    if (i < rows && task.mask != nullptr) {
+      const std::int64_t position = task.query.Position(task.query_begin + i);
+      first[i] = static_cast<std::int32_t>(task.mask->First(position));
+      last[i] = static_cast<std::int32_t>(task.mask->Last(position));
+    }
+  }
+  std::fill_n(o, dv * kBlockRows, 0.0F);
+  FloatRows(task.query, task.query_begin, rows, task.depth, scratch.key_rows, scratch.queries);
+  std::fill_n(q, task.depth * kBlockRows, 0.0F);
+  TransposeRows(scratch.queries, rows, task.depth, task.scale * kLog2E, kBlockRows, q);
+
+  for (const KeyRange& range : task.ranges) {
+    for (std::int64_t begin = range.begin; begin < range.end; begin += kTileKeys) {
+      const std::int64_t count = std::min<std::int64_t>(kTileKeys, range.end - begin);
+      FloatRows(task.key, begin, count, task.depth, scratch.key_rows, scratch.keys);
+      FloatRows(task.value, begin, count, dv, scratch.value_rows, scratch.values);
+      ScoreTile(scratch.keys, count, q, task.depth, vectors, s);
+      if (range.partial) {
+        for (std::int64_t j = 0; j < count; ++j) {
+          scratch.key_positions[j] = static_cast<std::int32_t>(task.key.Position(begin + j));
+        }
+        MaskScores(task, scratch.key_positions, count, vectors, scratch, first, last, s,
+                   state.seen);
+      } else {
+        std::fill_n(state.seen, kBlockRows, 1.0F);
+      }
+      SoftmaxTile(count, vectors, state, s);
+      ValueTile(scratch.values, count, s, dv, vectors, state.rescale, o);
+    }
+  }
+
+  // Normalise, and back to a row a query.
+  float* result = scratch.result.Need(static_cast<std::size_t>((dv + 1) * kBlockRows));
+  float* lse = result + dv * kBlockRows;
+  float inverse[kBlockRows];
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const bool seen = state.seen[i] != 0.0F;
+    inverse[i] = 1.0F / state.sum[i];
+    lse[i] = seen ? kLn2 * state.max[i] + std::log(state.sum[i]) : -kInfinity;
+  }
+  for (std::int64_t i = 0; i < rows; ++i) {
+    for (std::int64_t c = 0; c < dv; ++c) {
+      result[i * dv + c] = state.seen[i] != 0.0F ? o[c * kBlockRows + i] * inverse[i] : 0.0F;
+    }
+  }
+  return {result, lse};
+}
+
+}  // namespace smyrf::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace smyrf::kernels {
+
+HWY_EXPORT(AttendBlockImpl);
+
+BlockResult AttendBlock(const BlockTask& task) { return HWY_DYNAMIC_DISPATCH(AttendBlockImpl)(task); }
+
+}  // namespace smyrf::kernels
+#endif

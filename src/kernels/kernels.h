@@ -1,0 +1,88 @@
+// The SIMD pieces, as the rest of the library sees them. Compiled once for every instruction set;
+// each call runs the best that the machine has.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernels/mask.h"
+#include "smyrf/plan.h"
+#include "smyrf/tensor.h"
+
+namespace smyrf::kernels {
+
+/// Queries that one call attends for: they are the SIMD lanes.
+inline constexpr std::int64_t kBlockRows = 64;
+
+/// Rows of one head: row i is at position order[i], or i without an order.
+struct Rows {
+  const std::byte* data = nullptr;
+  std::int64_t stride = 0;  ///< bytes
+  DType dtype = DType::kFloat32;
+  const std::int32_t* order = nullptr;
+
+  std::int64_t Position(std::int64_t i) const { return order != nullptr ? order[i] : i; }
+  const std::byte* Row(std::int64_t i) const { return data + Position(i) * stride; }
+};
+
+/// Exact attention of at most kBlockRows queries over ranges of keys.
+struct BlockTask {
+  Rows query, key, value;
+  std::int64_t depth = 0;        ///< D
+  std::int64_t value_depth = 0;  ///< Dv
+  std::int64_t query_begin = 0;  ///< in query order
+  std::int64_t query_end = 0;
+  std::span<const KeyRange> ranges;  ///< in key order
+  float scale = 1.0F;
+  const Mask* mask = nullptr;  ///< asked in partial ranges
+  std::int64_t batch = 0;      ///< for the mask
+  std::int64_t head = 0;
+};
+
+/// In memory of the calling thread, valid until its next call.
+struct BlockResult {
+  const float* out = nullptr;  ///< (rows, Dv), normalised; 0 where no key was allowed
+  const float* lse = nullptr;  ///< (rows), natural log; -inf where no key was allowed
+};
+
+/// Cost: rows * keys * (D + Dv) multiply-adds; one pass over the keys.
+BlockResult AttendBlock(const BlockTask& task);
+
+/// (out, lse) of `count` floats a row merged with another's by lse. Keeps `out` exactly where
+/// other_lse is -inf.
+void MergeRow(float* out, float* lse, const float* other, float other_lse, std::int64_t count);
+
+/// Rounds to the nearest even value of the narrow types; NaN stays NaN.
+void StoreRow(const float* source, std::int64_t count, DType dtype, std::byte* target);
+
+/// Largest absolute value over rows [begin, end); NaN if one is NaN.
+float MaxAbs(const Rows& rows, std::int64_t begin, std::int64_t end, std::int64_t depth);
+
+/// For row i in [begin, end) (at most kBlockRows), times `factor`: its squared norm to norms[i] and
+/// its product with direction r to products[r * product_stride + i]. directions: (count, depth).
+struct ProjectTask {
+  Rows rows;
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+  std::int64_t depth = 0;
+  float factor = 1.0F;
+  const float* directions = nullptr;
+  std::int64_t direction_count = 0;
+  float* norms = nullptr;
+  float* products = nullptr;
+  std::int64_t product_stride = 0;
+};
+void ProjectRows(const ProjectTask& task);
+
+/// e^x for x <= 0, elementwise; NaN stays NaN, -inf gives 0. The executors' own, open to tests.
+void Exp(const float* x, float* result, std::int64_t count);
+
+/// Instruction sets of this build that the machine has, best first, and the choice among them.
+std::vector<std::string> InstructionSets();
+bool ForceInstructionSet(const std::string& name);  ///< empty: the best; false if unknown
+const char* InstructionSet();
+
+}  // namespace smyrf::kernels

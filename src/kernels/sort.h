@@ -1,0 +1,48 @@
+// Orders rows by a float key.
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace smyrf {
+
+/// Indices of `keys` in ascending order of key; equal keys by index (-0 equals 0). Keys must not be
+/// NaN. Radix sort, least significant byte first: 4 passes over 8 bytes a key.
+inline std::vector<std::int32_t> SortedOrder(std::span<const float> keys) {
+  struct Entry {
+    std::uint32_t key;
+    std::int32_t index;
+  };
+  const std::size_t n = keys.size();
+  std::vector<Entry> entries(n);
+  std::vector<Entry> next(n);
+  std::array<std::array<std::uint32_t, 256>, 4> counts{};
+  for (std::size_t i = 0; i < n; ++i) {
+    const auto bits = std::bit_cast<std::uint32_t>(keys[i] + 0.0F);
+    // Flipping the sign bit, or all bits of a negative number, makes unsigned order float order.
+    const std::uint32_t key = bits ^ ((bits >> 31) != 0 ? 0xFFFFFFFFU : 0x80000000U);
+    entries[i] = {key, static_cast<std::int32_t>(i)};
+    for (std::size_t byte = 0; byte < 4; ++byte) ++counts[byte][(key >> (8 * byte)) & 0xFFU];
+  }
+  for (std::size_t byte = 0; byte < 4; ++byte) {
+    std::uint32_t sum = 0;
+    for (std::uint32_t& count : counts[byte]) {
+      const std::uint32_t here = count;
+      count = sum;
+      sum += here;
+    }
+    for (const Entry& entry : entries) {
+      next[counts[byte][(entry.key >> (8 * byte)) & 0xFFU]++] = entry;
+    }
+    entries.swap(next);
+  }
+  std::vector<std::int32_t> order(n);
+  for (std::size_t i = 0; i < n; ++i) order[i] = entries[i].index;
+  return order;
+}
+
+}  // namespace smyrf

@@ -1,0 +1,181 @@
+// The two matrix products of attention on one tile, with queries as SIMD lanes: scores
+// S^T (keys, queries) = K Q^T and outputs O^T (Dv, queries) += V^T P^T. Keys and values are read in
+// place through row pointers; softmax over S^T then needs no operation across lanes.
+#include <cstddef>
+#include <cstdint>
+
+#include "hwy/highway.h"
+#include "kernels/convert-inl.h"
+#include "kernels/kernels.h"
+
+#if defined(SMYRF_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef SMYRF_TILE_INL_H_
+#undef SMYRF_TILE_INL_H_
+#else
+#define SMYRF_TILE_INL_H_
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace smyrf::kernels::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Accumulators of one micro-tile: kPanel rows by kLanes vectors, as many as stay in registers. The
+// loops over them must be unrolled whole, or GCC keeps them in memory.
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL || HWY_ARCH_ARM_A64
+inline constexpr int kPanel = 6;  // of 32 registers: 24 + 4 + 1
+inline constexpr int kVectors = 4;
+#else
+inline constexpr int kPanel = 6;  // of 16 registers: 12 + 2 + 1
+inline constexpr int kVectors = 2;
+#endif
+#define SMYRF_UNROLL _Pragma("GCC unroll 16")
+
+/// s[r][lanes] = sum over c of rows[r][c] * q[c][lanes]: kRows keys by kCols vectors of queries.
+template <int kRows, int kCols>
+HWY_INLINE void ScoreMicro(const float* const* rows, const float* q, std::int64_t depth, float* s) {
+  const FloatTag d;
+  const std::size_t lanes = hn::Lanes(d);
+  FloatVector sum[kRows][kCols];
+  const float* key[kRows];
+  SMYRF_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    key[r] = rows[r];
+    SMYRF_UNROLL
+    for (int c = 0; c < kCols; ++c) sum[r][c] = hn::Zero(d);
+  }
+  for (std::int64_t i = 0; i < depth; ++i) {
+    FloatVector x[kCols];
+    SMYRF_UNROLL
+    for (int c = 0; c < kCols; ++c) {
+      x[c] = hn::LoadU(d, q + i * kBlockRows + static_cast<std::size_t>(c) * lanes);
+    }
+    SMYRF_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const auto a = hn::Set(d, key[r][i]);
+      SMYRF_UNROLL
+      for (int c = 0; c < kCols; ++c) sum[r][c] = hn::MulAdd(a, x[c], sum[r][c]);
+    }
+  }
+  SMYRF_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    SMYRF_UNROLL
+    for (int c = 0; c < kCols; ++c) {
+      hn::StoreU(sum[r][c], d, s + r * kBlockRows + static_cast<std::size_t>(c) * lanes);
+    }
+  }
+}
+
+/// o[r][lanes] = o[r][lanes] * rescale[lanes] + sum over keys j of rows[j][first + r] * p[j][lanes]:
+/// kRows value columns by kCols vectors of queries.
+template <int kRows, int kCols>
+HWY_INLINE void ValueMicro(const float* const* rows, std::int64_t first, const float* p,
+                           std::int64_t count, const float* rescale, float* o) {
+  const FloatTag d;
+  const std::size_t lanes = hn::Lanes(d);
+  FloatVector sum[kRows][kCols];
+  SMYRF_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    SMYRF_UNROLL
+    for (int c = 0; c < kCols; ++c) {
+      const std::size_t at = static_cast<std::size_t>(c) * lanes;
+      sum[r][c] = hn::Mul(hn::LoadU(d, o + r * kBlockRows + at), hn::LoadU(d, rescale + at));
+    }
+  }
+  for (std::int64_t j = 0; j < count; ++j) {
+    const float* value = rows[j] + first;
+    FloatVector x[kCols];
+    SMYRF_UNROLL
+    for (int c = 0; c < kCols; ++c) {
+      x[c] = hn::LoadU(d, p + j * kBlockRows + static_cast<std::size_t>(c) * lanes);
+    }
+    SMYRF_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const auto a = hn::Set(d, value[r]);
+      SMYRF_UNROLL
+      for (int c = 0; c < kCols; ++c) sum[r][c] = hn::MulAdd(a, x[c], sum[r][c]);
+    }
+  }
+  SMYRF_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    SMYRF_UNROLL
+    for (int c = 0; c < kCols; ++c) {
+      hn::StoreU(sum[r][c], d, o + r * kBlockRows + static_cast<std::size_t>(c) * lanes);
+    }
+  }
+}
+
+/// Calls micro.operator()<rows, cols>(row, col) over a grid of `rows` by `vectors`, in micro-tiles
+/// of kPanel by kVectors and what is left of them.
+template <int kCols, class Micro>
+HWY_INLINE void ForPanels(std::int64_t rows, std::int64_t col, const Micro& micro) {
+  std::int64_t r = 0;
+  for (; r + kPanel <= rows; r += kPanel) micro.template Run<kPanel, kCols>(r, col);
+  switch (rows - r) {
+    case 5:
+      return micro.template Run<5, kCols>(r, col);
+    case 4:
+      return micro.template Run<4, kCols>(r, col);
+    case 3:
+      return micro.template Run<3, kCols>(r, col);
+    case 2:
+      return micro.template Run<2, kCols>(r, col);
+    case 1:
+      return micro.template Run<1, kCols>(r, col);
+    default:
+      return;
+  }
+}
+
+template <class Micro>
+HWY_INLINE void ForMicroTiles(std::int64_t rows, std::int64_t vectors, const Micro& micro) {
+  std::int64_t c = 0;
+  for (; c + kVectors <= vectors; c += kVectors) ForPanels<kVectors>(rows, c, micro);
+  if constexpr (kVectors > 2) {
+    if (vectors - c == 3) ForPanels<3>(rows, c, micro);
+    if (vectors - c == 2) ForPanels<2>(rows, c, micro);
+  }
+  if (vectors - c == 1) ForPanels<1>(rows, c, micro);
+}
+
+struct ScorePanels {
+  const float* const* rows;
+  const float* q;
+  std::int64_t depth;
+  float* s;
+  template <int kRows, int kCols>
+  HWY_INLINE void Run(std::int64_t row, std::int64_t vector) const {
+    const std::int64_t at = vector * static_cast<std::int64_t>(hn::Lanes(FloatTag()));
+    ScoreMicro<kRows, kCols>(rows + row, q + at, depth, s + row * kBlockRows + at);
+  }
+};
+
+struct ValuePanels {
+  const float* const* rows;
+  const float* p;
+  std::int64_t count;
+  const float* rescale;
+  float* o;
+  template <int kRows, int kCols>
+  HWY_INLINE void Run(std::int64_t row, std::int64_t vector) const {
+    const std::int64_t at = vector * static_cast<std::int64_t>(hn::Lanes(FloatTag()));
+    ValueMicro<kRows, kCols>(rows, row, p + at, count, rescale + at, o + row * kBlockRows + at);
+  }
+};
+
+/// s (count, kBlockRows) = rows (count, depth) times q (depth, kBlockRows), `vectors` vectors wide.
+HWY_INLINE void ScoreTile(const float* const* rows, std::int64_t count, const float* q,
+                          std::int64_t depth, std::int64_t vectors, float* s) {
+  ForMicroTiles(count, vectors, ScorePanels{rows, q, depth, s});
+}
+
+/// o (depth, kBlockRows) = o * rescale + rows^T (depth, count) times p (count, kBlockRows).
+HWY_INLINE void ValueTile(const float* const* rows, std::int64_t count, const float* p,
+                          std::int64_t depth, std::int64_t vectors, const float* rescale,
+                          float* o) {
+  ForMicroTiles(depth, vectors, ValuePanels{rows, p, count, rescale, o});
+}
+
+}  // namespace smyrf::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // SMYRF_TILE_INL_H_

@@ -1,0 +1,203 @@
+#include "plan/lsh.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <numeric>
+#include <span>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "kernels/parallel.h"
+#include "kernels/sort.h"
+#include "plan/random.h"
+
+namespace smyrf {
+namespace {
+
+using kernels::kBlockRows;
+
+/// Gaussian directions of D + 2 dimensions, one a round, for [x; second; last].
+struct Directions {
+  std::vector<float> rows;  ///< (rounds, D)
+  std::vector<float> key_slack, query_slack;
+
+  Directions(const Plan& plan) {
+    for (std::int64_t round = 0; round < plan.n_hashes; ++round) {
+      NormalStream normal(plan.seed, static_cast<std::uint64_t>(round));
+      for (std::int64_t i = 0; i < plan.depth; ++i) {
+        rows.push_back(static_cast<float>(normal.Next()));
+      }
+      key_slack.push_back(static_cast<float>(normal.Next()));
+      query_slack.push_back(static_cast<float>(normal.Next()));
+    }
+  }
+};
+
+/// The valid rows of all heads of one batch entry, hashed but for the slack coordinate.
+struct Hashed {
+  const TensorView& view;
+  std::int64_t batch_index;
+  std::span<const std::int32_t> valid;  ///< empty: all rows
+  std::int64_t heads, rows, rounds;
+  std::vector<float> products;  ///< (heads, rounds, rows)
+  std::vector<float> norms;     ///< (heads, rows): squared
+  std::vector<float> largest;   ///< (heads): largest absolute element, NaN if not finite
+
+  Hashed(const TensorView& tensor, std::int64_t b,
+         const std::vector<std::vector<std::int32_t>>& valid_rows, std::int64_t rounds_)
+      : view(tensor), batch_index(b), heads(tensor.shape[1]), rows(tensor.shape[2]),
+        rounds(rounds_) {
+    if (!valid_rows.empty()) {
+      valid = valid_rows[static_cast<std::size_t>(b)];
+      rows = static_cast<std::int64_t>(valid.size());
+    }
+    products.resize(static_cast<std::size_t>(heads * rounds * rows));
+    norms.resize(static_cast<std::size_t>(heads * rows));
+    largest.resize(static_cast<std::size_t>(heads));
+  }
+
+  kernels::Rows Head(std::int64_t head) const {
+    const std::int64_t size = SizeOf(view.dtype);
+    return {static_cast<const std::byte*>(view.data) +
+                size * (batch_index * view.strides[0] + head * view.strides[1]),
+            size * view.strides[2], view.dtype, valid.empty() ? nullptr : valid.data()};
+  }
+  std::int64_t blocks() const { return (rows + kBlockRows - 1) / kBlockRows; }
+  float Norm(std::int64_t head, std::int64_t row) const {
+    return norms[static_cast<std::size_t>(head * rows + row)];
+  }
+  float LargestNorm(std::int64_t head) const {
+    const auto begin = norms.begin() + head * rows;
+    return rows > 0 ? *std::max_element(begin, begin + rows) : 0.0F;
+  }
+
+  void Project(std::int64_t head, std::int64_t block, float factor, const Directions& directions) {
+    kernels::ProjectTask task;
+    task.rows = Head(head);
+    task.begin = block * kBlockRows;
+    task.end = std::min(rows, task.begin + kBlockRows);
+    task.depth = view.shape[3];
+    task.factor = factor;
+    task.directions = directions.rows.data();
+    task.direction_count = rounds;
+    task.norms = norms.data() + head * rows;
+    task.products = products.data() + head * rounds * rows;
+    task.product_stride = rows;
+    kernels::ProjectRows(task);
+  }
+
+  /// Original positions of the rows in order of their hash: product + weight * sqrt(bound - norm),
+  /// the slack coordinate that gives every row the same length.
+  std::vector<std::int32_t> Order(std::int64_t head, std::int64_t round, float bound,
+                                  float weight) const {
+    std::vector<float> hash(static_cast<std::size_t>(rows));
+    const float* product = products.data() + (head * rounds + round) * rows;
+    for (std::int64_t i = 0; i < rows; ++i) {
+      hash[static_cast<std::size_t>(i)] =
+          product[i] + weight * std::sqrt(std::max(0.0F, bound - Norm(head, i)));
+    }
+    std::vector<std::int32_t> order = SortedOrder(hash);
+    if (!valid.empty()) {
+      for (std::int32_t& row : order) row = valid[static_cast<std::size_t>(row)];
+    }
+    return order;
+  }
+
+  std::vector<std::int32_t> Positions() const {
+    if (!valid.empty()) return {valid.begin(), valid.end()};
+    std::vector<std::int32_t> positions(static_cast<std::size_t>(rows));
+    std::iota(positions.begin(), positions.end(), 0);
+    return positions;
+  }
+};
+
+/// Equal ranks paired: cluster c holds rows [c n / C, (c + 1) n / C) of each order.
+void PairClusters(std::int64_t clusters, HeadPlan& head) {
+  const auto queries = static_cast<std::int64_t>(head.query_order.size());
+  const auto keys = static_cast<std::int64_t>(head.key_order.size());
+  const auto cut = [clusters](std::int64_t c, std::int64_t n) {
+    return static_cast<std::int32_t>(c * n / clusters);
+  };
+  for (std::int64_t c = 0; c < clusters; ++c) {
+    const auto range = static_cast<std::uint32_t>(c);
+    head.blocks.push_back({cut(c, queries), cut(c + 1, queries), range, range + 1});
+    head.ranges.push_back({cut(c, keys), cut(c + 1, keys), false});
+  }
+}
+
+}  // namespace
+
+void PlanLsh(const Problem& problem, Plan& plan) {
+  const Directions directions(plan);
+  plan.heads.resize(static_cast<std::size_t>(plan.n_hashes * plan.batch * plan.query_heads));
+  for (std::int64_t b = 0; b < problem.batch; ++b) {
+    Hashed queries(problem.query, b, plan.valid_queries, plan.n_hashes);
+    Hashed keys(problem.key, b, plan.valid_keys, plan.n_hashes);
+    const auto head_plan = [&](std::int64_t round, std::int64_t h) -> HeadPlan& {
+      return plan.heads[static_cast<std::size_t>((round * plan.batch + b) * plan.query_heads + h)];
+    };
+    if (queries.rows == 0 || keys.rows == 0) continue;  // no block: outputs are 0 or not valid
+
+    const auto threads = problem.num_threads;
+    ParallelFor(queries.heads + keys.heads, threads, [&](std::int64_t i) {
+      Hashed& side = i < queries.heads ? queries : keys;
+      const std::int64_t h = i < queries.heads ? i : i - queries.heads;
+      side.largest[static_cast<std::size_t>(h)] =
+          kernels::MaxAbs(side.Head(h), 0, side.rows, plan.depth);
+    });
+    // A power of two that brings a group's largest element to [1, 2): hashing is homogeneous, so
+    // the order stays, and no square overflows or vanishes.
+    std::vector<float> factors(static_cast<std::size_t>(keys.heads), 1.0F);
+    for (std::int64_t g = 0; g < keys.heads; ++g) {
+      float largest = keys.largest[static_cast<std::size_t>(g)];
+      for (std::int64_t h = 0; h < queries.heads; ++h) {
+        if (problem.KeyHead(h) == g) {
+          largest = std::max(largest, queries.largest[static_cast<std::size_t>(h)]);
+        }
+      }
+      if (std::isfinite(largest) && largest > 0.0F) {
+        factors[static_cast<std::size_t>(g)] = std::ldexp(1.0F, -std::clamp(std::ilogb(largest), -126, 126));
+      }
+    }
+    ParallelFor(queries.heads * queries.blocks() + keys.heads * keys.blocks(), threads,
+                [&](std::int64_t i) {
+                  const bool is_query = i < queries.heads * queries.blocks();
+                  Hashed& side = is_query ? queries : keys;
+                  const std::int64_t j = is_query ? i : i - queries.heads * queries.blocks();
+                  const std::int64_t h = j / side.blocks();
+                  const std::int64_t g = is_query ? problem.KeyHead(h) : h;
+                  side.Project(h, j % side.blocks(), factors[static_cast<std::size_t>(g)],
+                               directions);
+                });
+
+    const double wanted = std::round(static_cast<double>(keys.rows) /
+                                     static_cast<double>(plan.cluster_size));
+    const std::int64_t clusters =
+        std::clamp<std::int64_t>(static_cast<std::int64_t>(wanted), 1, std::min(queries.rows, keys.rows));
+    ParallelFor(plan.query_heads * plan.n_hashes, threads, [&](std::int64_t i) {
+      const std::int64_t h = i / plan.n_hashes;
+      const std::int64_t round = i % plan.n_hashes;
+      const std::int64_t g = problem.KeyHead(h);
+      HeadPlan& head = head_plan(round, h);
+      head.dense = clusters == 1;
+      head.non_finite = !std::isfinite(queries.largest[static_cast<std::size_t>(h)]) ||
+                        !std::isfinite(keys.largest[static_cast<std::size_t>(g)]);
+      if (head.non_finite || (head.dense && round > 0)) return;
+      if (head.dense) {
+        head.query_order = queries.Positions();
+        head.key_order = keys.Positions();
+      } else {
+        const float bound = queries.LargestNorm(h) + keys.LargestNorm(g);
+        const auto r = static_cast<std::size_t>(round);
+        head.query_order = queries.Order(h, round, bound, directions.query_slack[r]);
+        head.key_order = keys.Order(g, round, bound, directions.key_slack[r]);
+      }
+      PairClusters(clusters, head);
+    });
+  }
+}
+
+}  // namespace smyrf

@@ -1,0 +1,62 @@
+// Random numbers that are the same everywhere: a counter-based generator and a normal transform of
+// basic arithmetic only (libm's log and cos differ between vendors).
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+namespace smyrf {
+
+/// Number `counter` of the stream (seed, stream): two rounds of SplitMix64's finaliser (Steele, Lea
+/// & Flood 2014), which is a bijection of well mixed bits.
+inline std::uint64_t RandomBits(std::uint64_t seed, std::uint64_t stream, std::uint64_t counter) {
+  const auto mix = [](std::uint64_t z) {
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9U;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBU;
+    return z ^ (z >> 31);
+  };
+  constexpr std::uint64_t kGolden = 0x9E3779B97F4A7C15U;
+  return mix(mix(mix(seed + kGolden) + stream * kGolden) + (counter + 1) * kGolden);
+}
+
+/// ln x for finite x > 0: 2 atanh((m - 1) / (m + 1)) with x = m 2^e and m near 1. Error below 1e-15.
+inline double PortableLog(double x) {
+  int exponent = 0;
+  double m = std::frexp(x, &exponent);  // in [1/2, 1)
+  if (m < 0.70710678118654752) {
+    m *= 2.0;
+    --exponent;
+  }
+  const double t = (m - 1.0) / (m + 1.0);  // |t| < 0.1716
+  double sum = 0.0;
+  for (int k = 21; k >= 1; k -= 2) sum = sum * (t * t) + 1.0 / k;
+  return 2.0 * t * sum + exponent * 0.69314718055994530942;
+}
+
+/// Standard normal numbers by Marsaglia's polar method (1964).
+class NormalStream {
+ public:
+  NormalStream(std::uint64_t seed, std::uint64_t stream) : seed_(seed), stream_(stream) {}
+
+  double Next() {
+    for (;;) {
+      const double u = Uniform();
+      const double v = Uniform();
+      const double s = u * u + v * v;
+      if (s > 0.0 && s < 1.0) return u * std::sqrt(-2.0 * PortableLog(s) / s);
+    }
+  }
+
+ private:
+  /// In (-1, 1), a multiple of 2^-52.
+  double Uniform() {
+    const std::uint64_t bits = RandomBits(seed_, stream_, counter_++) >> 11;
+    return static_cast<double>(bits) * 0x1p-52 - 1.0;
+  }
+
+  std::uint64_t seed_;
+  std::uint64_t stream_;
+  std::uint64_t counter_ = 0;
+};
+
+}  // namespace smyrf

@@ -1,0 +1,376 @@
+#include "validate.h"
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <utility>
+
+#include "message.h"
+
+namespace smyrf {
+namespace {
+
+constexpr std::int64_t kMaxRows = std::numeric_limits<std::int32_t>::max();
+
+template <class Void>
+std::pair<std::intptr_t, std::intptr_t> ByteRange(const BasicTensorView<Void>& view) {
+  std::int64_t low = 0;
+  std::int64_t high = 0;
+  for (std::size_t i = 0; i < static_cast<std::size_t>(view.rank); ++i) {
+    if (view.shape[i] == 0) return {0, 0};
+    const std::int64_t reach = (view.shape[i] - 1) * view.strides[i];
+    (reach < 0 ? low : high) += reach;
+  }
+  const auto base = reinterpret_cast<std::intptr_t>(view.data);
+  return {base + low * SizeOf(view.dtype), base + (high + 1) * SizeOf(view.dtype)};
+}
+
+template <class Void>
+void CheckMemory(const char* name, const BasicTensorView<Void>& view) {
+  for (std::size_t i = 0; i < static_cast<std::size_t>(view.rank); ++i) {
+    if (view.shape[i] == 0) return;
+  }
+  if (view.data == nullptr) Fail(ErrorKind::kValue, name, ": got a null pointer for ", Shape(view));
+  if (reinterpret_cast<std::uintptr_t>(view.data) % static_cast<std::uintptr_t>(SizeOf(view.dtype)) !=
+      0) {
+    Fail(ErrorKind::kValue, name, ": its memory is not aligned to its elements of ",
+         SizeOf(view.dtype), " bytes; pass a copy");
+  }
+}
+
+template <class Void>
+void CheckRows(const char* name, const BasicTensorView<Void>& view) {
+  if (view.rank != 4) {
+    Fail(ErrorKind::kType, name, ": got ", view.rank, " dimensions ", Shape(view),
+         ", expected 4: (batch, heads, N, head dimension), or (batch, N, heads, head dimension) "
+         "with layout BNHD");
+  }
+  if (view.dtype == DType::kBool) {
+    Fail(ErrorKind::kType, name, ": got dtype bool, expected float32, float16 or bfloat16");
+  }
+  if (view.shape[3] > 1 && view.strides[3] != 1) {
+    Fail(ErrorKind::kValue, name, ": the last dimension must be contiguous, got stride ",
+         view.strides[3], "; pass a contiguous copy");
+  }
+  if (view.shape[2] > kMaxRows) {
+    Fail(ErrorKind::kValue, name, ": got N = ", view.shape[2], ", at most ", kMaxRows);
+  }
+  CheckMemory(name, view);
+}
+
+void CheckDepth(const char* name, std::int64_t depth) {
+  if (depth < 1 || depth > kMaxHeadDimension) {
+    Fail(ErrorKind::kValue, name, ": got head dimension ", depth, ", accepted are 1 to ",
+         kMaxHeadDimension);
+  }
+}
+
+void CheckSameDtype(const char* name, DType dtype, DType expected) {
+  if (dtype != expected) {
+    Fail(ErrorKind::kType, name, ": got dtype ", Name(dtype), ", expected ", Name(expected),
+         " like query; convert one of them");
+  }
+}
+
+void CheckPadding(const char* name, const char* rows, const std::optional<TensorView>& mask,
+                  std::int64_t batch, std::int64_t length) {
+  if (!mask) return;
+  if (mask->dtype != DType::kBool) {
+    Fail(ErrorKind::kType, name, ": got dtype ", Name(mask->dtype),
+         ", expected bool with True where a row is valid");
+  }
+  if (mask->rank != 2 || mask->shape[0] != batch || mask->shape[1] != length) {
+    Fail(ErrorKind::kValue, name, ": got shape ", Shape(*mask), ", expected (", batch, ", ", length,
+         ") = (batch, ", rows, ")");
+  }
+  CheckMemory(name, *mask);
+}
+
+TensorView Broadcast(const TensorView& mask, const std::array<std::int64_t, 4>& target) {
+  const auto expected = [&] {
+    return Message("broadcastable to (", target[0], ", ", target[1], ", ", target[2], ", ",
+                   target[3], ") = (batch, query heads, Nq, Nk)");
+  };
+  if (mask.rank < 1 || mask.rank > 4) {
+    Fail(ErrorKind::kType, "attn_mask: got ", mask.rank, " dimensions, expected 1 to 4, ",
+         expected());
+  }
+  TensorView wide = mask;
+  wide.rank = 4;
+  for (int i = 3; i >= 0; --i) {
+    const auto to = static_cast<std::size_t>(i);
+    const int from = i - (4 - mask.rank);
+    const std::int64_t size = from < 0 ? 1 : mask.shape[static_cast<std::size_t>(from)];
+    if (size != 1 && size != target[to]) {
+      Fail(ErrorKind::kValue, "attn_mask: got shape ", Shape(mask), ", expected a shape ",
+           expected());
+    }
+    wide.shape[to] = target[to];
+    wide.strides[to] = size == 1 ? 0 : mask.strides[static_cast<std::size_t>(from)];
+  }
+  CheckMemory("attn_mask", mask);
+  return wide;
+}
+
+void CheckWindow(const std::optional<Window>& window) {
+  if (!window) return;
+  for (const auto& [side, value] : {std::pair{"left", window->left}, {"right", window->right}}) {
+    if (value < -1) {
+      Fail(ErrorKind::kValue, "window: got ", side, " = ", value,
+           ", accepted are 0 and more, or -1 for no bound");
+    }
+  }
+}
+
+/// Original indices of the valid rows of each batch entry; empty if nothing is padded.
+std::vector<std::vector<std::int32_t>> ValidRows(const std::optional<TensorView>& mask,
+                                                 std::int64_t batch, std::int64_t length) {
+  std::vector<std::vector<std::int32_t>> valid;
+  if (!mask) return valid;
+  bool any_padded = false;
+  valid.resize(static_cast<std::size_t>(batch));
+  for (std::int64_t b = 0; b < batch; ++b) {
+    auto& rows = valid[static_cast<std::size_t>(b)];
+    const auto* flags = static_cast<const std::byte*>(mask->data) + b * mask->strides[0];
+    for (std::int64_t i = 0; i < length; ++i) {
+      if (flags[i * mask->strides[1]] != std::byte{0}) rows.push_back(static_cast<std::int32_t>(i));
+    }
+    any_padded = any_padded || static_cast<std::int64_t>(rows.size()) != length;
+  }
+  if (!any_padded) valid.clear();
+  return valid;
+}
+
+void CheckDial(const char* name, const std::optional<std::int64_t>& dial) {
+  if (dial && *dial < 1) {
+    Fail(ErrorKind::kValue, name, ": got ", *dial, ", accepted are integers of at least 1");
+  }
+}
+
+}  // namespace
+
+const char* Name(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return "float32";
+    case DType::kFloat16:
+      return "float16";
+    case DType::kBFloat16:
+      return "bfloat16";
+    case DType::kBool:
+      return "bool";
+  }
+  return "?";
+}
+
+const char* Name(Method method) {
+  switch (method) {
+    case Method::kAuto:
+      return "auto";
+    case Method::kDense:
+      return "dense";
+    case Method::kLsh:
+      return "lsh";
+  }
+  return "?";
+}
+
+Problem CheckProblem(const Arguments& arguments, const Options& options, bool with_value) {
+  const auto& [query, key, value, attn_mask, key_padding_mask, query_padding_mask] = arguments;
+  CheckRows("query", query);
+  CheckRows("key", key);
+  if (with_value) CheckRows("value", value);
+  CheckSameDtype("key", key.dtype, query.dtype);
+  if (with_value) CheckSameDtype("value", value.dtype, query.dtype);
+
+  const auto [batch, query_heads, queries, depth] = query.shape;
+  const auto [key_batch, key_heads, keys, key_depth] = key.shape;
+  CheckDepth("query", depth);
+  if (key_batch != batch || key_depth != depth) {
+    Fail(ErrorKind::kValue, "key: got shape ", Shape(key), ", expected (", batch, ", heads, Nk, ",
+         depth, "): the batch and head dimension of query ", Shape(query));
+  }
+  if (with_value) {
+    CheckDepth("value", value.shape[3]);
+    if (value.shape[0] != batch || value.shape[1] != key_heads || value.shape[2] != keys) {
+      Fail(ErrorKind::kValue, "value: got shape ", Shape(value), ", expected (", batch, ", ",
+           key_heads, ", ", keys, ", Dv): the batch, heads and Nk of key ", Shape(key));
+    }
+  }
+  if (query_heads != key_heads) {
+    if (!options.enable_gqa) {
+      Fail(ErrorKind::kValue, "key: got ", key_heads, " heads, expected ", query_heads,
+           " like query; pass enable_gqa=True for grouped queries");
+    }
+    if (key_heads == 0 || query_heads % key_heads != 0) {
+      Fail(ErrorKind::kValue, "query: got ", query_heads,
+           " heads, expected a multiple of the key's ", key_heads);
+    }
+  }
+  const double scale = options.scale.value_or(1.0 / std::sqrt(static_cast<double>(depth)));
+  if (!std::isfinite(scale) || !std::isfinite(static_cast<float>(scale))) {
+    Fail(ErrorKind::kValue, "scale: got ", scale, ", expected a finite float32 number");
+  }
+  CheckWindow(options.window);
+  if (options.num_threads < 0) {
+    Fail(ErrorKind::kValue, "num_threads: got ", options.num_threads,
+         ", accepted are 1 and more, or 0 for the default");
+  }
+  CheckPadding("key_padding_mask", "Nk", key_padding_mask, batch, keys);
+  CheckPadding("query_padding_mask", "Nq", query_padding_mask, batch, queries);
+  TensorView bias{};
+  if (attn_mask) bias = Broadcast(*attn_mask, {batch, query_heads, queries, keys});
+
+  return Problem{query,
+                 key,
+                 value,
+                 batch,
+                 query_heads,
+                 key_heads,
+                 queries,
+                 keys,
+                 depth,
+                 with_value ? value.shape[3] : 0,
+                 scale,
+                 Mask(queries, keys, options.is_causal, options.window, bias),
+                 options.num_threads};
+}
+
+Plan CheckMethod(const Arguments& arguments, const Options& options, const Problem& problem) {
+  CheckDial("n_hashes", options.n_hashes);
+  CheckDial("cluster_size", options.cluster_size);
+  Plan plan;
+  plan.method = options.method == Method::kLsh ? Method::kLsh : Method::kDense;
+  plan.reason = options.method == Method::kAuto ? "auto is dense in this release" : "asked for";
+  plan.batch = problem.batch;
+  plan.query_heads = problem.query_heads;
+  plan.key_heads = problem.key_heads;
+  plan.queries = problem.queries;
+  plan.keys = problem.keys;
+  plan.depth = problem.depth;
+  plan.is_causal = options.is_causal;
+  plan.window = options.window;
+  if (plan.method != Method::kLsh) {
+    for (const auto& [name, given] : {std::pair{"n_hashes", options.n_hashes.has_value()},
+                                      {"cluster_size", options.cluster_size.has_value()},
+                                      {"seed", options.seed != 0}}) {
+      if (given) {
+        Fail(ErrorKind::kValue, name, ": is a dial of method lsh, but the method is ",
+             Name(options.method), "; pass method='lsh' or leave ", name, " out");
+      }
+    }
+  } else {
+    const char* refused = arguments.attn_mask ? "attn_mask"
+                          : options.is_causal ? "is_causal"
+                          : options.window    ? "window"
+                                              : nullptr;
+    if (refused != nullptr) {
+      Fail(ErrorKind::kUnsupported, refused,
+           ": method lsh takes padding masks only, its clusters ignore positions; use "
+           "method='dense'");
+    }
+    if (problem.scale <= 0.0) {
+      Fail(ErrorKind::kValue, "scale: got ", problem.scale,
+           ", method lsh needs a scale above 0 (the nearest keys would have the smallest logits); "
+           "use method='dense' or negate query");
+    }
+    plan.n_hashes = options.n_hashes.value_or(kDefaultHashes);
+    plan.cluster_size = options.cluster_size.value_or(kDefaultClusterSize);
+    plan.seed = options.seed;
+  }
+  plan.valid_queries = ValidRows(arguments.query_padding_mask, problem.batch, problem.queries);
+  plan.valid_keys = ValidRows(arguments.key_padding_mask, problem.batch, problem.keys);
+  return plan;
+}
+
+void CheckPlan(const Plan& plan, const Arguments& arguments, const Options& options,
+               const Problem& problem) {
+  const auto differs = [](const char* name, const auto& given, const auto& planned) {
+    if (given != planned) {
+      Fail(ErrorKind::kValue, "plan: was made for ", name, " = ", planned, ", this call has ", given,
+           "; make a plan for this call");
+    }
+  };
+  differs("batch", problem.batch, plan.batch);
+  differs("query heads", problem.query_heads, plan.query_heads);
+  differs("key heads", problem.key_heads, plan.key_heads);
+  differs("Nq", problem.queries, plan.queries);
+  differs("Nk", problem.keys, plan.keys);
+  differs("D", problem.depth, plan.depth);
+
+  const auto conflict = [](const char* name) {
+    Fail(ErrorKind::kValue, name,
+         ": differs from the plan's, which decides; leave it out or make a new plan");
+  };
+  if (options.method != Method::kAuto && options.method != plan.method) conflict("method");
+  if (options.n_hashes && *options.n_hashes != plan.n_hashes) conflict("n_hashes");
+  if (options.cluster_size && *options.cluster_size != plan.cluster_size) conflict("cluster_size");
+  if (options.seed != 0 && options.seed != plan.seed) conflict("seed");
+  if (options.is_causal && !plan.is_causal) conflict("is_causal");
+  if (options.window && (!plan.window || options.window->left != plan.window->left ||
+                         options.window->right != plan.window->right)) {
+    conflict("window");
+  }
+  if (arguments.query_padding_mask &&
+      ValidRows(arguments.query_padding_mask, problem.batch, problem.queries) !=
+          plan.valid_queries) {
+    conflict("query_padding_mask");
+  }
+  if (arguments.key_padding_mask &&
+      ValidRows(arguments.key_padding_mask, problem.batch, problem.keys) != plan.valid_keys) {
+    conflict("key_padding_mask");
+  }
+  if (plan.method == Method::kLsh) {
+    if (arguments.attn_mask) {
+      Fail(ErrorKind::kUnsupported,
+           "attn_mask: the plan's method lsh takes padding masks only; use a dense plan");
+    }
+    if (problem.scale <= 0.0) {
+      Fail(ErrorKind::kValue, "scale: got ", problem.scale,
+           ", the plan's method lsh needs a scale above 0");
+    }
+  }
+}
+
+void CheckOutputs(const Outputs& outputs, const Problem& problem) {
+  const MutableTensorView& out = outputs.out;
+  CheckRows("out", out);
+  CheckSameDtype("out", out.dtype, problem.query.dtype);
+  const std::array<std::int64_t, 4> expected{problem.batch, problem.query_heads, problem.queries,
+                                             problem.value_depth};
+  if (out.shape != expected) {
+    Fail(ErrorKind::kValue, "out: got shape ", Shape(out), ", expected (", expected[0], ", ",
+         expected[1], ", ", expected[2], ", ", expected[3], ") = (batch, query heads, Nq, Dv)");
+  }
+  for (std::size_t i = 0; i < 3; ++i) {
+    if (out.shape[i] > 1 && out.strides[i] == 0) {
+      Fail(ErrorKind::kValue, "out: dimension ", i,
+           " is broadcast (stride 0), its rows would overwrite each other; pass a tensor with "
+           "memory of its own");
+    }
+  }
+  const auto [begin, end] = ByteRange(out);
+  const auto check_apart = [&](const char* name, const TensorView& input) {
+    const auto [input_begin, input_end] = ByteRange(input);
+    if (begin < input_end && input_begin < end) {
+      Fail(ErrorKind::kValue, "out: overlaps the memory of ", name, "; pass a tensor of its own");
+    }
+  };
+  check_apart("query", problem.query);
+  check_apart("key", problem.key);
+  check_apart("value", problem.value);
+  if (outputs.lse) {
+    const MutableTensorView& lse = *outputs.lse;
+    if (lse.dtype != DType::kFloat32 || lse.rank != 3 || lse.shape[0] != expected[0] ||
+        lse.shape[1] != expected[1] || lse.shape[2] != expected[2] ||
+        lse.strides[2] != 1 || lse.strides[1] != expected[2] ||
+        lse.strides[0] != expected[1] * expected[2]) {
+      Fail(ErrorKind::kValue, "lse: got ", Name(lse.dtype), " ", Shape(lse),
+           ", expected contiguous float32 (", expected[0], ", ", expected[1], ", ", expected[2],
+           ") = (batch, query heads, Nq)");
+    }
+    CheckMemory("lse", lse);
+  }
+}
+
+}  // namespace smyrf

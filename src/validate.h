@@ -1,0 +1,43 @@
+// Turns a call's arguments into a Problem, or throws the Error that says what is wrong.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/mask.h"
+#include "smyrf/attention.h"
+
+namespace smyrf {
+
+/// A call that was found to be sound. Planners and executors take it and check nothing.
+struct Problem {
+  TensorView query, key, value;
+  std::int64_t batch = 0, query_heads = 0, key_heads = 0;
+  std::int64_t queries = 0, keys = 0;            ///< Nq, Nk
+  std::int64_t depth = 0, value_depth = 0;       ///< D, Dv; Dv is 0 where only a plan is made
+  double scale = 1.0;
+  Mask mask;
+  int num_threads = 0;
+
+  std::int64_t KeyHead(std::int64_t query_head) const {
+    return query_head / (query_heads / key_heads);
+  }
+};
+
+/// Checks everything but options' method and dials. `value` is looked at where `with_value`.
+Problem CheckProblem(const Arguments& arguments, const Options& options, bool with_value);
+
+/// An empty plan with its method, reason, dials and padding filled in.
+Plan CheckMethod(const Arguments& arguments, const Options& options, const Problem& problem);
+
+/// Throws unless the plan was made for such a problem and the call asks for nothing else.
+void CheckPlan(const Plan& plan, const Arguments& arguments, const Options& options,
+               const Problem& problem);
+
+void CheckOutputs(const Outputs& outputs, const Problem& problem);
+
+const char* Name(DType dtype);
+const char* Name(Method method);
+
+}  // namespace smyrf
