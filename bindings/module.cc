@@ -30,7 +30,13 @@ using smyrf::Fail;
 
 std::string TypeName(nb::handle object) { return nb::cast<std::string>(nb::str(object.type().attr("__name__"))); }
 
-smyrf::DType ToDType(const char* name, nb::dlpack::dtype dtype, nb::handle object) {
+std::string DTypeName(nb::dlpack::dtype dtype) {
+  constexpr const char* kNames[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
+  const std::string name = dtype.code < 7 ? kNames[dtype.code] : "unknown";
+  return name == "bool" ? name : name + std::to_string(dtype.bits);
+}
+
+smyrf::DType ToDType(const char* name, nb::dlpack::dtype dtype) {
   const auto code = static_cast<nb::dlpack::dtype_code>(dtype.code);
   if (dtype.lanes == 1) {
     if (code == nb::dlpack::dtype_code::Float && dtype.bits == 32) return smyrf::DType::kFloat32;
@@ -38,7 +44,7 @@ smyrf::DType ToDType(const char* name, nb::dlpack::dtype dtype, nb::handle objec
     if (code == nb::dlpack::dtype_code::Bfloat && dtype.bits == 16) return smyrf::DType::kBFloat16;
     if (code == nb::dlpack::dtype_code::Bool && dtype.bits == 8) return smyrf::DType::kBool;
   }
-  Fail(ErrorKind::kType, name, ": got dtype ", nb::cast<std::string>(nb::str(object.attr("dtype"))),
+  Fail(ErrorKind::kType, name, ": got dtype ", DTypeName(dtype),
        ", accepted are float32, float16 and bfloat16 (and bool for masks); convert it");
 }
 
@@ -60,15 +66,14 @@ class Import {
            ", expected a NumPy array or a PyTorch tensor");
     }
     if (array_.device_type() != nb::device::cpu::value) {
-      Fail(ErrorKind::kType, name, ": lies on device ",
-           nb::cast<std::string>(nb::str(object.attr("device"))),
-           ", only the CPU is supported; call .cpu()");
+      Fail(ErrorKind::kType, name, ": lies on a device of DLPack type ", array_.device_type(),
+           ", only the CPU is supported; move it there");
     }
     if (array_.ndim() > 4) {
       Fail(ErrorKind::kType, name, ": got ", array_.ndim(), " dimensions, at most 4");
     }
     view_.data = array_.data();
-    view_.dtype = ToDType(name, array_.dtype(), object);
+    view_.dtype = ToDType(name, array_.dtype());
     view_.rank = static_cast<int>(array_.ndim());
     for (std::size_t i = 0; i < array_.ndim(); ++i) {
       view_.shape[i] = static_cast<std::int64_t>(array_.shape(i));
