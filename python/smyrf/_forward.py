@@ -1,0 +1,223 @@
+"""The attention function of `smyrf.transformers`: one layer's call, and what is kept of a layer."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+import smyrf
+from smyrf import collector
+from smyrf._masks import UNBOUNDED, Band, PatternMask
+
+# Keywords that transformers' layers hand on and that don't change what attention computes.
+_HARMLESS = frozenset(
+    {
+        "cache_position",
+        "deterministic",
+        "encoder_attention_mask",
+        "encoder_hidden_states",
+        "layer_idx",
+        "num_items_in_batch",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_embeddings",
+        "position_ids",
+        "return_dict",
+        "use_cache",
+    }
+)
+
+# Keywords that change what attention computes, and what to do instead.
+_REFUSED = {
+    "cache": "paged caches are not supported; generate without continuous batching",
+    "cu_seq_lens_k": "packed sequences are not supported; pass a padded batch and attention_mask",
+    "cu_seq_lens_q": "packed sequences are not supported; pass a padded batch and attention_mask",
+    "max_length_k": "packed sequences are not supported; pass a padded batch and attention_mask",
+    "max_length_q": "packed sequences are not supported; pass a padded batch and attention_mask",
+    "output_attentions": "smyrf never forms the weights; use attn_implementation='eager' for them",
+    "position_bias": "a bias added to the logits is not supported; use attn_implementation='sdpa'",
+    "s_aux": "attention sinks are not supported; use attn_implementation='eager'",
+    "softcap": "capped logits are not supported; use attn_implementation='eager'",
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What `enable` keeps of an attention module."""
+
+    name: str
+    method: str
+    dials: Mapping[str, Any]
+    self_attention: bool
+    owner: weakref.ref[nn.Module]
+
+
+layers: weakref.WeakKeyDictionary[nn.Module, Layer] = weakref.WeakKeyDictionary()
+
+
+def attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | PatternMask | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """The attention function registered with transformers under the name "smyrf".
+
+    Args:
+        module: the calling layer; `enable` may have kept options for it, else `method="auto"`.
+        query: (B, Hq, Nq, D). key, value: (B, Hkv, Nk, D or Dv).
+        attention_mask: None; a `PatternMask`; or a full mask (B or 1, Hq or 1, Nq or 1, Nk), bool
+            (True takes part) or additive. A bool one of shape (B or 1, 1, 1, Nk) is padding.
+        dropout: must be 0.
+        scaling: factor on the logits, default 1/sqrt(D).
+        is_causal: used without a mask only; default `module.is_causal`, as in `sdpa`.
+        sliding_window: implied by the mask where there is one.
+        kwargs: a written list is accepted or ignored; a keyword that is None asks for nothing.
+
+    Returns:
+        (B, Nq, Hq, Dv) contiguous, and None in the place of the weights.
+
+    Raises:
+        NotImplementedError: a keyword or a mask that smyrf, or the layer's method, can't take.
+    """
+    layer = layers.get(module)
+    name = layer.name if layer is not None else _default_name(module)
+    _refuse_keywords(name, dropout, kwargs)
+    queries, keys = query.shape[2], key.shape[2]
+    options: dict[str, Any] = {}
+    if isinstance(attention_mask, PatternMask):
+        _check_sizes(name, attention_mask, queries, keys)
+        key = key[:, :, : attention_mask.used_keys]
+        value = value[:, :, : attention_mask.used_keys]
+        options = _pattern_options(attention_mask, layer)
+    elif attention_mask is not None:
+        options = _full_mask_options(name, attention_mask)
+    else:
+        causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+        if sliding_window is not None and keys > sliding_window:
+            raise NotImplementedError(
+                f"{name}: got sliding_window={sliding_window} and no mask for {keys} keys; smyrf "
+                "takes the window from the mask: pass attention_mask, or use "
+                "attn_implementation='sdpa'"
+            )
+        if causal and queries > 1:
+            # With a mask of its own a model would say how longer keys are aligned. Without one
+            # they are a static cache's unused rows, and sdpa cuts them off.
+            if keys < queries:
+                raise NotImplementedError(
+                    f"{name}: got a causal layer without a mask, {queries} queries and {keys} "
+                    "keys; pass attention_mask, or is_causal=False"
+                )
+            key, value = key[:, :, :queries], value[:, :, :queries]
+            options["is_causal"] = True
+    if query.shape[0] == 1 != key.shape[0]:
+        query = query.expand(key.shape[0], -1, -1, -1)  # learned queries, shared by the batch
+    options.update(scale=scaling, enable_gqa=query.shape[1] != key.shape[1], layout="BNHD")
+    if layer is not None:
+        options.update(layer.dials, method=layer.method)
+    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    return _call(name, module, query, key, value, options), None
+
+
+def _call(
+    name: str,
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    options: dict[str, Any],
+) -> torch.Tensor:
+    try:
+        # A compiler can't follow a ContextVar; records of a compiled graph have no layer name.
+        if torch.compiler.is_compiling() or collector.active() is None:
+            return smyrf.attention(query, key, value, **options)
+        token = collector.layer.set(name)
+        try:
+            return smyrf.attention(query, key, value, **options)
+        finally:
+            collector.layer.reset(token)
+    except NotImplementedError as error:
+        raise NotImplementedError(f"{name}: {error}{_advice(name, module, options)}") from error
+
+
+def _advice(name: str, module: nn.Module, options: Mapping[str, Any]) -> str:
+    """How to leave a layer out that can't take its method; it would then run dense."""
+    method = options.get("method", "auto")
+    if method in ("auto", "dense"):
+        return ""
+    rule = f"name != {name!r}"
+    if options.get("is_causal") and getattr(module, "is_causal", False):
+        rule = "not module.is_causal"
+    return (
+        f". To run this layer dense, leave it out: smyrf.transformers.enable(model, "
+        f"method={method!r}, layers=lambda name, module: {rule}, ...)"
+    )
+
+
+def _refuse_keywords(name: str, dropout: float, kwargs: Mapping[str, Any]) -> None:
+    if dropout:
+        raise NotImplementedError(
+            f"{name}: got dropout={dropout}, smyrf takes 0; call model.eval(), or set the config's "
+            "attention dropout to 0 for training"
+        )
+    for keyword, given in kwargs.items():
+        if given is None or keyword in _HARMLESS:
+            continue
+        if keyword == "output_attentions" and not given:
+            continue
+        remedy = _REFUSED.get(
+            keyword, "smyrf doesn't know this keyword; use attn_implementation='sdpa'"
+        )
+        raise NotImplementedError(f"{name}: got {keyword}, {remedy}")
+
+
+def _check_sizes(name: str, mask: PatternMask, queries: int, keys: int) -> None:
+    if tuple(mask.shape[2:]) != (queries, keys):
+        raise ValueError(
+            f"{name}: got {queries} queries and {keys} keys, the model's mask is for "
+            f"{mask.shape[2]} and {mask.shape[3]}; use attn_implementation='sdpa' for this model"
+        )
+
+
+def _pattern_options(mask: PatternMask, layer: Layer | None) -> dict[str, Any]:
+    left, right = mask.band
+    options: dict[str, Any] = {"key_padding_mask": mask.padding}
+    if right == 0:
+        options["is_causal"] = True
+        right = UNBOUNDED
+    if (left, right) != (UNBOUNDED, UNBOUNDED):
+        options["window"] = (left, right)
+    # Outputs of padded queries are read by nobody. dense gives them sdpa's values; another method
+    # would let them take part in its order, so it is told which they are, where that is certain.
+    plain_self = layer is not None and layer.self_attention and layer.method != "dense"
+    if plain_self and mask.shape[2] == mask.used_keys and mask.band == Band(UNBOUNDED, UNBOUNDED):
+        options["query_padding_mask"] = mask.padding
+    return options
+
+
+def _full_mask_options(name: str, mask: torch.Tensor) -> dict[str, Any]:
+    if mask.ndim != 4:
+        raise NotImplementedError(
+            f"{name}: got an attention mask of shape {tuple(mask.shape)}, a layer takes None or "
+            "(batch, heads or 1, queries, keys); give a 2-D mask to the model, not to the layer"
+        )
+    if mask.dtype == torch.bool and mask.shape[1:3] == (1, 1):
+        return {"key_padding_mask": mask[:, 0, 0]}
+    return {"attn_mask": mask}
+
+
+def _default_name(module: nn.Module) -> str:
+    index = getattr(module, "layer_idx", None)
+    kind = type(module).__name__
+    return kind if index is None else f"{kind}.{index}"

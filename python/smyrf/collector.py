@@ -1,0 +1,245 @@
+"""Collects, out of band, what attention calls did: layer, statistics, shape, relative error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from smyrf import Statistics
+
+# Keywords of a call that say which pairs are allowed and how logits are scaled: dense attention on
+# the same inputs needs them. The others choose a method, or what is returned.
+_CARRIED = (
+    "attn_mask",
+    "is_causal",
+    "scale",
+    "enable_gqa",
+    "window",
+    "key_padding_mask",
+    "query_padding_mask",
+    "layout",
+    "num_threads",
+)
+
+
+class Shape(NamedTuple):
+    """Sizes of one attention call; `heads` counts the queries' heads, `key_heads` the keys'."""
+
+    batch: int
+    heads: int
+    key_heads: int
+    queries: int
+    keys: int
+    dim: int
+    value_dim: int
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What one attention call did.
+
+    Attributes:
+        layer: qualified name of the layer if a model called through `smyrf.transformers`, else None
+            (also None inside a compiled graph, where the name is not known).
+        statistics: the call's `smyrf.Statistics` (method, density, seconds, ...).
+        shape: the call's sizes.
+        relative_error: (batch, heads) float64, see `relative_error`; None unless
+            `collect(errors=True)` asked for it.
+    """
+
+    layer: str | None
+    statistics: Statistics
+    shape: Shape
+    relative_error: NDArray[np.float64] | None
+
+
+class Collector:
+    """Receives the calls made while a `collect` block is open, and those of blocks around it."""
+
+    def __init__(self, errors: bool, outer: Collector | None) -> None:
+        self.errors = errors
+        self.outer = outer
+        self.records: list[Record] = []
+
+    def add(
+        self,
+        statistics: Statistics,
+        query: Any,
+        key: Any,
+        value: Any,
+        out: Any,
+        options: Mapping[str, Any],
+    ) -> None:
+        """Record one finished call.
+
+        Args:
+            statistics: of the call.
+            query, key, value, out: arrays or tensors as they were passed, in the call's layout.
+            options: keywords of the call (`smyrf.attention`'s names); absent ones are defaults.
+        """
+        collectors = [self]
+        while (outer := collectors[-1].outer) is not None:
+            collectors.append(outer)
+        error = None
+        if any(collector.errors for collector in collectors):
+            error = _error_against_dense(query, key, value, out, options)
+        record = Record(layer.get(), statistics, _shape(query, key, value, options), error)
+        for collector in collectors:
+            wants_all = collector.errors or error is None
+            collector.records.append(record if wants_all else replace(record, relative_error=None))
+
+
+_active: ContextVar[Collector | None] = ContextVar("smyrf_collector", default=None)
+
+# Qualified name of the layer that is calling; set by `smyrf.transformers` while a block is open.
+layer: ContextVar[str | None] = ContextVar("smyrf_layer", default=None)
+
+
+def active() -> Collector | None:
+    """The innermost open collector of this thread, or None. Attention asks once a call."""
+    return _active.get()
+
+
+@contextmanager
+def collect(errors: bool = False) -> Iterator[list[Record]]:
+    """Collect a `Record` of every attention call made inside the block.
+
+    Calls are those of this thread (of this `contextvars` context): a thread started inside the
+    block is not collected unless it runs in a copy of the context
+    (`contextvars.copy_context().run`). Blocks nest; each sees the calls of the blocks inside it.
+
+    Args:
+        errors: also compute dense attention on every call's inputs and record the relative error.
+            This costs a dense call and float64 sums each time: not for timing.
+
+    Yields:
+        The list that grows by one record a call.
+    """
+    collector = Collector(errors, _active.get())
+    token = _active.set(collector)
+    try:
+        yield collector.records
+    finally:
+        _active.reset(token)
+
+
+@contextmanager
+def suspended() -> Iterator[None]:
+    """Inside the block calls are not collected (those which smyrf makes for its own purposes)."""
+    token = _active.set(None)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def relative_error(
+    out: Any,
+    dense: Any,
+    value: Any,
+    *,
+    layout: str = "BHND",
+    key_padding_mask: Any = None,
+    query_padding_mask: Any = None,
+) -> NDArray[np.float64]:
+    """`|out - dense| / |dense|` of every head, Frobenius norms over its valid queries.
+
+    The denominator is at least .01 of the values' deviation from their mean (RMS over the valid
+    keys, times the square root of the number of valid queries), so that a head whose dense output
+    is almost 0 doesn't divide by it. 0 where a head has no valid query; NaN where an output is NaN.
+
+    Args:
+        out, dense: (B, Hq, Nq, Dv) arrays or tensors, any float type, in `layout`.
+        value: (B, Hkv, Nk, Dv) in `layout`; Hq is a multiple of Hkv.
+        layout: "BHND" or "BNHD".
+        key_padding_mask, query_padding_mask: (B, Nk) and (B, Nq) bool, True = valid, or None.
+
+    Returns:
+        (B, Hq) float64.
+    """
+    if layout == "BNHD":
+        out, dense, value = (array.swapaxes(1, 2) for array in (out, dense, value))
+    batch, heads, queries, _ = out.shape
+    group = heads // value.shape[1]
+    result = np.empty((batch, heads), np.float64)
+    for b in range(batch):
+        valid_queries = _valid(query_padding_mask, b, queries)
+        valid_keys = _valid(key_padding_mask, b, value.shape[2])
+        for h in range(heads):
+            want = _float64(dense[b, h])[valid_queries]
+            got = _float64(out[b, h])[valid_queries]
+            values = _float64(value[b, h // group])[valid_keys]
+            result[b, h] = _ratio(got, want, values)
+    return result
+
+
+def _ratio(
+    got: NDArray[np.float64], want: NDArray[np.float64], values: NDArray[np.float64]
+) -> float:
+    if got.shape[0] == 0:
+        return 0.0
+    difference = float(np.linalg.norm(got - want))
+    deviation = 0.0
+    if values.shape[0] > 0:
+        deviation = float(np.linalg.norm(values - values.mean(axis=0))) / math.sqrt(len(values))
+    floor = 0.01 * deviation * math.sqrt(len(got))
+    # Not max(): a NaN in either must come through.
+    denominator = float(np.maximum(np.linalg.norm(want), floor))
+    if denominator == 0.0:
+        return 0.0 if difference == 0.0 else difference * math.inf
+    return difference / denominator
+
+
+def _error_against_dense(
+    query: Any, key: Any, value: Any, out: Any, options: Mapping[str, Any]
+) -> NDArray[np.float64]:
+    import smyrf  # not at the top: smyrf imports this module
+
+    query, key, value, out = (_detached(array) for array in (query, key, value, out))
+    carried = {name: options[name] for name in _CARRIED if name in options}
+    with suspended():
+        dense = smyrf.attention(query, key, value, method="dense", **carried)
+    return relative_error(
+        out,
+        dense,
+        value,
+        layout=options.get("layout", "BHND"),
+        key_padding_mask=options.get("key_padding_mask"),
+        query_padding_mask=options.get("query_padding_mask"),
+    )
+
+
+def _shape(query: Any, key: Any, value: Any, options: Mapping[str, Any]) -> Shape:
+    heads, rows = (1, 2) if options.get("layout", "BHND") == "BHND" else (2, 1)
+    return Shape(
+        batch=query.shape[0],
+        heads=query.shape[heads],
+        key_heads=key.shape[heads],
+        queries=query.shape[rows],
+        keys=key.shape[rows],
+        dim=query.shape[3],
+        value_dim=value.shape[3],
+    )
+
+
+def _valid(mask: Any, b: int, rows: int) -> NDArray[np.bool_]:
+    return np.ones(rows, np.bool_) if mask is None else np.asarray(mask[b], np.bool_)
+
+
+def _detached(array: Any) -> Any:
+    """A tensor outside the autograd graph, or the array as it is."""
+    return array.detach() if hasattr(array, "detach") else array
+
+
+def _float64(array: Any) -> NDArray[np.float64]:
+    # NumPy has no bfloat16: a tensor widens itself first.
+    array = _detached(array)
+    return np.asarray(array.double() if hasattr(array, "double") else array, np.float64)

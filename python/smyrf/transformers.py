@@ -1,0 +1,205 @@
+"""SMYRF as an attention implementation of transformers.
+
+`import smyrf.transformers` registers an attention function and a mask function under the name
+"smyrf". A model loaded with `attn_implementation="smyrf"` then runs smyrf's `dense`; `enable`
+switches a loaded model in place to any method, and `disable` switches it back.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from torch import nn
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+import smyrf
+from smyrf import _forward, collector
+from smyrf._forward import Layer, attention_forward
+from smyrf._masks import smyrf_mask
+
+NAME = "smyrf"
+DIALS = ("n_hashes", "cluster_size", "seed")
+
+# A forward that takes nothing but these can only attend from its states to themselves.
+_SELF_ATTENTION_PARAMETERS = frozenset(
+    {
+        "attention_mask",
+        "cache_position",
+        "cu_seqlens",
+        "hidden_states",
+        "layer_idx",
+        "max_seqlen",
+        "output_attentions",
+        "past_key_values",
+        "position_embeddings",
+        "position_ids",
+        "use_cache",
+    }
+)
+
+
+_originals: weakref.WeakKeyDictionary[nn.Module, list[tuple[PreTrainedConfig, str | None]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def enable(
+    model: PreTrainedModel,
+    method: str = "auto",
+    layers: str | Callable[[str, nn.Module], bool] | None = None,
+    **dials: Any,
+) -> list[str]:
+    """Switch a loaded model's attention to smyrf, in place.
+
+    Only `_attn_implementation` of the model's configs changes; the options are kept beside the
+    model. Another model built on the same config objects runs smyrf's `dense` meanwhile, and so
+    does a copy of the model. Enabling again replaces method, layers and dials.
+
+    Args:
+        model: a transformers model whose layers use its attention interface.
+        method: as in `smyrf.attention`.
+        layers: which attention modules take the method; the others run smyrf's `dense`. None: all.
+            A string: a shell pattern (`fnmatch`, case counts) on the module's name as in
+            `model.named_modules()`, e.g. "encoder.layer.*". A callable: called with the name and
+            the module of each attention module, returns whether it takes the method.
+        dials: n_hashes, cluster_size, seed: as in `smyrf.attention`.
+
+    Returns:
+        Names of the modules that take the method.
+
+    Raises:
+        TypeError: an unknown dial, or layers of another type.
+        ValueError: what `smyrf.attention` raises about method and dials; no attention module
+            found, or none chosen by layers; the modules are already enabled through another model.
+    """
+    _check_dials(method, dials)
+    found = {name: module for name, module in model.named_modules() if _dispatches(type(module))}
+    if not found:
+        raise ValueError(
+            f"model: {type(model).__name__} has no module that calls transformers' attention "
+            "interface; smyrf can't be switched on in it"
+        )
+    chosen = _choose(found, layers)
+    for name, module in found.items():
+        known = _forward.layers.get(module)
+        owner = None if known is None else known.owner()
+        if owner is not None and owner is not model:
+            raise ValueError(
+                f"model: {name} is already enabled through another model object, a "
+                f"{type(owner).__name__}; call smyrf.transformers.disable on that first"
+            )
+    if model not in _originals:
+        configs = _configs(model, list(found.values()))
+        _originals[model] = [(config, config._attn_implementation) for config in configs]
+    for config, _ in _originals[model]:
+        _set_implementation(config, NAME)
+    for name, module in found.items():
+        taken = name in chosen
+        _forward.layers[module] = Layer(
+            name=name,
+            method=method if taken else "dense",
+            dials=dials if taken else {},
+            self_attention=_is_self_attention(name, module),
+            owner=weakref.ref(model),
+        )
+    return chosen
+
+
+def disable(model: PreTrainedModel) -> None:
+    """Give a model back the attention implementation it had before `enable`.
+
+    Raises:
+        ValueError: the model is not enabled.
+    """
+    if model not in _originals:
+        raise ValueError(
+            f"model: this {type(model).__name__} is not enabled; call "
+            "smyrf.transformers.enable(model, ...) on this very object before disable"
+        )
+    for config, original in _originals.pop(model):
+        _set_implementation(config, original)
+    for module in model.modules():
+        known = _forward.layers.get(module)
+        if known is not None and known.owner() is model:
+            del _forward.layers[module]
+
+
+def _check_dials(method: str, dials: Mapping[str, Any]) -> None:
+    unknown = [dial for dial in dials if dial not in DIALS]
+    if unknown:
+        raise TypeError(
+            f"{', '.join(unknown)}: unknown dial, expected {', '.join(DIALS)} (or method, layers)"
+        )
+    # The rules about methods and their dials live in smyrf.attention: ask it, on two small rows.
+    rows = np.eye(2, dtype=np.float32)[None, None]
+    with collector.suspended():
+        smyrf.attention(rows, rows, rows, method=method, **dials)
+
+
+def _choose(
+    found: Mapping[str, nn.Module], layers: str | Callable[[str, nn.Module], bool] | None
+) -> list[str]:
+    if layers is None:
+        return list(found)
+    if isinstance(layers, str):
+        chosen = [name for name in found if fnmatch.fnmatchcase(name, layers)]
+    elif callable(layers):
+        chosen = [name for name, module in found.items() if layers(name, module)]
+    else:
+        raise TypeError(
+            f"layers: got {type(layers).__name__}, expected None, a pattern such as "
+            "'encoder.layer.*' or a callable(name, module) -> bool"
+        )
+    if not chosen:
+        raise ValueError(
+            f"layers: {layers!r} chooses none of the model's attention modules: {', '.join(found)}"
+        )
+    return chosen
+
+
+def _dispatches(kind: type[nn.Module]) -> bool:
+    """Whether a module's forward looks its attention function up by `_attn_implementation`."""
+    code = getattr(inspect.unwrap(kind.forward), "__code__", None)
+    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
+
+
+def _is_self_attention(name: str, module: nn.Module) -> bool:
+    """Whether it is certain that a module's queries and keys are the same positions."""
+    if name.rpartition(".")[2] == "self_attn":
+        return True
+    parameters = inspect.signature(type(module).forward).parameters.values()
+    names = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - {"self"}
+    return "hidden_states" in names and names <= _SELF_ATTENTION_PARAMETERS
+
+
+def _configs(model: nn.Module, attention: list[nn.Module]) -> list[PreTrainedConfig]:
+    """The distinct configs that choose the implementation or build the masks of these modules."""
+    wanted = {id(module) for module in attention}
+    configs: dict[int, PreTrainedConfig] = {}
+    for module in model.modules():
+        concerned = id(module) in wanted or (
+            isinstance(module, PreTrainedModel) and any(id(m) in wanted for m in module.modules())
+        )
+        config = getattr(module, "config", None)
+        if concerned and isinstance(config, PreTrainedConfig):
+            configs[id(config)] = config
+    return list(configs.values())
+
+
+def _set_implementation(config: PreTrainedConfig, implementation: str | None) -> None:
+    # A dict with the key "" sets this config alone; a string would go down into its sub-configs.
+    config._attn_implementation = {"": implementation}
+
+
+AttentionInterface.register(NAME, attention_forward)
+AttentionMaskInterface.register(NAME, smyrf_mask)

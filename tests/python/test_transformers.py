@@ -1,0 +1,602 @@
+"""Models of transformers with smyrf's attention: framework tests, relative to their own `sdpa`.
+
+Small models with seeded random weights carry the semantics (masks, caches, switching); the weights
+are wide enough that a wrong mask moves outputs far beyond the bounds. MiniLM's real weights carry
+what is said about error.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+import smyrf
+import smyrf.transformers
+from smyrf import _forward
+from smyrf.models import find_model, load_model
+
+SIZES = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+BART = {
+    "vocab_size": 100,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "init_std": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 3,
+}
+VISION = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": 16,
+    "patch_size": 4,
+    "initializer_range": 0.2,
+}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Bert": ("BertModel", SIZES),
+    "Roberta": ("RobertaModel", SIZES),
+    "DistilBert": (
+        "DistilBertModel",
+        {"vocab_size": 100, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
+    ),
+    "ModernBert": (
+        "ModernBertModel",
+        {**SIZES, "local_attention": 4, "global_attn_every_n_layers": 2},
+    ),
+    "BertDecoder": ("BertModel", {**SIZES, "is_decoder": True, "add_cross_attention": True}),
+    "ViT": ("ViTModel", VISION),
+    "Llama": ("LlamaForCausalLM", GROUPED),
+    "LlamaBothWays": ("LlamaModel", {**GROUPED, "is_causal": False}),
+    "Mistral": ("MistralForCausalLM", {**GROUPED, "sliding_window": 4}),
+    "Gemma2": ("Gemma2ForCausalLM", {**GROUPED, "head_dim": 8}),
+    "GPT2": ("GPT2LMHeadModel", {"vocab_size": 100, "n_embd": 32, "n_layer": 2, "n_head": 4}),
+    "Bart": ("BartModel", BART),
+    "Whisper": (
+        "WhisperForConditionalGeneration",
+        {
+            **BART,
+            "max_source_positions": 30,
+            "max_target_positions": 40,
+            "num_mel_bins": 8,
+            "suppress_tokens": None,
+            "begin_suppress_tokens": None,
+        },
+    ),
+    "T5": ("T5Model", {"vocab_size": 100, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2}),
+    # Chunked and mixed patterns: masks that are no plain pattern.
+    "Llama4": (
+        "Llama4ForCausalLM",
+        {
+            **GROUPED,
+            "head_dim": 8,
+            "attention_chunk_size": 4,
+            "num_local_experts": 2,
+            "intermediate_size_mlp": 64,
+        },
+    ),
+}
+BATCH, LENGTH = 3, 11
+
+
+def build(name: str) -> Any:
+    torch.manual_seed(7)
+    kind, settings = MODELS[name]
+    model_class = getattr(transformers, kind)
+    config = model_class.config_class(**settings)
+    return model_class(config).eval()
+
+
+def padding(side: str) -> torch.Tensor:
+    mask = torch.ones(BATCH, LENGTH, dtype=torch.long)
+    mask[0, 7:] = 0
+    mask[2, 4:] = 0
+    return mask if side == "right" else mask.flip(1)
+
+
+def tokens() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(5, 90, (BATCH, LENGTH), generator=generator)
+
+
+def features() -> torch.Tensor:
+    return torch.randn(BATCH, 8, 60, generator=torch.Generator().manual_seed(5))
+
+
+def inputs_for(name: str, side: str) -> dict[str, torch.Tensor]:
+    if name == "ViT":
+        generator = torch.Generator().manual_seed(4)
+        return {"pixel_values": torch.randn(BATCH, 3, 16, 16, generator=generator)}
+    ids = tokens()
+    masked = {} if side == "none" else {"attention_mask": padding(side)}
+    if name == "Whisper":
+        inputs = {"input_features": features(), "decoder_input_ids": ids}
+        return inputs | {f"decoder_{key}": mask for key, mask in masked.items()}
+    if name in ("Bart", "T5"):
+        decoder = {"decoder_input_ids": ids.flip(0)}
+        if side != "none":
+            other = {"left": "right", "right": "left"}[side]
+            decoder["decoder_attention_mask"] = padding(other)
+        return {"input_ids": ids} | masked | decoder
+    if name == "BertDecoder":
+        states = torch.randn(BATCH, 9, 32, generator=torch.Generator().manual_seed(6))
+        masked["encoder_hidden_states"] = states
+        masked["encoder_attention_mask"] = padding("right")[:, :9]
+    return {"input_ids": ids} | masked
+
+
+def run(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        output: torch.Tensor = model(**inputs)[0]
+    return output
+
+
+def valid(output: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    mask = inputs.get("decoder_attention_mask", inputs.get("attention_mask"))
+    return output if mask is None else output[mask.bool()]
+
+
+def assert_close(got: torch.Tensor, want: torch.Tensor) -> None:
+    assert want.std() > 0.05, "outputs too small for the bound to mean anything"
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+PADDED = [
+    (name, side)
+    for name in MODELS
+    if name not in ("T5", "Gemma2")
+    for side in (("none",) if name == "ViT" else ("none", "right", "left"))
+]
+
+
+@pytest.mark.parametrize(("name", "side"), PADDED)
+def test_dense_equals_sdpa_at_valid_positions_and_switches_back(name: str, side: str) -> None:
+    model, inputs = build(name), inputs_for(name, side)
+    want = run(model, inputs)
+    smyrf.transformers.enable(model)
+    with smyrf.collect() as records:
+        got = run(model, inputs)
+    smyrf.transformers.disable(model)
+    assert {record.layer for record in records} == set(smyrf.transformers.enable(model))
+    smyrf.transformers.disable(model)
+    assert_close(valid(got, inputs), valid(want, inputs))
+    with smyrf.collect() as records:
+        assert torch.equal(run(model, inputs), want)
+    assert not records
+
+
+@pytest.mark.parametrize("name", ["Bert", "Roberta", "Whisper", "ViT", "Llama"])
+def test_models_load_with_the_registered_name(name: str) -> None:
+    kind, settings = MODELS[name]
+    config = getattr(transformers, kind).config_class(**settings, attn_implementation="smyrf")
+    torch.manual_seed(7)
+    model = getattr(transformers, kind)(config).eval()
+    side = "none" if name == "ViT" else "left"
+    inputs = inputs_for(name, side)
+    with smyrf.collect() as records:
+        got = run(model, inputs)
+    assert records
+    assert {record.statistics.method for record in records} == {"dense"}
+    assert_close(valid(got, inputs), valid(run(build(name), inputs), inputs))
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("name", ["Llama", "Mistral", "GPT2", "Whisper", "Llama4"])
+def test_generate_gives_the_tokens_of_sdpa(name: str, cache: str) -> None:
+    model = build(name)
+    inputs: dict[str, Any] = {"input_ids": tokens(), "attention_mask": padding("left")}
+    if name == "Whisper":
+        inputs = {"input_features": features()}
+    settings = {"max_new_tokens": 12, "do_sample": False, "output_logits": True}
+    settings |= {"return_dict_in_generate": True, "eos_token_id": None, "pad_token_id": 0}
+    if cache == "static":
+        settings["cache_implementation"] = "static"
+    want = model.generate(**inputs, **settings)
+    smyrf.transformers.enable(model)
+    with smyrf.collect() as records:
+        got = model.generate(**inputs, **settings)
+    assert any(record.shape.queries == 1 for record in records)
+    assert torch.equal(got.sequences, want.sequences)
+    assert_close(torch.stack(got.logits), torch.stack(want.logits))
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("name", ["Llama", "Mistral"])
+def test_several_queries_after_a_filled_cache(name: str, cache: str) -> None:
+    model = build(name)
+    ids, mask = tokens(), padding("left")
+
+    def halves() -> torch.Tensor:
+        if cache == "static":
+            past: Any = transformers.StaticCache(config=model.config, max_cache_len=20)
+        else:
+            past = transformers.DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(ids[:, :6], attention_mask=mask[:, :6], past_key_values=past)
+            logits: torch.Tensor = model(ids[:, 6:], attention_mask=mask, past_key_values=past)[0]
+        return logits
+
+    want = halves()
+    smyrf.transformers.enable(model)
+    with smyrf.collect() as records:
+        got = halves()
+    # A static cache's unused rows are cut off, not masked; a sliding one keeps window - 1 keys.
+    assert records[-1].shape.keys == {"Llama": LENGTH, "Mistral": 3 + 5}[name]
+    assert_close(got[mask[:, 6:].bool()], want[mask[:, 6:].bool()])
+
+
+def test_packed_sequences_by_position_ids_arrive_as_a_full_mask() -> None:
+    model = build("Llama")
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6]]).expand(BATCH, -1)
+    inputs = {"input_ids": tokens(), "position_ids": positions, "use_cache": False}
+    want = run(model, inputs)
+    smyrf.transformers.enable(model)
+    assert_close(run(model, inputs), want)
+
+
+def test_a_4d_mask_from_the_user_reaches_dense() -> None:
+    model = build("Bert")
+    allowed = torch.rand(BATCH, 1, LENGTH, LENGTH, generator=torch.Generator().manual_seed(1)) > 0.4
+    allowed |= torch.eye(LENGTH, dtype=torch.bool)
+    bias = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
+    for mask in (allowed, bias):
+        inputs = {"input_ids": tokens(), "attention_mask": mask}
+        want = run(model, inputs)
+        smyrf.transformers.enable(model)
+        got = run(model, inputs)
+        smyrf.transformers.disable(model)
+        assert_close(got, want)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_lsh_padded_batch_equals_one_by_one(side: str) -> None:
+    model, mask = build("Bert"), padding(side)
+    ids = tokens()
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    smyrf.transformers.enable(model, method="lsh", n_hashes=1, cluster_size=2)
+    with torch.no_grad(), smyrf.collect() as records:
+        batch = model(ids, attention_mask=mask, position_ids=positions)[0]
+    assert {record.statistics.method for record in records} == {"lsh"}
+    for row in range(BATCH):
+        keep = mask[row].bool()
+        with torch.no_grad():
+            alone = model(ids[row : row + 1, keep], position_ids=positions[row : row + 1, keep])[0]
+        torch.testing.assert_close(batch[row, keep], alone[0], rtol=1e-5, atol=1e-5)
+    # One cluster per 2 keys is a coarse approximation: it must be visible, or this tests dense.
+    smyrf.transformers.enable(model, method="dense")
+    with torch.no_grad():
+        dense = model(ids, attention_mask=mask, position_ids=positions)[0]
+    assert (batch - dense)[mask.bool()].abs().max() > 0.05
+
+
+def test_only_attn_implementation_differs_while_enabled() -> None:
+    model = build("Whisper")
+
+    def state() -> Any:
+        modules = {
+            name: {key: id(value) for key, value in vars(module).items()}
+            for name, module in model.named_modules()
+        }
+        hooks = {name: len(module._forward_hooks) for name, module in model.named_modules()}
+        weights = {name: value.data_ptr() for name, value in model.state_dict().items()}
+        return modules, hooks, weights, model.config.to_dict()
+
+    before = state()
+    smyrf.transformers.enable(model, method="lsh", layers="model.encoder.*", cluster_size=4)
+    assert model.config._attn_implementation == "smyrf"
+    assert state() == before
+    smyrf.transformers.disable(model)
+    assert model.config._attn_implementation == "sdpa"
+    assert state() == before
+
+
+def composite() -> Any:
+    torch.manual_seed(7)
+    config = transformers.CLIPConfig(
+        text_config={**SIZES, "max_position_embeddings": 16}, vision_config=VISION
+    )
+    model = transformers.CLIPModel(config).eval()
+    model.set_attn_implementation({"text_config": "sdpa", "vision_config": "eager"})
+    return model
+
+
+def test_nested_configs_are_switched_and_each_gets_its_own_back() -> None:
+    model = composite()
+    configs = (model.config, model.config.text_config, model.config.vision_config)
+    before = [config._attn_implementation for config in configs]
+    assert before[1:] == ["sdpa", "eager"]
+    inputs = {
+        "input_ids": tokens(),
+        "attention_mask": padding("right"),
+        "pixel_values": inputs_for("ViT", "none")["pixel_values"],
+    }
+    want = run(model, inputs)
+    smyrf.transformers.enable(model)
+    assert [config._attn_implementation for config in configs[1:]] == ["smyrf", "smyrf"]
+    with smyrf.collect() as records:
+        assert_close(run(model, inputs), want)
+    assert len({record.layer for record in records}) == 4
+    smyrf.transformers.disable(model)
+    assert [config._attn_implementation for config in configs] == before
+
+
+def test_a_submodel_can_be_enabled_alone_but_not_under_two_owners() -> None:
+    model = composite()
+    smyrf.transformers.enable(model.vision_model, method="lsh", cluster_size=4)
+    assert model.config.text_config._attn_implementation == "sdpa"
+    with pytest.raises(ValueError, match=r"already enabled through another .*CLIPVision"):
+        smyrf.transformers.enable(model)
+    assert model.config.text_config._attn_implementation == "sdpa"
+    smyrf.transformers.disable(model.vision_model)
+    assert model.config.vision_config._attn_implementation == "eager"
+
+
+@pytest.fixture
+def whisper() -> Iterator[Any]:
+    model = build("Whisper")
+    yield model
+    if model in smyrf.transformers._originals:
+        smyrf.transformers.disable(model)
+
+
+def methods(model: Any) -> dict[str | None, str]:
+    with smyrf.collect() as records:
+        run(model, inputs_for("Whisper", "left"))
+    return {record.layer: record.statistics.method for record in records}
+
+
+ENCODER = {f"model.encoder.layers.{i}.self_attn" for i in range(2)}
+
+
+@pytest.mark.parametrize(
+    "layers",
+    ["model.encoder.*", lambda name, module: ".encoder." in name and not module.is_causal],
+    ids=["pattern", "callable"],
+)
+def test_layers_choose_who_takes_the_method(whisper: Any, layers: Any) -> None:
+    chosen = smyrf.transformers.enable(whisper, method="lsh", layers=layers, cluster_size=4)
+    assert set(chosen) == ENCODER
+    taken = methods(whisper)
+    assert {name for name, method in taken.items() if method == "lsh"} == ENCODER
+    assert sum(method == "dense" for method in taken.values()) == 4
+
+
+def test_enabling_again_replaces_everything(whisper: Any) -> None:
+    smyrf.transformers.enable(whisper, method="lsh", layers="model.encoder.*", cluster_size=4)
+    smyrf.transformers.enable(whisper, method="lsh", layers="model.encoder.layers.1.*")
+    taken = methods(whisper)
+    assert [name for name, method in taken.items() if method == "lsh"] == [
+        "model.encoder.layers.1.self_attn"
+    ]
+    smyrf.transformers.disable(whisper)
+    assert whisper.config._attn_implementation == "sdpa"
+
+
+def test_a_causal_layer_says_how_to_leave_it_out(whisper: Any) -> None:
+    smyrf.transformers.enable(whisper, method="lsh", cluster_size=4)
+    with pytest.raises(NotImplementedError) as caught:
+        run(whisper, inputs_for("Whisper", "left"))
+    said = str(caught.value)
+    assert said.startswith("model.decoder.layers.0.self_attn: ")
+    advice = said[said.index("layers=lambda") + len("layers=") :].rsplit(", ...)", 1)[0]
+    smyrf.transformers.enable(whisper, method="lsh", layers=eval(advice), cluster_size=4)
+    taken = methods(whisper)
+    # Cross-attention takes lsh, causal self-attention stays dense.
+    assert sum(method == "lsh" for method in taken.values()) == 4
+    assert sum(method == "dense" for method in taken.values()) == 2
+
+
+def test_a_full_mask_says_how_to_leave_the_layer_out() -> None:
+    model = build("ModernBert")
+    smyrf.transformers.enable(model, method="lsh")
+    with pytest.raises(NotImplementedError, match=r"layers\.1\.attn: .*name != 'layers\.1\.attn'"):
+        run(model, inputs_for("ModernBert", "right"))
+
+
+def test_bad_requests_change_nothing(whisper: Any) -> None:
+    enable: Callable[..., Any] = smyrf.transformers.enable
+    with pytest.raises(ValueError, match=r"not enabled; call smyrf\.transformers\.enable"):
+        smyrf.transformers.disable(whisper)
+    with pytest.raises(TypeError, match="n_hash: unknown dial, expected n_hashes, cluster_size"):
+        enable(whisper, method="lsh", n_hash=3)
+    with pytest.raises(ValueError, match="cluster_size"):
+        enable(whisper, method="dense", cluster_size=3)
+    with pytest.raises(ValueError, match="cluster_size"):
+        enable(whisper, method="lsh", cluster_size=0)
+    with pytest.raises(ValueError, match="method"):
+        enable(whisper, method="tree_of_life")
+    with pytest.raises(ValueError, match=r"chooses none .*model\.encoder\.layers\.0\.self_attn"):
+        enable(whisper, layers="encoder.*")
+    with pytest.raises(TypeError, match="layers: got list"):
+        enable(whisper, layers=["model.encoder"])
+    assert whisper.config._attn_implementation == "sdpa"
+    with smyrf.collect() as records:
+        run(whisper, inputs_for("Whisper", "left"))
+    assert not records
+
+
+def test_models_without_the_interface_are_refused() -> None:
+    config = transformers.BloomConfig(vocab_size=100, hidden_size=32, n_layer=1, n_head=4)
+    with pytest.raises(ValueError, match="BloomModel has no module"):
+        smyrf.transformers.enable(transformers.BloomModel(config))
+
+
+def test_nothing_keeps_a_dropped_model_alive() -> None:
+    model: PreTrainedModel | None = build("Bert")
+    gc.collect()
+    before = len(_forward.layers), len(smyrf.transformers._originals)
+    smyrf.transformers.enable(model)
+    assert (len(_forward.layers), len(smyrf.transformers._originals)) == (
+        before[0] + 2,
+        before[1] + 1,
+    )
+    del model
+    gc.collect()
+    assert (len(_forward.layers), len(smyrf.transformers._originals)) == before
+
+
+def call(**keywords: Any) -> torch.Tensor:
+    """One layer's call, as models make it."""
+    layer = torch.nn.Module()
+    q = torch.randn(2, 4, 5, 8, generator=torch.Generator().manual_seed(2))
+    return _forward.attention_forward(layer, q, q, q, None, is_causal=False, **keywords)[0]
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    ["softcap", "s_aux", "position_bias", "cache", "output_attentions", "indices", "cu_seq_lens_q"],
+)
+def test_unsupported_keywords_raise_and_none_asks_for_nothing(keyword: str) -> None:
+    with pytest.raises(NotImplementedError, match=rf"^Module: got {keyword}, .*(use|pass|gener)"):
+        call(**{keyword: torch.ones(1)})
+    assert torch.equal(call(**{keyword: None}, output_hidden_states=True), call())
+
+
+def test_unsupported_features_of_models_raise() -> None:
+    capped = build("Gemma2")
+    smyrf.transformers.enable(capped)
+    with pytest.raises(NotImplementedError, match=r"model\.layers\.0\.self_attn: got softcap"):
+        run(capped, inputs_for("Gemma2", "none"))
+    biased = build("T5")
+    smyrf.transformers.enable(biased)
+    with pytest.raises(NotImplementedError, match="SelfAttention: got position_bias"):
+        run(biased, inputs_for("T5", "none"))
+    bert = build("Bert")
+    smyrf.transformers.enable(bert)
+    with pytest.raises(NotImplementedError, match=r"layer\.0\.attention\.self: got output_att"):
+        run(bert, inputs_for("Bert", "none") | {"output_attentions": True})
+    with pytest.raises(NotImplementedError, match=r"got dropout=0\.1, .*model\.eval\(\)"):
+        bert.train()(**inputs_for("Bert", "none"))
+
+
+def test_longer_keys_without_a_mask_are_cut_as_sdpa_does() -> None:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    generator = torch.Generator().manual_seed(2)
+    layer = torch.nn.Module()
+    layer.num_key_value_groups = 2
+    for queries, keys, causal in [(5, 9, True), (5, 9, False), (1, 9, True), (5, 5, None)]:
+        q = torch.randn(2, 4, queries, 8, generator=generator)
+        k, v = torch.randn(2, 2, 2, keys, 8, generator=generator)
+        want, _ = sdpa_attention_forward(layer, q, k, v, None, is_causal=causal)
+        got, weights = _forward.attention_forward(layer, q, k, v, None, is_causal=causal)
+        assert weights is None
+        assert got.is_contiguous()
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    with pytest.raises(NotImplementedError, match="5 queries and 3 keys"):
+        _forward.attention_forward(layer, q, k[:, :, :3], v[:, :, :3], None)
+    with pytest.raises(NotImplementedError, match="sliding_window=4 and no mask"):
+        _forward.attention_forward(layer, q, k, v, None, sliding_window=4)
+    with pytest.raises(NotImplementedError, match=r"shape \(2, 5\)"):
+        _forward.attention_forward(layer, q, k, v, torch.ones(2, 5, dtype=torch.bool))
+
+
+def test_forward_works_with_gradients_and_checkpoints_and_backward_says_no() -> None:
+    model = build("Bert")
+    model.config.attention_probs_dropout_prob = 0.0
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    want = run(model, inputs_for("Bert", "left"))
+    smyrf.transformers.enable(model)
+    model.train()
+    model.activation_checkpointing_enable()
+    inputs = inputs_for("Bert", "left")
+    got = model(**inputs)[0]
+    assert_close(valid(got.detach(), inputs), valid(want, inputs))
+    with pytest.raises(NotImplementedError, match="backward"):
+        got.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["Bert", "Llama", "Mistral"])
+def test_compiled_models_follow_a_switch(name: str) -> None:
+    torch._dynamo.reset()
+    model, inputs = build(name), inputs_for(name, "left")
+    want = run(model, inputs)
+    smyrf.transformers.enable(model)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    assert_close(valid(run(compiled, inputs), inputs), valid(want, inputs))
+    if name == "Bert":
+        smyrf.transformers.enable(model, method="lsh", n_hashes=1, cluster_size=2)
+        with smyrf.collect() as records:
+            run(compiled, inputs)
+        assert [record.statistics.method for record in records] == ["lsh", "lsh"]
+    smyrf.transformers.disable(model)
+    with smyrf.collect() as records:
+        run(compiled, inputs)
+    assert not records
+
+
+def test_unregistered_layers_are_named_by_class_and_index() -> None:
+    model = build("Bert")
+    model.set_attn_implementation("smyrf")
+    with smyrf.collect() as records:
+        run(model, inputs_for("Bert", "none"))
+    assert [record.layer for record in records] == ["BertSelfAttention.0", "BertSelfAttention.1"]
+
+
+TEXTS = (
+    "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age "
+    "of foolishness, it was the epoch of belief, it was the epoch of incredulity, it was the "
+    "season of Light, it was the season of Darkness, it was the spring of hope, it was the winter "
+    "of despair, we had everything before us, we had nothing before us.",
+    "Call me Ishmael.",
+    "All happy families are alike; each unhappy family is unhappy in its own way.",
+)
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Any:
+    return load_model(find_model("minilm"))
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_real_weights_dense_is_exact_and_lsh_is_as_far_off_as_it_is(minilm: Any, side: str) -> None:
+    model, tokenizer = minilm.module, minilm.tokenizer
+    rows = tokenizer(list(TEXTS))["input_ids"]
+    width = max(map(len, rows))
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, found in enumerate(rows):
+        place = slice(0, len(found)) if side == "right" else slice(width - len(found), width)
+        ids[row, place] = torch.tensor(found)
+        mask[row, place] = 1
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+    want = run(model, inputs)
+    smyrf.transformers.enable(model)
+    got = run(model, inputs)
+    smyrf.transformers.enable(model, method="lsh", n_hashes=4, cluster_size=8)
+    with smyrf.collect(errors=True) as records:
+        run(model, inputs)
+    smyrf.transformers.disable(model)
+    assert torch.equal(run(model, inputs), want)
+    torch.testing.assert_close(got[mask.bool()], want[mask.bool()], rtol=0, atol=1e-5)
+    errors = np.stack([record.relative_error for record in records])
+    assert errors.shape == (6, len(rows), 12)
+    assert 0.1 < np.median(errors) < 0.9
