@@ -16,6 +16,7 @@
 #include "hwy/highway.h"
 #include "kernels/convert-inl.h"
 #include "kernels/exp-inl.h"
+#include "kernels/few-inl.h"
 #include "kernels/tile-inl.h"
 
 #ifndef SMYRF_ATTEND_ONCE_
@@ -30,6 +31,13 @@ constexpr std::int64_t kFewRows = 4;
 constexpr float kLog2E = 1.44269504088896340736F;
 constexpr float kLn2 = 0.69314718055994530942F;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+/// An additive mask's value in the logits' base. Its most negative float must stay finite, or a row
+/// masked by it alone would become a row that sees nothing; NaN and infinities pass.
+inline float BiasInBase2(float bias) {
+  const float wide = bias * kLog2E;
+  return wide < -std::numeric_limits<float>::max() ? -std::numeric_limits<float>::max() : wide;
+}
 
 struct Scratch {
   Buffer q, scores, bias, out, result, key_rows, value_rows, state;
@@ -65,6 +73,25 @@ HWY_INLINE void FloatRows(const Rows& rows, std::int64_t begin, std::int64_t cou
   for (std::int64_t i = 0; i < count; ++i, to += depth) {
     LoadRow(rows.Row(begin + i), rows.dtype, depth, to);
     pointers[i] = to;
+  }
+}
+
+/// Calls body(count, partial) for tiles of at most kTileKeys keys, in order, with scratch's keys,
+/// values and (for partial tiles) key_positions set.
+template <class Body>
+HWY_INLINE void ForTiles(const BlockTask& task, Scratch& scratch, const Body& body) {
+  for (const KeyRange& range : task.ranges) {
+    for (std::int64_t begin = range.begin; begin < range.end; begin += kTileKeys) {
+      const std::int64_t count = std::min<std::int64_t>(kTileKeys, range.end - begin);
+      FloatRows(task.key, begin, count, task.depth, scratch.key_rows, scratch.keys);
+      FloatRows(task.value, begin, count, task.value_depth, scratch.value_rows, scratch.values);
+      if (range.partial) {
+        for (std::int64_t j = 0; j < count; ++j) {
+          scratch.key_positions[j] = static_cast<std::int32_t>(task.key.Position(begin + j));
+        }
+      }
+      body(count, range.partial);
+    }
   }
 }
 
@@ -175,10 +202,9 @@ HWY_INLINE void SoftmaxTile(std::int64_t count, std::int64_t vectors, const Stat
   }
 }
 
-BlockResult AttendBlockImpl(const BlockTask& task) {
-  const FloatTag d;
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  Scratch& scratch = ThreadScratch();
+/// Many queries: a lane each.
+BlockResult AttendLanes(const BlockTask& task, Scratch& scratch) {
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(FloatTag()));
   const std::int64_t rows = task.query_end - task.query_begin;
   const std::int64_t vectors = (rows + lanes - 1) / lanes;
   const std::int64_t dv = task.value_depth;
@@ -194,53 +220,95 @@ BlockResult AttendBlockImpl(const BlockTask& task) {
     state.max[i] = -kInfinity;
     state.sum[i] = 0.0F;
     state.seen[i] = 0.0F;
-    first[i] = last[i] = 0;
-    if (i < rows && task.mask != nullptr) {
-      const std::int64_t position = task.query.Position(task.query_begin + i);
-      first[i] = static_cast<std::int32_t>(task.mask->First(position));
-      last[i] = static_cast<std::int32_t>(task.mask->Last(position));
-    }
+    const std::int64_t position = task.query.Position(task.query_begin + std::min(i, rows - 1));
+    first[i] = static_cast<std::int32_t>(task.mask->First(position));
+    last[i] = static_cast<std::int32_t>(task.mask->Last(position));
   }
   std::fill_n(o, dv * kBlockRows, 0.0F);
   FloatRows(task.query, task.query_begin, rows, task.depth, scratch.key_rows, scratch.queries);
   std::fill_n(q, task.depth * kBlockRows, 0.0F);
   TransposeRows(scratch.queries, rows, task.depth, task.scale * kLog2E, kBlockRows, q);
 
-  for (const KeyRange& range : task.ranges) {
-    for (std::int64_t begin = range.begin; begin < range.end; begin += kTileKeys) {
-      const std::int64_t count = std::min<std::int64_t>(kTileKeys, range.end - begin);
-      FloatRows(task.key, begin, count, task.depth, scratch.key_rows, scratch.keys);
-      FloatRows(task.value, begin, count, dv, scratch.value_rows, scratch.values);
-      ScoreTile(scratch.keys, count, q, task.depth, vectors, s);
-      if (range.partial) {
-        for (std::int64_t j = 0; j < count; ++j) {
-          scratch.key_positions[j] = static_cast<std::int32_t>(task.key.Position(begin + j));
-        }
-        MaskScores(task, scratch.key_positions, count, vectors, scratch, first, last, s,
-                   state.seen);
-      } else {
-        std::fill_n(state.seen, kBlockRows, 1.0F);
-      }
-      SoftmaxTile(count, vectors, state, s);
-      ValueTile(scratch.values, count, s, dv, vectors, state.rescale, o);
+  ForTiles(task, scratch, [&](std::int64_t count, bool partial) HWY_ATTR {
+    ScoreTile(scratch.keys, count, q, task.depth, vectors, s);
+    if (partial) {
+      MaskScores(task, scratch.key_positions, count, vectors, scratch, first, last, s, state.seen);
+    } else {
+      std::fill_n(state.seen, kBlockRows, 1.0F);
     }
-  }
+    SoftmaxTile(count, vectors, state, s);
+    ValueTile(scratch.values, count, s, dv, vectors, state.rescale, o);
+  });
 
   // Normalise, and back to a row a query.
   float* result = scratch.result.Need(static_cast<std::size_t>((dv + 1) * kBlockRows));
   float* lse = result + dv * kBlockRows;
-  float inverse[kBlockRows];
   for (std::int64_t i = 0; i < rows; ++i) {
     const bool seen = state.seen[i] != 0.0F;
-    inverse[i] = 1.0F / state.sum[i];
+    const float inverse = 1.0F / state.sum[i];
     lse[i] = seen ? kLn2 * state.max[i] + std::log(state.sum[i]) : -kInfinity;
-  }
-  for (std::int64_t i = 0; i < rows; ++i) {
     for (std::int64_t c = 0; c < dv; ++c) {
-      result[i * dv + c] = state.seen[i] != 0.0F ? o[c * kBlockRows + i] * inverse[i] : 0.0F;
+      result[i * dv + c] = seen ? o[c * kBlockRows + i] * inverse : 0.0F;
     }
   }
   return {result, lse};
+}
+
+/// Few queries: one after the other over each tile of keys.
+BlockResult AttendFew(const BlockTask& task, Scratch& scratch) {
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(FloatTag()));
+  const std::int64_t rows = task.query_end - task.query_begin;
+  const std::int64_t dv = task.value_depth;
+  float* q = scratch.q.Need(static_cast<std::size_t>(kFewRows * task.depth));
+  float* s = scratch.scores.Need(static_cast<std::size_t>(kTileKeys + lanes));
+  float* result = scratch.result.Need(static_cast<std::size_t>((dv + 1) * kBlockRows));
+  float* lse = result + dv * kBlockRows;
+  float max[kFewRows];
+  float sum[kFewRows];
+  bool seen[kFewRows];
+  FloatRows(task.query, task.query_begin, rows, task.depth, scratch.key_rows, scratch.queries);
+  for (std::int64_t i = 0; i < rows; ++i) {
+    for (std::int64_t c = 0; c < task.depth; ++c) {
+      q[i * task.depth + c] = task.scale * kLog2E * scratch.queries[i][c];
+    }
+    max[i] = -kInfinity;
+    sum[i] = 0.0F;
+    seen[i] = false;
+  }
+  std::fill_n(result, rows * dv, 0.0F);
+
+  ForTiles(task, scratch, [&](std::int64_t count, bool partial) HWY_ATTR {
+    for (std::int64_t i = 0; i < rows; ++i) {
+      FewScores(q + i * task.depth, scratch.keys, count, task.depth, s);
+      if (partial) {
+        const std::int64_t position = task.query.Position(task.query_begin + i);
+        for (std::int64_t j = 0; j < count; ++j) {
+          const float bias =
+              task.mask->Bias(task.batch, task.head, position, scratch.key_positions[j]);
+          seen[i] = seen[i] || bias != -kInfinity;
+          s[j] = bias == -kInfinity ? bias : s[j] + BiasInBase2(bias);
+        }
+      } else {
+        seen[i] = true;
+      }
+      const float rescale = FewSoftmax(count, max[i], sum[i], s);
+      FewValues(s, scratch.values, count, dv, rescale, result + i * dv);
+    }
+  });
+
+  for (std::int64_t i = 0; i < rows; ++i) {
+    lse[i] = seen[i] ? kLn2 * max[i] + std::log(sum[i]) : -kInfinity;
+    for (std::int64_t c = 0; c < dv; ++c) {
+      result[i * dv + c] = seen[i] ? result[i * dv + c] / sum[i] : 0.0F;
+    }
+  }
+  return {result, lse};
+}
+
+BlockResult AttendBlockImpl(const BlockTask& task) {
+  Scratch& scratch = ThreadScratch();
+  return task.query_end - task.query_begin <= kFewRows ? AttendFew(task, scratch)
+                                                       : AttendLanes(task, scratch);
 }
 
 }  // namespace smyrf::kernels::HWY_NAMESPACE
