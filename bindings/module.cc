@@ -28,7 +28,9 @@ namespace {
 using smyrf::ErrorKind;
 using smyrf::Fail;
 
-std::string TypeName(nb::handle object) { return nb::cast<std::string>(nb::str(object.type().attr("__name__"))); }
+std::string TypeName(nb::handle object) {
+  return nb::cast<std::string>(nb::str(object.type().attr("__name__")));
+}
 
 std::string DTypeName(nb::dlpack::dtype dtype) {
   constexpr const char* kNames[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
@@ -56,9 +58,9 @@ class Import {
     if (!nb::try_cast(object, array_, false)) {
       // The device is worth a sentence of its own; what else keeps an array out is in its type.
       if (nb::hasattr(object, "device") && nb::hasattr(object, "dtype")) {
-        Fail(ErrorKind::kType, name, ": its memory can't be used as it is (",
-             TypeName(object), ", dtype ", nb::cast<std::string>(nb::str(object.attr("dtype"))),
-             ", device ", nb::cast<std::string>(nb::str(object.attr("device"))),
+        Fail(ErrorKind::kType, name, ": its memory can't be used as it is (", TypeName(object),
+             ", dtype ", nb::cast<std::string>(nb::str(object.attr("dtype"))), ", device ",
+             nb::cast<std::string>(nb::str(object.attr("device"))),
              "); pass an array of the CPU in native byte order",
              kWritable ? " that can be written to" : "");
       }
@@ -117,8 +119,7 @@ bool ToBool(const char* name, nb::handle object) {
 smyrf::Method ToMethod(nb::handle object) {
   std::string name;
   if (nb::try_cast(object, name)) {
-    for (const auto method :
-         {smyrf::Method::kAuto, smyrf::Method::kDense, smyrf::Method::kLsh}) {
+    for (const auto method : {smyrf::Method::kAuto, smyrf::Method::kDense, smyrf::Method::kLsh}) {
       if (name == smyrf::Name(method)) return method;
     }
   }
@@ -264,11 +265,12 @@ using Block = std::tuple<std::int32_t, std::int32_t,
 std::tuple<std::vector<std::int32_t>, std::vector<std::int32_t>, std::vector<Block>> PlanHead(
     const smyrf::Plan& plan, std::int64_t round, std::int64_t batch, std::int64_t head) {
   if (plan.method != smyrf::Method::kLsh) {
-    Fail(ErrorKind::kValue, "head: the ranges of a dense plan are implicit, every allowed pair once");
+    Fail(ErrorKind::kValue,
+         "head: the ranges of a dense plan are implicit, every allowed pair once");
   }
-  for (const auto& [name, index, size] :
-       {std::tuple{"round", round, plan.rounds()}, {"batch", batch, plan.batch},
-        {"head", head, plan.query_heads}}) {
+  for (const auto& [name, index, size] : {std::tuple{"round", round, plan.rounds()},
+                                          {"batch", batch, plan.batch},
+                                          {"head", head, plan.query_heads}}) {
     if (index < 0 || index >= size) {
       Fail(ErrorKind::kValue, name, ": got ", index, ", accepted are 0 to ", size - 1);
     }
@@ -276,7 +278,8 @@ std::tuple<std::vector<std::int32_t>, std::vector<std::int32_t>, std::vector<Blo
   const smyrf::HeadPlan& part = plan.head(round, batch, head);
   std::vector<Block> blocks;
   for (const smyrf::QueryBlock& block : part.blocks) {
-    Block& entry = blocks.emplace_back(block.begin, block.end, std::vector<std::tuple<std::int32_t, std::int32_t, bool>>{});
+    Block& entry = blocks.emplace_back(block.begin, block.end,
+                                       std::vector<std::tuple<std::int32_t, std::int32_t, bool>>{});
     for (std::uint32_t r = block.first_range; r < block.last_range; ++r) {
       std::get<2>(entry).emplace_back(part.ranges[r].begin, part.ranges[r].end,
                                       part.ranges[r].partial);
@@ -300,10 +303,12 @@ NB_MODULE(_core, m) {
     }
   });
 
-  nb::class_<smyrf::Plan>(m, "Plan", R"(What a call will compute: made by `smyrf.plan`, carried out by
+  nb::class_<smyrf::Plan>(m, "Plan",
+                          R"(What a call will compute: made by `smyrf.plan`, carried out by
 `smyrf.attention(..., plan=plan)`. Holds indices, no rows of key or value.)")
-      .def_prop_ro("method", [](const smyrf::Plan& p) { return smyrf::Name(p.method); },
-                   "'dense' or 'lsh', never 'auto'.")
+      .def_prop_ro(
+          "method", [](const smyrf::Plan& p) { return smyrf::Name(p.method); },
+          "'dense' or 'lsh', never 'auto'.")
       .def_ro("reason", &smyrf::Plan::reason, "Why this method.")
       .def_ro("batch", &smyrf::Plan::batch)
       .def_ro("query_heads", &smyrf::Plan::query_heads)
@@ -323,21 +328,35 @@ Returns (query_order, key_order, blocks): original indices in cluster order, and
 (query_begin, query_end, [(key_begin, key_end, partial), ...]) into those orders.)");
 
   nb::class_<smyrf::Statistics>(m, "Statistics", "What a call did, by (batch, query head).")
-      .def_prop_ro("method", [](const smyrf::Statistics& s) { return smyrf::Name(s.method); },
-                   "The method taken: 'dense' or 'lsh'.")
+      .def_prop_ro(
+          "method", [](const smyrf::Statistics& s) { return smyrf::Name(s.method); },
+          "The method taken: 'dense' or 'lsh'.")
       .def_ro("reason", &smyrf::Statistics::reason, "Why it was taken.")
-      .def_prop_ro("density", [](const smyrf::Statistics& s) {
+      .def_prop_ro(
+          "density",
+          [](const smyrf::Statistics& s) {
             return HeadArray<double>(s, [](const auto& head) { return head.density; });
-          }, "(B, Hq) float64: evaluated over allowed pairs; a pair counts as often as it is evaluated.")
-      .def_prop_ro("seconds", [](const smyrf::Statistics& s) {
+          },
+          "(B, Hq) float64: evaluated over allowed pairs; a pair counts as often as it is "
+          "evaluated.")
+      .def_prop_ro(
+          "seconds",
+          [](const smyrf::Statistics& s) {
             return HeadArray<double>(s, [](const auto& head) { return head.seconds; });
-          }, "(B, Hq) float64: thread seconds of execution.")
-      .def_prop_ro("dense_heads", [](const smyrf::Statistics& s) {
+          },
+          "(B, Hq) float64: thread seconds of execution.")
+      .def_prop_ro(
+          "dense_heads",
+          [](const smyrf::Statistics& s) {
             return HeadArray<bool>(s, [](const auto& head) { return head.dense; });
-          }, "(B, Hq) bool: 'lsh' had a single cluster, done once as dense.")
-      .def_prop_ro("non_finite", [](const smyrf::Statistics& s) {
+          },
+          "(B, Hq) bool: 'lsh' had a single cluster, done once as dense.")
+      .def_prop_ro(
+          "non_finite",
+          [](const smyrf::Statistics& s) {
             return HeadArray<bool>(s, [](const auto& head) { return head.non_finite; });
-          }, "(B, Hq) bool: 'lsh' met a valid query or key that is not finite; out is NaN.")
+          },
+          "(B, Hq) bool: 'lsh' met a valid query or key that is not finite; out is NaN.")
       .def_ro("planning_seconds", &smyrf::Statistics::planning_seconds,
               "Wall seconds; 0 where a plan was passed in.")
       .def_ro("execution_seconds", &smyrf::Statistics::execution_seconds, "Wall seconds.")
@@ -359,7 +378,8 @@ Returns (query_order, key_order, blocks): original indices in cluster order, and
         "plan"_a.none());
   m.def("instruction_sets", &smyrf::instruction_sets,
         "Instruction sets that this machine and build can run, best first.");
-  m.def("force_instruction_set", &smyrf::force_instruction_set, "name"_a,
-        "Restrict dispatch to one instruction set, or to the best for ''. For tests and benchmarks.");
+  m.def(
+      "force_instruction_set", &smyrf::force_instruction_set, "name"_a,
+      "Restrict dispatch to one instruction set, or to the best for ''. For tests and benchmarks.");
   m.attr("__version__") = SMYRF_VERSION_STRING;
 }

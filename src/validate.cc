@@ -31,7 +31,8 @@ void CheckMemory(const char* name, const BasicTensorView<Void>& view) {
     if (view.shape[i] == 0) return;
   }
   if (view.data == nullptr) Fail(ErrorKind::kValue, name, ": got a null pointer for ", Shape(view));
-  if (reinterpret_cast<std::uintptr_t>(view.data) % static_cast<std::uintptr_t>(SizeOf(view.dtype)) !=
+  if (reinterpret_cast<std::uintptr_t>(view.data) %
+          static_cast<std::uintptr_t>(SizeOf(view.dtype)) !=
       0) {
     Fail(ErrorKind::kValue, name, ": its memory is not aligned to its elements of ",
          SizeOf(view.dtype), " bytes; pass a copy");
@@ -287,8 +288,8 @@ void CheckPlan(const Plan& plan, const Arguments& arguments, const Options& opti
                const Problem& problem) {
   const auto differs = [](const char* name, const auto& given, const auto& planned) {
     if (given != planned) {
-      Fail(ErrorKind::kValue, "plan: was made for ", name, " = ", planned, ", this call has ", given,
-           "; make a plan for this call");
+      Fail(ErrorKind::kValue, "plan: was made for ", name, " = ", planned, ", this call has ",
+           given, "; make a plan for this call");
     }
   };
   differs("batch", problem.batch, plan.batch);
@@ -311,9 +312,8 @@ void CheckPlan(const Plan& plan, const Arguments& arguments, const Options& opti
                          options.window->right != plan.window->right)) {
     conflict("window");
   }
-  if (arguments.query_padding_mask &&
-      ValidRows(arguments.query_padding_mask, problem.batch, problem.queries) !=
-          plan.valid_queries) {
+  if (arguments.query_padding_mask && ValidRows(arguments.query_padding_mask, problem.batch,
+                                                problem.queries) != plan.valid_queries) {
     conflict("query_padding_mask");
   }
   if (arguments.key_padding_mask &&
@@ -362,9 +362,8 @@ void CheckOutputs(const Outputs& outputs, const Problem& problem) {
   if (outputs.lse) {
     const MutableTensorView& lse = *outputs.lse;
     if (lse.dtype != DType::kFloat32 || lse.rank != 3 || lse.shape[0] != expected[0] ||
-        lse.shape[1] != expected[1] || lse.shape[2] != expected[2] ||
-        lse.strides[2] != 1 || lse.strides[1] != expected[2] ||
-        lse.strides[0] != expected[1] * expected[2]) {
+        lse.shape[1] != expected[1] || lse.shape[2] != expected[2] || lse.strides[2] != 1 ||
+        lse.strides[1] != expected[2] || lse.strides[0] != expected[1] * expected[2]) {
       Fail(ErrorKind::kValue, "lse: got ", Name(lse.dtype), " ", Shape(lse),
            ", expected contiguous float32 (", expected[0], ", ", expected[1], ", ", expected[2],
            ") = (batch, query heads, Nq)");

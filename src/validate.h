@@ -14,8 +14,8 @@ namespace smyrf {
 struct Problem {
   TensorView query, key, value;
   std::int64_t batch = 0, query_heads = 0, key_heads = 0;
-  std::int64_t queries = 0, keys = 0;            ///< Nq, Nk
-  std::int64_t depth = 0, value_depth = 0;       ///< D, Dv; Dv is 0 where only a plan is made
+  std::int64_t queries = 0, keys = 0;       ///< Nq, Nk
+  std::int64_t depth = 0, value_depth = 0;  ///< D, Dv; Dv is 0 where only a plan is made
   double scale = 1.0;
   Mask mask;
   int num_threads = 0;

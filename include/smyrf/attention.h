@@ -32,8 +32,8 @@ struct Outputs {
 };
 
 /// softmax(scale q k^T + masks) v, by the method asked for. A query that may see no key gives 0 and
-/// lse -inf. With `plan`, the plan's method, dials, padding, causality and window apply: options and
-/// masks must be left at their defaults or agree with it.
+/// lse -inf. With `plan`, the plan's method, dials, padding, causality and window apply: options
+/// and masks must be left at their defaults or agree with it.
 void attention(const Arguments& arguments, const Options& options, const Outputs& outputs,
                const Plan* plan = nullptr);
 
@@ -48,8 +48,8 @@ void reference(const Arguments& arguments, const Options& options, double* out, 
 
 /// The instruction sets that this machine and build can run, best first.
 std::vector<std::string> instruction_sets();
-/// Restricts dispatch to one of them, or to the best when empty. For tests and benchmarks: not to be
-/// called while another thread computes. Throws Error on an unknown name.
+/// Restricts dispatch to one of them, or to the best when empty. For tests and benchmarks: not to
+/// be called while another thread computes. Throws Error on an unknown name.
 void force_instruction_set(const std::string& name);
 
 }  // namespace smyrf

@@ -17,8 +17,7 @@ enum class ErrorKind {
 /// and what to do. Nothing has been written to any output when it is thrown.
 class Error : public std::invalid_argument {
  public:
-  Error(ErrorKind kind, const std::string& message)
-      : std::invalid_argument(message), kind_(kind) {}
+  Error(ErrorKind kind, const std::string& message) : std::invalid_argument(message), kind_(kind) {}
   ErrorKind kind() const noexcept { return kind_; }
 
  private:

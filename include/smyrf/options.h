@@ -12,7 +12,8 @@ enum class Method : std::uint8_t {
   kLsh,    ///< balanced clusters of an asymmetric hash (SMYRF, NeurIPS 2020)
 };
 
-/// Query i sees keys from i + Nk - Nq - left to i + Nk - Nq + right; -1 means no bound on that side.
+/// Query i sees keys from i + Nk - Nq - left to i + Nk - Nq + right; -1 means no bound on that
+/// side.
 struct Window {
   std::int64_t left = -1;
   std::int64_t right = -1;

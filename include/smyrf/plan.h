@@ -63,8 +63,10 @@ struct Plan {
   std::vector<HeadPlan> heads;
 
   std::int64_t rounds() const { return method == Method::kLsh ? n_hashes : 1; }
-  const HeadPlan& head(std::int64_t round, std::int64_t batch_index, std::int64_t head_index) const {
-    return heads[static_cast<std::size_t>((round * batch + batch_index) * query_heads + head_index)];
+  const HeadPlan& head(std::int64_t round, std::int64_t batch_index,
+                       std::int64_t head_index) const {
+    return heads[static_cast<std::size_t>((round * batch + batch_index) * query_heads +
+                                          head_index)];
   }
   /// Evaluated pairs over allowed pairs of one head; 1 where nothing is allowed.
   double density(std::int64_t batch_index, std::int64_t head_index) const;

@@ -24,9 +24,9 @@ constexpr std::int64_t SizeOf(DType dtype) {
   return 0;
 }
 
-/// A view of at most four dimensions. `strides` count elements, may be zero (broadcast) or negative.
-/// Query, key, value and outputs need a last stride of 1; masks may have any strides.
-/// A bool element is one byte, zero or not zero.
+/// A view of at most four dimensions. `strides` count elements, may be zero (broadcast) or
+/// negative. Query, key, value and outputs need a last stride of 1; masks may have any strides. A
+/// bool element is one byte, zero or not zero.
 template <class Void>
 struct BasicTensorView {
   Void* data = nullptr;

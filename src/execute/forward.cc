@@ -32,6 +32,7 @@ struct Item {
   const HeadPlan* plan = nullptr;     ///< null: implicit dense ranges
   const QueryBlock* block = nullptr;  ///< of the plan
   std::int64_t chunk = 0;             ///< of the keys, dense only
+  double seconds = 0.0;               ///< filled where statistics are asked for
 };
 
 class Forward {
@@ -57,21 +58,29 @@ class Forward {
 
   void Run() {
     FillUncovered();
-    for (std::int64_t round = 0; round < plan_.rounds(); ++round) {
-      const std::vector<Item> items = ItemsOf(round);
-      std::vector<double> seconds(outputs_.statistics != nullptr ? items.size() : 0);
-      ParallelFor(static_cast<std::int64_t>(items.size()), problem_.num_threads,
-                  [&](std::int64_t i) {
-                    const auto at = static_cast<std::size_t>(i);
-                    if (seconds.empty()) return RunItem(items[at], round);
-                    const auto start = std::chrono::steady_clock::now();
-                    RunItem(items[at], round);
-                    seconds[at] = std::chrono::duration<double>(
-                                      std::chrono::steady_clock::now() - start).count();
-                  });
-      for (std::size_t i = 0; i < seconds.size(); ++i) {
-        const std::int64_t head = items[i].batch * problem_.query_heads + items[i].head;
-        outputs_.statistics->heads[static_cast<std::size_t>(head)].seconds += seconds[i];
+    // A query's rounds are merged in order, so they may not overlap: either whole heads run side by
+    // side, each through all its rounds, or the blocks of one round at a time. Same bits either
+    // way.
+    const std::int64_t heads = problem_.batch * problem_.query_heads;
+    const int threads = problem_.num_threads > 0 ? problem_.num_threads : DefaultThreads();
+    if (plan_.rounds() > 1 && heads >= 2 * threads) {
+      ParallelFor(heads, threads, [&](std::int64_t head) {
+        for (std::int64_t round = 0; round < plan_.rounds(); ++round) {
+          std::vector<Item> items;
+          AddItems(round, head / problem_.query_heads, head % problem_.query_heads, items);
+          for (Item& item : items) RunItem(item, round);
+          CountSeconds(items);
+        }
+      });
+    } else {
+      for (std::int64_t round = 0; round < plan_.rounds(); ++round) {
+        std::vector<Item> items;
+        for (std::int64_t head = 0; head < heads; ++head) {
+          AddItems(round, head / problem_.query_heads, head % problem_.query_heads, items);
+        }
+        ParallelFor(static_cast<std::int64_t>(items.size()), threads,
+                    [&](std::int64_t i) { RunItem(items[static_cast<std::size_t>(i)], round); });
+        CountSeconds(items);
       }
     }
     if (chunks_ > 1) MergeChunks();
@@ -115,8 +124,7 @@ class Forward {
   }
   std::int64_t ValidCount(const std::vector<std::vector<std::int32_t>>& rows, std::int64_t b,
                           std::int64_t all) const {
-    return rows.empty() ? all
-                        : static_cast<std::int64_t>(rows[static_cast<std::size_t>(b)].size());
+    return rows.empty() ? all : static_cast<std::int64_t>(rows[static_cast<std::size_t>(b)].size());
   }
 
   /// Rows that no block writes: padded queries, and all rows of a head without blocks.
@@ -149,8 +157,9 @@ class Forward {
     }
   }
 
-  std::vector<Item> ItemsOf(std::int64_t round) const {
-    std::vector<Item> items;
+  /// The kernel calls of one round of one head.
+  void AddItems(std::int64_t round, std::int64_t b, std::int64_t h,
+                std::vector<Item>& items) const {
     const auto add = [&](Item item, std::int64_t begin, std::int64_t end) {
       // Blocks of nearly equal size: no last block of a few rows.
       const std::int64_t pieces = (end - begin + kBlockRows - 1) / kBlockRows;
@@ -160,26 +169,39 @@ class Forward {
         items.push_back(item);
       }
     };
-    for (std::int64_t b = 0; b < problem_.batch; ++b) {
-      for (std::int64_t h = 0; h < problem_.query_heads; ++h) {
-        Item item{b, h, 0, 0, nullptr, nullptr, 0};
-        if (plan_.method == Method::kLsh) {
-          item.plan = &plan_.head(round, b, h);
-          for (const QueryBlock& block : item.plan->blocks) {
-            item.block = &block;
-            add(item, block.begin, block.end);
-          }
-          continue;
-        }
-        for (item.chunk = 0; item.chunk < chunks_; ++item.chunk) {
-          add(item, 0, ValidCount(plan_.valid_queries, b, problem_.queries));
-        }
+    Item item;
+    item.batch = b;
+    item.head = h;
+    if (plan_.method == Method::kLsh) {
+      item.plan = &plan_.head(round, b, h);
+      for (const QueryBlock& block : item.plan->blocks) {
+        item.block = &block;
+        add(item, block.begin, block.end);
       }
+      return;
     }
-    return items;
+    for (item.chunk = 0; item.chunk < chunks_; ++item.chunk) {
+      add(item, 0, ValidCount(plan_.valid_queries, b, problem_.queries));
+    }
   }
 
-  void RunItem(const Item& item, std::int64_t round) {
+  void CountSeconds(const std::vector<Item>& items) const {
+    if (outputs_.statistics == nullptr) return;
+    for (const Item& item : items) {
+      const std::int64_t head = item.batch * problem_.query_heads + item.head;
+      outputs_.statistics->heads[static_cast<std::size_t>(head)].seconds += item.seconds;
+    }
+  }
+
+  void RunItem(Item& item, std::int64_t round) {
+    if (outputs_.statistics == nullptr) return Attend(item, round);
+    const auto start = std::chrono::steady_clock::now();
+    Attend(item, round);
+    const auto end = std::chrono::steady_clock::now();
+    item.seconds = std::chrono::duration<double>(end - start).count();
+  }
+
+  void Attend(const Item& item, std::int64_t round) {
     const std::int64_t key_head = problem_.KeyHead(item.head);
     kernels::BlockTask task;
     task.depth = problem_.depth;
@@ -201,9 +223,9 @@ class Forward {
     task.value = RowsOf(problem_.value, item.batch, key_head, key_order);
     DenseRanges implicit;
     if (item.plan != nullptr) {
-      task.ranges = std::span(item.plan->ranges)
-                        .subspan(item.block->first_range,
-                                 item.block->last_range - item.block->first_range);
+      task.ranges =
+          std::span(item.plan->ranges)
+              .subspan(item.block->first_range, item.block->last_range - item.block->first_range);
     } else {
       const std::int64_t keys = ValidCount(plan_.valid_keys, item.batch, problem_.keys);
       const std::int64_t first = chunks_ > 1 ? std::min(keys, item.chunk * kChunkKeys) : 0;

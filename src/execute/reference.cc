@@ -44,8 +44,8 @@ class Reference {
     }
     for (std::int64_t round = 0; round < plan_.rounds(); ++round) {
       const HeadPlan& head = plan_.head(round, b, h);
-      const auto rank = std::find(head.query_order.begin(), head.query_order.end(), i) -
-                        head.query_order.begin();
+      const auto rank =
+          std::find(head.query_order.begin(), head.query_order.end(), i) - head.query_order.begin();
       for (const QueryBlock& block : head.blocks) {
         if (rank < block.begin || rank >= block.end) continue;
         for (std::uint32_t r = block.first_range; r < block.last_range; ++r) {
@@ -97,8 +97,8 @@ class Reference {
     if (bias == -kInfinity) return;
     double dot = 0.0;
     for (std::int64_t c = 0; c < problem_.depth; ++c) {
-      dot += Element(problem_.query, b, h, i, c) *
-             Element(problem_.key, b, problem_.KeyHead(h), j, c);
+      dot +=
+          Element(problem_.query, b, h, i, c) * Element(problem_.key, b, problem_.KeyHead(h), j, c);
     }
     row.keys.push_back(j);
     row.logits.push_back(problem_.scale * dot + bias);

@@ -123,7 +123,8 @@ HWY_INLINE void MaskScores(const BlockTask& task, const std::int32_t* positions,
       const std::byte* row =
           mask.BiasAt(task.batch, task.head, task.query.Position(task.query_begin + i), 0);
       float* to = by_query + i * kTileKeys;
-      const bool run = mask.bias.strides[3] == 1 && positions[count - 1] - positions[0] == count - 1;
+      const bool run =
+          mask.bias.strides[3] == 1 && positions[count - 1] - positions[0] == count - 1;
       if (run) {
         LoadRow(row + positions[0] * step, mask.bias.dtype, count, to);
       } else {
@@ -178,8 +179,7 @@ HWY_INLINE void SoftmaxTile(std::int64_t count, std::int64_t vectors, const Stat
     if (j < count) m0 = hn::Max(m0, hn::LoadU(d, s + j * kBlockRows));
     const auto new_max = hn::Max(m0, m1);
     // A lane that has seen only -inf subtracts 0, so that -inf - -inf makes no NaN.
-    const auto base =
-        hn::IfThenElse(hn::Eq(new_max, hn::Set(d, -kInfinity)), hn::Zero(d), new_max);
+    const auto base = hn::IfThenElse(hn::Eq(new_max, hn::Set(d, -kInfinity)), hn::Zero(d), new_max);
     const auto rescale = Exp2(d, hn::Sub(old_max, base));
     auto sum0 = hn::Mul(hn::LoadU(d, state.sum + c * lanes), rescale);
     auto sum1 = hn::Zero(d);
@@ -319,7 +319,9 @@ namespace smyrf::kernels {
 
 HWY_EXPORT(AttendBlockImpl);
 
-BlockResult AttendBlock(const BlockTask& task) { return HWY_DYNAMIC_DISPATCH(AttendBlockImpl)(task); }
+BlockResult AttendBlock(const BlockTask& task) {
+  return HWY_DYNAMIC_DISPATCH(AttendBlockImpl)(task);
+}
 
 }  // namespace smyrf::kernels
 #endif

@@ -33,8 +33,7 @@ HWY_INLINE hn::Vec<hn::Repartition<float, D32>> FloatFromBits(D32 du, hn::Vec<D3
     const auto magnitude = hn::And(bits, hn::Set(du, 0x7FFFU));
     const auto sign = hn::ShiftLeft<16>(hn::Sub(bits, magnitude));
     const auto shifted = hn::ShiftLeft<13>(magnitude);
-    const auto finite =
-        hn::BitCast(du, hn::Mul(hn::BitCast(df, shifted), hn::Set(df, 0x1p112F)));
+    const auto finite = hn::BitCast(du, hn::Mul(hn::BitCast(df, shifted), hn::Set(df, 0x1p112F)));
     const auto special = hn::Or(shifted, hn::Set(du, 0x7F800000U));
     const auto is_special = hn::Gt(magnitude, hn::Set(du, 0x7BFFU));
     return hn::BitCast(df, hn::Or(hn::IfThenElse(is_special, special, finite), sign));
@@ -74,18 +73,17 @@ HWY_INLINE hn::Vec<hn::RebindToUnsigned<D>> BitsFromFloat(D df, hn::Vec<D> value
   const auto is_nan = hn::Gt(magnitude, hn::Set(du, 0x7F800000U));
   if constexpr (kType == DType::kBFloat16) {
     const auto odd = hn::And(hn::ShiftRight<16>(magnitude), hn::Set(du, 1U));
-    const auto rounded =
-        hn::ShiftRight<16>(hn::Add(hn::Add(magnitude, hn::Set(du, 0x7FFFU)), odd));
+    const auto rounded = hn::ShiftRight<16>(hn::Add(hn::Add(magnitude, hn::Set(du, 0x7FFFU)), odd));
     return hn::Or(sign, hn::IfThenElse(is_nan, hn::Set(du, 0x7FC0U), rounded));
   } else {
     // Normal results: re-bias the exponent by 112 and round 13 bits away.
     const auto odd = hn::And(hn::ShiftRight<13>(magnitude), hn::Set(du, 1U));
-    const auto normal = hn::ShiftRight<13>(
-        hn::Add(hn::Sub(magnitude, hn::Set(du, (112U << 23) - 0xFFFU)), odd));
+    const auto normal =
+        hn::ShiftRight<13>(hn::Add(hn::Sub(magnitude, hn::Set(du, (112U << 23) - 0xFFFU)), odd));
     // Subnormal results: adding 1/2 leaves the rounded multiple of 2^-24 in the low bits.
     const auto half = hn::Set(df, 0.5F);
-    const auto tiny = hn::Sub(hn::BitCast(du, hn::Add(hn::BitCast(df, magnitude), half)),
-                              hn::BitCast(du, half));
+    const auto tiny =
+        hn::Sub(hn::BitCast(du, hn::Add(hn::BitCast(df, magnitude), half)), hn::BitCast(du, half));
     const auto is_tiny = hn::Lt(magnitude, hn::Set(du, 113U << 23));
     const auto overflows = hn::Gt(magnitude, hn::Set(du, 0x477FEFFFU));  // from 65520 on
     auto result = hn::IfThenElse(is_tiny, tiny, normal);
@@ -107,8 +105,8 @@ HWY_INLINE void StoreNarrow(const float* source, std::int64_t count, std::uint16
   }
   const hn::CappedTag<float, 1> d1;
   for (; i < count; ++i) {
-    target[i] = static_cast<std::uint16_t>(
-        hn::GetLane(BitsFromFloat<kType>(d1, hn::Set(d1, source[i]))));
+    target[i] =
+        static_cast<std::uint16_t>(hn::GetLane(BitsFromFloat<kType>(d1, hn::Set(d1, source[i]))));
   }
 }
 

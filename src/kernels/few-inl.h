@@ -1,5 +1,5 @@
-// The tile products for a handful of queries, where lanes of queries would be mostly empty: lanes run
-// along D for the scores, along the keys for softmax, along Dv for the output.
+// The tile products for a handful of queries, where lanes of queries would be mostly empty: lanes
+// run along D for the scores, along the keys for softmax, along Dv for the output.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -67,7 +67,8 @@ HWY_INLINE float FewSoftmax(std::int64_t count, float& max, float& sum, float* s
   return rescale;
 }
 
-/// o (depth) = o * rescale + sum over j of s[j] * rows[j] (depth), kVectors vectors from `first` on.
+/// o (depth) = o * rescale + sum over j of s[j] * rows[j] (depth), kVectors vectors from `first`
+/// on.
 template <int kVectors_>
 HWY_INLINE void FewValuesMicro(const float* s, const float* const* rows, std::int64_t count,
                                std::int64_t first, float rescale, float* o) {

@@ -1,4 +1,5 @@
-// One element at a time between float32 and the narrow types. Rows go through kernels/convert-inl.h.
+// One element at a time between float32 and the narrow types. Rows go through
+// kernels/convert-inl.h.
 #pragma once
 
 #include <bit>

@@ -12,6 +12,7 @@ int DefaultThreads();
 
 /// Calls body(i) for every i in [0, count), on at most `num_threads` threads (0: DefaultThreads()),
 /// in no fixed order. The first exception is thrown again after all threads have stopped.
-void ParallelFor(std::int64_t count, int num_threads, const std::function<void(std::int64_t)>& body);
+void ParallelFor(std::int64_t count, int num_threads,
+                 const std::function<void(std::int64_t)>& body);
 
 }  // namespace smyrf

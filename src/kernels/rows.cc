@@ -93,8 +93,7 @@ void ProjectRowsImpl(const ProjectTask& task) {
   const float* pointers[kBlockRows];
   float* converted = scratch.converted.Need(static_cast<std::size_t>(kBlockRows * task.depth));
   for (std::int64_t i = 0; i < rows; ++i) {
-    LoadRow(task.rows.Row(task.begin + i), task.rows.dtype, task.depth,
-            converted + i * task.depth);
+    LoadRow(task.rows.Row(task.begin + i), task.rows.dtype, task.depth, converted + i * task.depth);
     pointers[i] = converted + i * task.depth;
   }
   float* x = scratch.transposed.Need(static_cast<std::size_t>(kBlockRows * task.depth));
@@ -102,7 +101,8 @@ void ProjectRowsImpl(const ProjectTask& task) {
   TransposeRows(pointers, rows, task.depth, task.factor, kBlockRows, x);
   for (std::int64_t i = 0; i < rows; ++i) {
     float norm = 0.0F;
-    for (std::int64_t c = 0; c < task.depth; ++c) norm += x[c * kBlockRows + i] * x[c * kBlockRows + i];
+    for (std::int64_t c = 0; c < task.depth; ++c)
+      norm += x[c * kBlockRows + i] * x[c * kBlockRows + i];
     task.norms[task.begin + i] = norm;
   }
   float* products = scratch.products.Need(kDirections * kBlockRows);

@@ -65,8 +65,8 @@ HWY_INLINE void ScoreMicro(const float* const* rows, const float* q, std::int64_
   }
 }
 
-/// o[r][lanes] = o[r][lanes] * rescale[lanes] + sum over keys j of rows[j][first + r] * p[j][lanes]:
-/// kRows value columns by kCols vectors of queries.
+/// o[r][lanes] = o[r][lanes] * rescale[lanes] + sum over keys j of rows[j][first + r] *
+/// p[j][lanes]: kRows value columns by kCols vectors of queries.
 template <int kRows, int kCols>
 HWY_INLINE void ValueMicro(const float* const* rows, std::int64_t first, const float* p,
                            std::int64_t count, const float* rescale, float* o) {

@@ -48,7 +48,10 @@ struct Hashed {
 
   Hashed(const TensorView& tensor, std::int64_t b,
          const std::vector<std::vector<std::int32_t>>& valid_rows, std::int64_t rounds_)
-      : view(tensor), batch_index(b), heads(tensor.shape[1]), rows(tensor.shape[2]),
+      : view(tensor),
+        batch_index(b),
+        heads(tensor.shape[1]),
+        rows(tensor.shape[2]),
         rounds(rounds_) {
     if (!valid_rows.empty()) {
       valid = valid_rows[static_cast<std::size_t>(b)];
@@ -128,76 +131,84 @@ void PairClusters(std::int64_t clusters, HeadPlan& head) {
   }
 }
 
+/// The plans of all rounds and query heads of batch entry b.
+void PlanBatchEntry(const Problem& problem, const Directions& directions, std::int64_t b,
+                    int threads, Plan& plan) {
+  Hashed queries(problem.query, b, plan.valid_queries, plan.n_hashes);
+  Hashed keys(problem.key, b, plan.valid_keys, plan.n_hashes);
+  const auto head_plan = [&](std::int64_t round, std::int64_t h) -> HeadPlan& {
+    return plan.heads[static_cast<std::size_t>((round * plan.batch + b) * plan.query_heads + h)];
+  };
+  if (queries.rows == 0 || keys.rows == 0) return;  // no block: outputs are 0 or not valid
+
+  ParallelFor(queries.heads + keys.heads, threads, [&](std::int64_t i) {
+    Hashed& side = i < queries.heads ? queries : keys;
+    const std::int64_t h = i < queries.heads ? i : i - queries.heads;
+    side.largest[static_cast<std::size_t>(h)] =
+        kernels::MaxAbs(side.Head(h), 0, side.rows, plan.depth);
+  });
+  // A power of two that brings a group's largest element to [1, 2): hashing is homogeneous, so
+  // the order stays, and no square overflows or vanishes.
+  std::vector<float> factors(static_cast<std::size_t>(keys.heads), 1.0F);
+  for (std::int64_t g = 0; g < keys.heads; ++g) {
+    float largest = keys.largest[static_cast<std::size_t>(g)];
+    for (std::int64_t h = 0; h < queries.heads; ++h) {
+      if (problem.KeyHead(h) == g) {
+        largest = std::max(largest, queries.largest[static_cast<std::size_t>(h)]);
+      }
+    }
+    if (std::isfinite(largest) && largest > 0.0F) {
+      factors[static_cast<std::size_t>(g)] =
+          std::ldexp(1.0F, -std::clamp(std::ilogb(largest), -126, 126));
+    }
+  }
+  ParallelFor(
+      queries.heads * queries.blocks() + keys.heads * keys.blocks(), threads, [&](std::int64_t i) {
+        const bool is_query = i < queries.heads * queries.blocks();
+        Hashed& side = is_query ? queries : keys;
+        const std::int64_t j = is_query ? i : i - queries.heads * queries.blocks();
+        const std::int64_t h = j / side.blocks();
+        const std::int64_t g = is_query ? problem.KeyHead(h) : h;
+        side.Project(h, j % side.blocks(), factors[static_cast<std::size_t>(g)], directions);
+      });
+
+  const double wanted =
+      std::round(static_cast<double>(keys.rows) / static_cast<double>(plan.cluster_size));
+  const std::int64_t clusters = std::clamp<std::int64_t>(static_cast<std::int64_t>(wanted), 1,
+                                                         std::min(queries.rows, keys.rows));
+  ParallelFor(plan.query_heads * plan.n_hashes, threads, [&](std::int64_t i) {
+    const std::int64_t h = i / plan.n_hashes;
+    const std::int64_t round = i % plan.n_hashes;
+    const std::int64_t g = problem.KeyHead(h);
+    HeadPlan& head = head_plan(round, h);
+    head.dense = clusters == 1;
+    head.non_finite = !std::isfinite(queries.largest[static_cast<std::size_t>(h)]) ||
+                      !std::isfinite(keys.largest[static_cast<std::size_t>(g)]);
+    if (head.non_finite || (head.dense && round > 0)) return;
+    if (head.dense) {
+      head.query_order = queries.Positions();
+      head.key_order = keys.Positions();
+    } else {
+      const float bound = queries.LargestNorm(h) + keys.LargestNorm(g);
+      const auto r = static_cast<std::size_t>(round);
+      head.query_order = queries.Order(h, round, bound, directions.query_slack[r]);
+      head.key_order = keys.Order(g, round, bound, directions.key_slack[r]);
+    }
+    PairClusters(clusters, head);
+  });
+}
+
 }  // namespace
 
 void PlanLsh(const Problem& problem, Plan& plan) {
   const Directions directions(plan);
   plan.heads.resize(static_cast<std::size_t>(plan.n_hashes * plan.batch * plan.query_heads));
-  for (std::int64_t b = 0; b < problem.batch; ++b) {
-    Hashed queries(problem.query, b, plan.valid_queries, plan.n_hashes);
-    Hashed keys(problem.key, b, plan.valid_keys, plan.n_hashes);
-    const auto head_plan = [&](std::int64_t round, std::int64_t h) -> HeadPlan& {
-      return plan.heads[static_cast<std::size_t>((round * plan.batch + b) * plan.query_heads + h)];
-    };
-    if (queries.rows == 0 || keys.rows == 0) continue;  // no block: outputs are 0 or not valid
-
-    const auto threads = problem.num_threads;
-    ParallelFor(queries.heads + keys.heads, threads, [&](std::int64_t i) {
-      Hashed& side = i < queries.heads ? queries : keys;
-      const std::int64_t h = i < queries.heads ? i : i - queries.heads;
-      side.largest[static_cast<std::size_t>(h)] =
-          kernels::MaxAbs(side.Head(h), 0, side.rows, plan.depth);
-    });
-    // A power of two that brings a group's largest element to [1, 2): hashing is homogeneous, so
-    // the order stays, and no square overflows or vanishes.
-    std::vector<float> factors(static_cast<std::size_t>(keys.heads), 1.0F);
-    for (std::int64_t g = 0; g < keys.heads; ++g) {
-      float largest = keys.largest[static_cast<std::size_t>(g)];
-      for (std::int64_t h = 0; h < queries.heads; ++h) {
-        if (problem.KeyHead(h) == g) {
-          largest = std::max(largest, queries.largest[static_cast<std::size_t>(h)]);
-        }
-      }
-      if (std::isfinite(largest) && largest > 0.0F) {
-        factors[static_cast<std::size_t>(g)] = std::ldexp(1.0F, -std::clamp(std::ilogb(largest), -126, 126));
-      }
-    }
-    ParallelFor(queries.heads * queries.blocks() + keys.heads * keys.blocks(), threads,
-                [&](std::int64_t i) {
-                  const bool is_query = i < queries.heads * queries.blocks();
-                  Hashed& side = is_query ? queries : keys;
-                  const std::int64_t j = is_query ? i : i - queries.heads * queries.blocks();
-                  const std::int64_t h = j / side.blocks();
-                  const std::int64_t g = is_query ? problem.KeyHead(h) : h;
-                  side.Project(h, j % side.blocks(), factors[static_cast<std::size_t>(g)],
-                               directions);
-                });
-
-    const double wanted = std::round(static_cast<double>(keys.rows) /
-                                     static_cast<double>(plan.cluster_size));
-    const std::int64_t clusters =
-        std::clamp<std::int64_t>(static_cast<std::int64_t>(wanted), 1, std::min(queries.rows, keys.rows));
-    ParallelFor(plan.query_heads * plan.n_hashes, threads, [&](std::int64_t i) {
-      const std::int64_t h = i / plan.n_hashes;
-      const std::int64_t round = i % plan.n_hashes;
-      const std::int64_t g = problem.KeyHead(h);
-      HeadPlan& head = head_plan(round, h);
-      head.dense = clusters == 1;
-      head.non_finite = !std::isfinite(queries.largest[static_cast<std::size_t>(h)]) ||
-                        !std::isfinite(keys.largest[static_cast<std::size_t>(g)]);
-      if (head.non_finite || (head.dense && round > 0)) return;
-      if (head.dense) {
-        head.query_order = queries.Positions();
-        head.key_order = keys.Positions();
-      } else {
-        const float bound = queries.LargestNorm(h) + keys.LargestNorm(g);
-        const auto r = static_cast<std::size_t>(round);
-        head.query_order = queries.Order(h, round, bound, directions.query_slack[r]);
-        head.key_order = keys.Order(g, round, bound, directions.key_slack[r]);
-      }
-      PairClusters(clusters, head);
-    });
-  }
+  // Threads share the batch where it is large enough, else the heads and rounds of one entry.
+  const int threads = problem.num_threads > 0 ? problem.num_threads : DefaultThreads();
+  const bool over_batch = problem.batch >= 2 * threads;
+  ParallelFor(problem.batch, over_batch ? threads : 1, [&](std::int64_t b) {
+    PlanBatchEntry(problem, directions, b, over_batch ? 1 : threads, plan);
+  });
 }
 
 }  // namespace smyrf

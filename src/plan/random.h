@@ -19,7 +19,8 @@ inline std::uint64_t RandomBits(std::uint64_t seed, std::uint64_t stream, std::u
   return mix(mix(mix(seed + kGolden) + stream * kGolden) + (counter + 1) * kGolden);
 }
 
-/// ln x for finite x > 0: 2 atanh((m - 1) / (m + 1)) with x = m 2^e and m near 1. Error below 1e-15.
+/// ln x for finite x > 0: 2 atanh((m - 1) / (m + 1)) with x = m 2^e and m near 1. Error below
+/// 1e-15.
 inline double PortableLog(double x) {
   int exponent = 0;
   double m = std::frexp(x, &exponent);  // in [1/2, 1)
