@@ -173,7 +173,7 @@ struct Call {
     options.is_causal = ToBool("is_causal", is_causal);
     options.enable_gqa = ToBool("enable_gqa", enable_gqa);
     options.scale = ToNumber<double>("scale", scale, "a finite number or None for 1/sqrt(D)");
-    constexpr const char* kDial = "an integer of at least 1 or None for the default";
+    constexpr const char* kDial = "an integer of at least 1, or None for the default";
     options.n_hashes = ToNumber<std::int64_t>("n_hashes", n_hashes, kDial);
     options.cluster_size = ToNumber<std::int64_t>("cluster_size", cluster_size, kDial);
     options.seed =

@@ -38,6 +38,7 @@ void FillStatistics(const Plan& plan, Statistics& statistics) {
   statistics.query_heads = plan.query_heads;
   statistics.instruction_set = kernels::InstructionSet();
   statistics.heads.assign(static_cast<std::size_t>(plan.batch * plan.query_heads), {});
+  std::int64_t dense_heads = 0;
   for (std::int64_t b = 0; b < plan.batch; ++b) {
     for (std::int64_t h = 0; h < plan.query_heads; ++h) {
       auto& head = statistics.heads[static_cast<std::size_t>(b * plan.query_heads + h)];
@@ -45,8 +46,13 @@ void FillStatistics(const Plan& plan, Statistics& statistics) {
       if (plan.method == Method::kLsh) {
         head.dense = plan.head(0, b, h).dense;
         head.non_finite = plan.head(0, b, h).non_finite;
+        dense_heads += head.dense ? 1 : 0;
       }
     }
+  }
+  if (dense_heads > 0) {
+    statistics.reason += Message("; ", dense_heads, " of ", statistics.heads.size(),
+                                 " heads have a single cluster: done as dense, once");
   }
 }
 

@@ -142,9 +142,9 @@ std::vector<std::vector<std::int32_t>> ValidRows(const std::optional<TensorView>
   return valid;
 }
 
-void CheckDial(const char* name, const std::optional<std::int64_t>& dial) {
-  if (dial && *dial < 1) {
-    Fail(ErrorKind::kValue, name, ": got ", *dial, ", accepted are integers of at least 1");
+void CheckDial(const char* name, const std::optional<std::int64_t>& dial, std::int64_t most) {
+  if (dial && (*dial < 1 || *dial > most)) {
+    Fail(ErrorKind::kValue, name, ": got ", *dial, ", accepted are integers from 1 to ", most);
   }
 }
 
@@ -238,8 +238,8 @@ Problem CheckProblem(const Arguments& arguments, const Options& options, bool wi
 }
 
 Plan CheckMethod(const Arguments& arguments, const Options& options, const Problem& problem) {
-  CheckDial("n_hashes", options.n_hashes);
-  CheckDial("cluster_size", options.cluster_size);
+  CheckDial("n_hashes", options.n_hashes, kMaxHashes);
+  CheckDial("cluster_size", options.cluster_size, kMaxRows);
   Plan plan;
   plan.method = options.method == Method::kLsh ? Method::kLsh : Method::kDense;
   plan.reason = options.method == Method::kAuto ? "auto is dense in this release" : "asked for";

@@ -28,7 +28,7 @@ struct Options {
   std::optional<Window> window{};
   /// Lets keys have fewer heads: query head h uses key head h / (Hq / Hkv).
   bool enable_gqa = false;
-  /// Rounds of hashing (`lsh` only, at least 1). Default kDefaultHashes.
+  /// Rounds of hashing (`lsh` only, 1 to kMaxHashes). Default kDefaultHashes.
   std::optional<std::int64_t> n_hashes{};
   /// Keys a cluster (`lsh` only, at least 1). Default kDefaultClusterSize.
   std::optional<std::int64_t> cluster_size{};
@@ -39,6 +39,7 @@ struct Options {
 };
 
 inline constexpr std::int64_t kDefaultHashes = 8;
+inline constexpr std::int64_t kMaxHashes = 4096;
 inline constexpr std::int64_t kDefaultClusterSize = 32;
 inline constexpr std::int64_t kMaxHeadDimension = 512;
 

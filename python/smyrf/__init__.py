@@ -71,7 +71,7 @@ def attention(
         enable_gqa: lets keys have fewer heads: query head h uses key head h // (Hq / Hkv).
         method: "dense" (every allowed pair), "lsh" (balanced clusters of an asymmetric hash, SMYRF,
             Daras et al., NeurIPS 2020) or "auto", which in this release is "dense".
-        n_hashes: rounds of hashing, at least 1, default 8. `lsh` only.
+        n_hashes: rounds of hashing, 1 to 4096, default 8. `lsh` only.
         cluster_size: keys a cluster, at least 1, default 32. `lsh` only.
         seed: chooses the hash directions, 0 to 2^64 - 1. `lsh` only.
         window: (left, right): query i sees keys from i + Nk - Nq - left to i + Nk - Nq + right;

@@ -9,6 +9,7 @@ double Plan::density(std::int64_t batch_index, std::int64_t head_index) const {
   double columns = 0.0;
   for (std::int64_t round = 0; round < rounds(); ++round) {
     const HeadPlan& plan = head(round, batch_index, head_index);
+    if (plan.non_finite) return 0.0;  // nothing is evaluated: the output is NaN
     if (round == 0) {
       rows = static_cast<double>(plan.query_order.size());
       columns = static_cast<double>(plan.key_order.size());
