@@ -26,7 +26,8 @@ namespace {
 
 /// Keys a tile: scores of 64 queries by 128 keys and 128 rows of k and of v at D = 64 are 96 KB.
 constexpr std::int64_t kTileKeys = 128;
-/// Blocks of at most so many queries take the kernel whose lanes run along D.
+/// Blocks of at most so many queries, and at most a quarter of a vector, take the kernel whose
+/// lanes run along D (measured at D 64, Nk 2048: break-even at 4 to 5 of 16 lanes, 2 to 3 of 8).
 constexpr std::int64_t kFewRows = 4;
 constexpr float kLog2E = 1.44269504088896340736F;
 constexpr float kLn2 = 0.69314718055994530942F;
@@ -307,8 +308,11 @@ BlockResult AttendFew(const BlockTask& task, Scratch& scratch) {
 
 BlockResult AttendBlockImpl(const BlockTask& task) {
   Scratch& scratch = ThreadScratch();
-  return task.query_end - task.query_begin <= kFewRows ? AttendFew(task, scratch)
-                                                       : AttendLanes(task, scratch);
+  const std::int64_t rows = task.query_end - task.query_begin;
+  const auto quarter =
+      std::max<std::int64_t>(1, static_cast<std::int64_t>(hn::Lanes(FloatTag())) / 4);
+  return rows <= std::min(kFewRows, quarter) ? AttendFew(task, scratch)
+                                             : AttendLanes(task, scratch);
 }
 
 }  // namespace smyrf::kernels::HWY_NAMESPACE
