@@ -57,7 +57,32 @@ class Layer:
     owner: weakref.ref[nn.Module]
 
 
-layers: weakref.WeakKeyDictionary[nn.Module, Layer] = weakref.WeakKeyDictionary()
+# By id of the module. A WeakKeyDictionary would do, but torch.compile guards all its keys: any
+# other model that comes or goes would void a compiled graph.
+_layers: dict[int, Layer] = {}
+_ends: dict[int, weakref.finalize[..., nn.Module]] = {}
+
+
+def keep(module: nn.Module, layer: Layer) -> None:
+    """Keep a module's options as long as the module lives, in place of any before."""
+    forget(module)
+    _layers[id(module)] = layer
+    _ends[id(module)] = weakref.finalize(module, _drop, id(module))
+    _ends[id(module)].atexit = False
+
+
+def kept(module: nn.Module) -> Layer | None:
+    return _layers.get(id(module))
+
+
+def forget(module: nn.Module) -> None:
+    if id(module) in _layers:
+        _ends[id(module)].detach()
+        _drop(id(module))
+
+
+def _drop(key: int) -> None:
+    del _layers[key], _ends[key]
 
 
 def attention_forward(
@@ -91,7 +116,7 @@ def attention_forward(
     Raises:
         NotImplementedError: a keyword or a mask that smyrf, or the layer's method, can't take.
     """
-    layer = layers.get(module)
+    layer = kept(module)
     name = layer.name if layer is not None else _default_name(module)
     _refuse_keywords(name, dropout, kwargs)
     queries, keys = query.shape[2], key.shape[2]
@@ -141,12 +166,11 @@ def _call(
     try:
         # A compiler can't follow a ContextVar; records of a compiled graph have no layer name.
         if torch.compiler.is_compiling() or collector.active() is None:
-            return smyrf.attention(query, key, value, **options)
-        token = collector.layer.set(name)
-        try:
-            return smyrf.attention(query, key, value, **options)
-        finally:
-            collector.layer.reset(token)
+            out: torch.Tensor = smyrf.attention(query, key, value, **options)
+            return out
+        with collector.calling(name):
+            out = smyrf.attention(query, key, value, **options)
+        return out
     except NotImplementedError as error:
         raise NotImplementedError(f"{name}: {error}{_advice(name, module, options)}") from error
 

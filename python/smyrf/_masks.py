@@ -126,7 +126,8 @@ def smyrf_mask(
     if band is not None and flat and not unread:
         used_keys = _used_keys(band, q_length, kv_length, int(q_offset) - kv_offset)
     if band is None or used_keys is None:
-        return masking_utils.sdpa_mask(**arguments)
+        full: torch.Tensor | None = masking_utils.sdpa_mask(**arguments)
+        return full
     arguments.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
     return PatternMask(
         torch.Size((batch_size, 1, q_length, kv_length)),

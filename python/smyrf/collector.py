@@ -91,7 +91,7 @@ class Collector:
         error = None
         if any(collector.errors for collector in collectors):
             error = _error_against_dense(query, key, value, out, options)
-        record = Record(layer.get(), statistics, _shape(query, key, value, options), error)
+        record = Record(_layer.get(), statistics, _shape(query, key, value, options), error)
         for collector in collectors:
             wants_all = collector.errors or error is None
             collector.records.append(record if wants_all else replace(record, relative_error=None))
@@ -99,8 +99,7 @@ class Collector:
 
 _active: ContextVar[Collector | None] = ContextVar("smyrf_collector", default=None)
 
-# Qualified name of the layer that is calling; set by `smyrf.transformers` while a block is open.
-layer: ContextVar[str | None] = ContextVar("smyrf_layer", default=None)
+_layer: ContextVar[str | None] = ContextVar("smyrf_layer", default=None)
 
 
 def active() -> Collector | None:
@@ -129,6 +128,16 @@ def collect(errors: bool = False) -> Iterator[list[Record]]:
         yield collector.records
     finally:
         _active.reset(token)
+
+
+@contextmanager
+def calling(name: str) -> Iterator[None]:
+    """Inside the block calls are those of the layer of this name."""
+    token = _layer.set(name)
+    try:
+        yield
+    finally:
+        _layer.reset(token)
 
 
 @contextmanager

@@ -23,8 +23,8 @@ from transformers import (
 )
 
 import smyrf
-from smyrf import _forward, collector
-from smyrf._forward import Layer, attention_forward
+from smyrf import collector
+from smyrf._forward import Layer, attention_forward, forget, keep, kept
 from smyrf._masks import smyrf_mask
 
 NAME = "smyrf"
@@ -91,7 +91,7 @@ def enable(
         )
     chosen = _choose(found, layers)
     for name, module in found.items():
-        known = _forward.layers.get(module)
+        known = kept(module)
         owner = None if known is None else known.owner()
         if owner is not None and owner is not model:
             raise ValueError(
@@ -105,13 +105,14 @@ def enable(
         _set_implementation(config, NAME)
     for name, module in found.items():
         taken = name in chosen
-        _forward.layers[module] = Layer(
+        layer = Layer(
             name=name,
             method=method if taken else "dense",
             dials=dials if taken else {},
             self_attention=_is_self_attention(name, module),
             owner=weakref.ref(model),
         )
+        keep(module, layer)
     return chosen
 
 
@@ -129,9 +130,9 @@ def disable(model: PreTrainedModel) -> None:
     for config, original in _originals.pop(model):
         _set_implementation(config, original)
     for module in model.modules():
-        known = _forward.layers.get(module)
+        known = kept(module)
         if known is not None and known.owner() is model:
-            del _forward.layers[module]
+            forget(module)
 
 
 def _check_dials(method: str, dials: Mapping[str, Any]) -> None:

@@ -1,170 +1,36 @@
 """Models of transformers with smyrf's attention: framework tests, relative to their own `sdpa`.
 
-Small models with seeded random weights carry the semantics (masks, caches, switching); the weights
-are wide enough that a wrong mask moves outputs far beyond the bounds. MiniLM's real weights carry
+Small models carry the semantics (masks, caches, gradients, compilation), MiniLM's real weights
 what is said about error.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from transformers import PreTrainedModel
+from small_models import (
+    BATCH,
+    LENGTH,
+    MODELS,
+    assert_close,
+    build,
+    features,
+    inputs_for,
+    padding,
+    run,
+    tokens,
+    valid,
+)
 
 import smyrf
 import smyrf.transformers
 from smyrf import _forward
 from smyrf.models import find_model, load_model
-
-SIZES = {
-    "vocab_size": 100,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-GROUPED = {**SIZES, "num_key_value_heads": 2}
-BART = {
-    "vocab_size": 100,
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 64,
-    "decoder_ffn_dim": 64,
-    "init_std": 0.2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "decoder_start_token_id": 3,
-}
-VISION = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "image_size": 16,
-    "patch_size": 4,
-    "initializer_range": 0.2,
-}
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "Bert": ("BertModel", SIZES),
-    "Roberta": ("RobertaModel", SIZES),
-    "DistilBert": (
-        "DistilBertModel",
-        {"vocab_size": 100, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
-    ),
-    "ModernBert": (
-        "ModernBertModel",
-        {**SIZES, "local_attention": 4, "global_attn_every_n_layers": 2},
-    ),
-    "BertDecoder": ("BertModel", {**SIZES, "is_decoder": True, "add_cross_attention": True}),
-    "ViT": ("ViTModel", VISION),
-    "Llama": ("LlamaForCausalLM", GROUPED),
-    "LlamaBothWays": ("LlamaModel", {**GROUPED, "is_causal": False}),
-    "Mistral": ("MistralForCausalLM", {**GROUPED, "sliding_window": 4}),
-    "Gemma2": ("Gemma2ForCausalLM", {**GROUPED, "head_dim": 8}),
-    "GPT2": ("GPT2LMHeadModel", {"vocab_size": 100, "n_embd": 32, "n_layer": 2, "n_head": 4}),
-    "Bart": ("BartModel", BART),
-    "Whisper": (
-        "WhisperForConditionalGeneration",
-        {
-            **BART,
-            "max_source_positions": 30,
-            "max_target_positions": 40,
-            "num_mel_bins": 8,
-            "suppress_tokens": None,
-            "begin_suppress_tokens": None,
-        },
-    ),
-    "T5": ("T5Model", {"vocab_size": 100, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2}),
-    # Chunked and mixed patterns: masks that are no plain pattern.
-    "Llama4": (
-        "Llama4ForCausalLM",
-        {
-            **GROUPED,
-            "head_dim": 8,
-            "attention_chunk_size": 4,
-            "num_local_experts": 2,
-            "intermediate_size_mlp": 64,
-        },
-    ),
-}
-BATCH, LENGTH = 3, 11
-
-
-def build(name: str) -> Any:
-    torch.manual_seed(7)
-    kind, settings = MODELS[name]
-    model_class = getattr(transformers, kind)
-    config = model_class.config_class(**settings)
-    return model_class(config).eval()
-
-
-def padding(side: str) -> torch.Tensor:
-    mask = torch.ones(BATCH, LENGTH, dtype=torch.long)
-    mask[0, 7:] = 0
-    mask[2, 4:] = 0
-    return mask if side == "right" else mask.flip(1)
-
-
-def tokens() -> torch.Tensor:
-    generator = torch.Generator().manual_seed(3)
-    return torch.randint(5, 90, (BATCH, LENGTH), generator=generator)
-
-
-def features() -> torch.Tensor:
-    return torch.randn(BATCH, 8, 60, generator=torch.Generator().manual_seed(5))
-
-
-def inputs_for(name: str, side: str) -> dict[str, torch.Tensor]:
-    if name == "ViT":
-        generator = torch.Generator().manual_seed(4)
-        return {"pixel_values": torch.randn(BATCH, 3, 16, 16, generator=generator)}
-    ids = tokens()
-    masked = {} if side == "none" else {"attention_mask": padding(side)}
-    if name == "Whisper":
-        inputs = {"input_features": features(), "decoder_input_ids": ids}
-        return inputs | {f"decoder_{key}": mask for key, mask in masked.items()}
-    if name in ("Bart", "T5"):
-        decoder = {"decoder_input_ids": ids.flip(0)}
-        if side != "none":
-            other = {"left": "right", "right": "left"}[side]
-            decoder["decoder_attention_mask"] = padding(other)
-        return {"input_ids": ids} | masked | decoder
-    if name == "BertDecoder":
-        states = torch.randn(BATCH, 9, 32, generator=torch.Generator().manual_seed(6))
-        masked["encoder_hidden_states"] = states
-        masked["encoder_attention_mask"] = padding("right")[:, :9]
-    return {"input_ids": ids} | masked
-
-
-def run(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    with torch.no_grad():
-        output: torch.Tensor = model(**inputs)[0]
-    return output
-
-
-def valid(output: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    mask = inputs.get("decoder_attention_mask", inputs.get("attention_mask"))
-    return output if mask is None else output[mask.bool()]
-
-
-def assert_close(got: torch.Tensor, want: torch.Tensor) -> None:
-    assert want.std() > 0.05, "outputs too small for the bound to mean anything"
-    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
-
 
 PADDED = [
     (name, side)
@@ -294,172 +160,6 @@ def test_lsh_padded_batch_equals_one_by_one(side: str) -> None:
     assert (batch - dense)[mask.bool()].abs().max() > 0.05
 
 
-def test_only_attn_implementation_differs_while_enabled() -> None:
-    model = build("Whisper")
-
-    def state() -> Any:
-        modules = {
-            name: {key: id(value) for key, value in vars(module).items()}
-            for name, module in model.named_modules()
-        }
-        hooks = {name: len(module._forward_hooks) for name, module in model.named_modules()}
-        weights = {name: value.data_ptr() for name, value in model.state_dict().items()}
-        return modules, hooks, weights, model.config.to_dict()
-
-    before = state()
-    smyrf.transformers.enable(model, method="lsh", layers="model.encoder.*", cluster_size=4)
-    assert model.config._attn_implementation == "smyrf"
-    assert state() == before
-    smyrf.transformers.disable(model)
-    assert model.config._attn_implementation == "sdpa"
-    assert state() == before
-
-
-def composite() -> Any:
-    torch.manual_seed(7)
-    config = transformers.CLIPConfig(
-        text_config={**SIZES, "max_position_embeddings": 16}, vision_config=VISION
-    )
-    model = transformers.CLIPModel(config).eval()
-    model.set_attn_implementation({"text_config": "sdpa", "vision_config": "eager"})
-    return model
-
-
-def test_nested_configs_are_switched_and_each_gets_its_own_back() -> None:
-    model = composite()
-    configs = (model.config, model.config.text_config, model.config.vision_config)
-    before = [config._attn_implementation for config in configs]
-    assert before[1:] == ["sdpa", "eager"]
-    inputs = {
-        "input_ids": tokens(),
-        "attention_mask": padding("right"),
-        "pixel_values": inputs_for("ViT", "none")["pixel_values"],
-    }
-    want = run(model, inputs)
-    smyrf.transformers.enable(model)
-    assert [config._attn_implementation for config in configs[1:]] == ["smyrf", "smyrf"]
-    with smyrf.collect() as records:
-        assert_close(run(model, inputs), want)
-    assert len({record.layer for record in records}) == 4
-    smyrf.transformers.disable(model)
-    assert [config._attn_implementation for config in configs] == before
-
-
-def test_a_submodel_can_be_enabled_alone_but_not_under_two_owners() -> None:
-    model = composite()
-    smyrf.transformers.enable(model.vision_model, method="lsh", cluster_size=4)
-    assert model.config.text_config._attn_implementation == "sdpa"
-    with pytest.raises(ValueError, match=r"already enabled through another .*CLIPVision"):
-        smyrf.transformers.enable(model)
-    assert model.config.text_config._attn_implementation == "sdpa"
-    smyrf.transformers.disable(model.vision_model)
-    assert model.config.vision_config._attn_implementation == "eager"
-
-
-@pytest.fixture
-def whisper() -> Iterator[Any]:
-    model = build("Whisper")
-    yield model
-    if model in smyrf.transformers._originals:
-        smyrf.transformers.disable(model)
-
-
-def methods(model: Any) -> dict[str | None, str]:
-    with smyrf.collect() as records:
-        run(model, inputs_for("Whisper", "left"))
-    return {record.layer: record.statistics.method for record in records}
-
-
-ENCODER = {f"model.encoder.layers.{i}.self_attn" for i in range(2)}
-
-
-@pytest.mark.parametrize(
-    "layers",
-    ["model.encoder.*", lambda name, module: ".encoder." in name and not module.is_causal],
-    ids=["pattern", "callable"],
-)
-def test_layers_choose_who_takes_the_method(whisper: Any, layers: Any) -> None:
-    chosen = smyrf.transformers.enable(whisper, method="lsh", layers=layers, cluster_size=4)
-    assert set(chosen) == ENCODER
-    taken = methods(whisper)
-    assert {name for name, method in taken.items() if method == "lsh"} == ENCODER
-    assert sum(method == "dense" for method in taken.values()) == 4
-
-
-def test_enabling_again_replaces_everything(whisper: Any) -> None:
-    smyrf.transformers.enable(whisper, method="lsh", layers="model.encoder.*", cluster_size=4)
-    smyrf.transformers.enable(whisper, method="lsh", layers="model.encoder.layers.1.*")
-    taken = methods(whisper)
-    assert [name for name, method in taken.items() if method == "lsh"] == [
-        "model.encoder.layers.1.self_attn"
-    ]
-    smyrf.transformers.disable(whisper)
-    assert whisper.config._attn_implementation == "sdpa"
-
-
-def test_a_causal_layer_says_how_to_leave_it_out(whisper: Any) -> None:
-    smyrf.transformers.enable(whisper, method="lsh", cluster_size=4)
-    with pytest.raises(NotImplementedError) as caught:
-        run(whisper, inputs_for("Whisper", "left"))
-    said = str(caught.value)
-    assert said.startswith("model.decoder.layers.0.self_attn: ")
-    advice = said[said.index("layers=lambda") + len("layers=") :].rsplit(", ...)", 1)[0]
-    smyrf.transformers.enable(whisper, method="lsh", layers=eval(advice), cluster_size=4)
-    taken = methods(whisper)
-    # Cross-attention takes lsh, causal self-attention stays dense.
-    assert sum(method == "lsh" for method in taken.values()) == 4
-    assert sum(method == "dense" for method in taken.values()) == 2
-
-
-def test_a_full_mask_says_how_to_leave_the_layer_out() -> None:
-    model = build("ModernBert")
-    smyrf.transformers.enable(model, method="lsh")
-    with pytest.raises(NotImplementedError, match=r"layers\.1\.attn: .*name != 'layers\.1\.attn'"):
-        run(model, inputs_for("ModernBert", "right"))
-
-
-def test_bad_requests_change_nothing(whisper: Any) -> None:
-    enable: Callable[..., Any] = smyrf.transformers.enable
-    with pytest.raises(ValueError, match=r"not enabled; call smyrf\.transformers\.enable"):
-        smyrf.transformers.disable(whisper)
-    with pytest.raises(TypeError, match="n_hash: unknown dial, expected n_hashes, cluster_size"):
-        enable(whisper, method="lsh", n_hash=3)
-    with pytest.raises(ValueError, match="cluster_size"):
-        enable(whisper, method="dense", cluster_size=3)
-    with pytest.raises(ValueError, match="cluster_size"):
-        enable(whisper, method="lsh", cluster_size=0)
-    with pytest.raises(ValueError, match="method"):
-        enable(whisper, method="tree_of_life")
-    with pytest.raises(ValueError, match=r"chooses none .*model\.encoder\.layers\.0\.self_attn"):
-        enable(whisper, layers="encoder.*")
-    with pytest.raises(TypeError, match="layers: got list"):
-        enable(whisper, layers=["model.encoder"])
-    assert whisper.config._attn_implementation == "sdpa"
-    with smyrf.collect() as records:
-        run(whisper, inputs_for("Whisper", "left"))
-    assert not records
-
-
-def test_models_without_the_interface_are_refused() -> None:
-    config = transformers.BloomConfig(vocab_size=100, hidden_size=32, n_layer=1, n_head=4)
-    with pytest.raises(ValueError, match="BloomModel has no module"):
-        smyrf.transformers.enable(transformers.BloomModel(config))
-
-
-def test_nothing_keeps_a_dropped_model_alive() -> None:
-    model: PreTrainedModel | None = build("Bert")
-    gc.collect()
-    before = len(_forward.layers), len(smyrf.transformers._originals)
-    smyrf.transformers.enable(model)
-    assert (len(_forward.layers), len(smyrf.transformers._originals)) == (
-        before[0] + 2,
-        before[1] + 1,
-    )
-    del model
-    gc.collect()
-    assert (len(_forward.layers), len(smyrf.transformers._originals)) == before
-
-
 def call(**keywords: Any) -> torch.Tensor:
     """One layer's call, as models make it."""
     layer = torch.nn.Module()
@@ -534,22 +234,38 @@ def test_forward_works_with_gradients_and_checkpoints_and_backward_says_no() -> 
 
 
 @pytest.mark.parametrize("name", ["Bert", "Llama", "Mistral"])
-def test_compiled_models_follow_a_switch(name: str) -> None:
+def test_compiled_models_are_whole_graphs_with_the_same_result(name: str) -> None:
     torch._dynamo.reset()
     model, inputs = build(name), inputs_for(name, "left")
     want = run(model, inputs)
     smyrf.transformers.enable(model)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     assert_close(valid(run(compiled, inputs), inputs), valid(want, inputs))
-    if name == "Bert":
-        smyrf.transformers.enable(model, method="lsh", n_hashes=1, cluster_size=2)
+
+
+def test_compiled_models_follow_a_switch_and_ignore_other_models() -> None:
+    torch._dynamo.reset()
+    model, inputs = build("Bert"), inputs_for("Bert", "left")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+
+    def methods() -> list[str]:
         with smyrf.collect() as records:
             run(compiled, inputs)
-        assert [record.statistics.method for record in records] == ["lsh", "lsh"]
-    smyrf.transformers.disable(model)
-    with smyrf.collect() as records:
-        run(compiled, inputs)
-    assert not records
+        return [record.statistics.method for record in records]
+
+    model.set_attn_implementation("smyrf")
+    assert methods() == ["dense", "dense"]
+    smyrf.transformers.enable(model, method="lsh", n_hashes=1, cluster_size=2)
+    assert methods() == ["lsh", "lsh"]
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        other = build("Llama")
+        smyrf.transformers.enable(other)
+        assert methods() == ["lsh", "lsh"]
+        del other
+        gc.collect()
+        assert methods() == ["lsh", "lsh"]
+    model.set_attn_implementation("sdpa")
+    assert methods() == []
 
 
 def test_unregistered_layers_are_named_by_class_and_index() -> None:

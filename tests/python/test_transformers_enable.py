@@ -1,0 +1,192 @@
+"""Switching loaded models in place and back: framework tests of `enable` and `disable`."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from small_models import (
+    SIZES,
+    VISION,
+    assert_close,
+    build,
+    inputs_for,
+    padding,
+    run,
+    tokens,
+)
+from transformers import PreTrainedModel
+
+import smyrf
+import smyrf.transformers
+from smyrf import _forward
+
+
+def test_only_attn_implementation_differs_while_enabled() -> None:
+    model = build("Whisper")
+
+    def state() -> Any:
+        modules = {
+            name: {key: id(value) for key, value in vars(module).items()}
+            for name, module in model.named_modules()
+        }
+        hooks = {name: len(module._forward_hooks) for name, module in model.named_modules()}
+        weights = {name: value.data_ptr() for name, value in model.state_dict().items()}
+        return modules, hooks, weights, model.config.to_dict()
+
+    before = state()
+    smyrf.transformers.enable(model, method="lsh", layers="model.encoder.*", cluster_size=4)
+    assert model.config._attn_implementation == "smyrf"
+    assert state() == before
+    smyrf.transformers.disable(model)
+    assert model.config._attn_implementation == "sdpa"
+    assert state() == before
+
+
+def composite() -> Any:
+    torch.manual_seed(7)
+    config = transformers.CLIPConfig(
+        text_config={**SIZES, "max_position_embeddings": 16}, vision_config=VISION
+    )
+    model = transformers.CLIPModel(config).eval()
+    model.set_attn_implementation({"text_config": "sdpa", "vision_config": "eager"})
+    return model
+
+
+def test_nested_configs_are_switched_and_each_gets_its_own_back() -> None:
+    model = composite()
+    configs = (model.config, model.config.text_config, model.config.vision_config)
+    before = [config._attn_implementation for config in configs]
+    assert before[1:] == ["sdpa", "eager"]
+    inputs = {
+        "input_ids": tokens(),
+        "attention_mask": padding("right"),
+        "pixel_values": inputs_for("ViT", "none")["pixel_values"],
+    }
+    want = run(model, inputs)
+    smyrf.transformers.enable(model)
+    assert [config._attn_implementation for config in configs[1:]] == ["smyrf", "smyrf"]
+    with smyrf.collect() as records:
+        assert_close(run(model, inputs), want)
+    assert len({record.layer for record in records}) == 4
+    smyrf.transformers.disable(model)
+    assert [config._attn_implementation for config in configs] == before
+
+
+def test_a_submodel_can_be_enabled_alone_but_not_under_two_owners() -> None:
+    model = composite()
+    smyrf.transformers.enable(model.vision_model, method="lsh", cluster_size=4)
+    assert model.config.text_config._attn_implementation == "sdpa"
+    with pytest.raises(ValueError, match=r"already enabled through another .*CLIPVision"):
+        smyrf.transformers.enable(model)
+    assert model.config.text_config._attn_implementation == "sdpa"
+    smyrf.transformers.disable(model.vision_model)
+    assert model.config.vision_config._attn_implementation == "eager"
+
+
+@pytest.fixture
+def whisper() -> Iterator[Any]:
+    model = build("Whisper")
+    yield model
+    if model in smyrf.transformers._originals:
+        smyrf.transformers.disable(model)
+
+
+def methods(model: Any) -> dict[str | None, str]:
+    with smyrf.collect() as records:
+        run(model, inputs_for("Whisper", "left"))
+    return {record.layer: record.statistics.method for record in records}
+
+
+ENCODER = {f"model.encoder.layers.{i}.self_attn" for i in range(2)}
+
+
+@pytest.mark.parametrize(
+    "layers",
+    ["model.encoder.*", lambda name, module: ".encoder." in name and not module.is_causal],
+    ids=["pattern", "callable"],
+)
+def test_layers_choose_who_takes_the_method(whisper: Any, layers: Any) -> None:
+    chosen = smyrf.transformers.enable(whisper, method="lsh", layers=layers, cluster_size=4)
+    assert set(chosen) == ENCODER
+    taken = methods(whisper)
+    assert {name for name, method in taken.items() if method == "lsh"} == ENCODER
+    assert sum(method == "dense" for method in taken.values()) == 4
+
+
+def test_enabling_again_replaces_everything(whisper: Any) -> None:
+    smyrf.transformers.enable(whisper, method="lsh", layers="model.encoder.*", cluster_size=4)
+    smyrf.transformers.enable(whisper, method="lsh", layers="model.encoder.layers.1.*")
+    taken = methods(whisper)
+    assert [name for name, method in taken.items() if method == "lsh"] == [
+        "model.encoder.layers.1.self_attn"
+    ]
+    smyrf.transformers.disable(whisper)
+    assert whisper.config._attn_implementation == "sdpa"
+
+
+def test_a_causal_layer_says_how_to_leave_it_out(whisper: Any) -> None:
+    smyrf.transformers.enable(whisper, method="lsh", cluster_size=4)
+    with pytest.raises(NotImplementedError) as caught:
+        run(whisper, inputs_for("Whisper", "left"))
+    said = str(caught.value)
+    assert said.startswith("model.decoder.layers.0.self_attn: ")
+    advice = said[said.index("layers=lambda") + len("layers=") :].rsplit(", ...)", 1)[0]
+    smyrf.transformers.enable(whisper, method="lsh", layers=eval(advice), cluster_size=4)
+    taken = methods(whisper)
+    # Cross-attention takes lsh, causal self-attention stays dense.
+    assert sum(method == "lsh" for method in taken.values()) == 4
+    assert sum(method == "dense" for method in taken.values()) == 2
+
+
+def test_a_full_mask_says_how_to_leave_the_layer_out() -> None:
+    model = build("ModernBert")
+    smyrf.transformers.enable(model, method="lsh")
+    with pytest.raises(NotImplementedError, match=r"layers\.1\.attn: .*name != 'layers\.1\.attn'"):
+        run(model, inputs_for("ModernBert", "right"))
+
+
+def test_bad_requests_change_nothing(whisper: Any) -> None:
+    enable: Callable[..., Any] = smyrf.transformers.enable
+    with pytest.raises(ValueError, match=r"not enabled; call smyrf\.transformers\.enable"):
+        smyrf.transformers.disable(whisper)
+    with pytest.raises(TypeError, match="n_hash: unknown dial, expected n_hashes, cluster_size"):
+        enable(whisper, method="lsh", n_hash=3)
+    with pytest.raises(ValueError, match="cluster_size"):
+        enable(whisper, method="dense", cluster_size=3)
+    with pytest.raises(ValueError, match="cluster_size"):
+        enable(whisper, method="lsh", cluster_size=0)
+    with pytest.raises(ValueError, match="method"):
+        enable(whisper, method="tree_of_life")
+    with pytest.raises(ValueError, match=r"chooses none .*model\.encoder\.layers\.0\.self_attn"):
+        enable(whisper, layers="encoder.*")
+    with pytest.raises(TypeError, match="layers: got list"):
+        enable(whisper, layers=["model.encoder"])
+    assert whisper.config._attn_implementation == "sdpa"
+    with smyrf.collect() as records:
+        run(whisper, inputs_for("Whisper", "left"))
+    assert not records
+
+
+def test_models_without_the_interface_are_refused() -> None:
+    config = transformers.BloomConfig(vocab_size=100, hidden_size=32, n_layer=1, n_head=4)
+    with pytest.raises(ValueError, match="BloomModel has no module"):
+        smyrf.transformers.enable(transformers.BloomModel(config))
+
+
+def test_nothing_keeps_a_dropped_model_alive() -> None:
+    model: PreTrainedModel | None = build("Bert")
+    gc.collect()
+    before = len(_forward._layers), len(smyrf.transformers._originals)
+    smyrf.transformers.enable(model)
+    assert (len(_forward._layers), len(smyrf.transformers._originals)) == (
+        before[0] + 2,
+        before[1] + 1,
+    )
+    del model
+    gc.collect()
+    assert (len(_forward._layers), len(smyrf.transformers._originals)) == before
