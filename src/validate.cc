@@ -349,10 +349,10 @@ void CheckOutputs(const Outputs& outputs, const Problem& problem) {
            "memory of its own");
     }
   }
-  const auto [begin, end] = ByteRange(out);
+  const std::pair<std::intptr_t, std::intptr_t> written = ByteRange(out);
   const auto check_apart = [&](const char* name, const TensorView& input) {
     const auto [input_begin, input_end] = ByteRange(input);
-    if (begin < input_end && input_begin < end) {
+    if (written.first < input_end && input_begin < written.second) {
       Fail(ErrorKind::kValue, "out: overlaps the memory of ", name, "; pass a tensor of its own");
     }
   };
