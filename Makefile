@@ -19,7 +19,8 @@ format:
 	@tools/setup.sh release && tools/format.sh
 
 bench:
-	@tools/setup.sh release && .venv/bin/python benchmarks/bench.py
+	@tools/setup.sh release && .venv/bin/python benchmarks/attention.py
+	@.venv/bin/python benchmarks/memory.py
 
 clean:
 	rm -rf build dist python/smyrf/_core* .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -114,7 +114,7 @@ build() {
 }
 
 if ! grep -qE '^ID(_LIKE)?=.*(debian|ubuntu)' /etc/os-release 2>/dev/null; then
-  fail "this set-up knows Debian 12 or newer only; elsewhere, HACKING.md says what to install by hand."
+  fail "this set-up knows Debian 12 and newer only; run it there, in a container for example."
 fi
 install_debian_packages
 
