@@ -5,7 +5,7 @@ set -euo pipefail
 cd -P -- "$(dirname -- "$0")/.."
 mkdir -p build/logs
 exec 9>build/logs/lock
-flock 9 # a second `make` in the same tree waits here
+flock -n 9 || { echo "   waiting for another make in this tree" && flock 9; }
 
 # Measured with `du -sh .venv` and the sizes that pip prints as it downloads.
 download="3.0 GB, 5.4 GB when installed (PyTorch and its CUDA libraries, which the package index offers only together)"

@@ -20,7 +20,8 @@ gcc_headers=$(g++ -print-file-name=include)
 
 check 'C++ tests (ctest)' ctest --preset release
 check 'C++ tests under sanitizers (ctest)' ctest --preset asan-ubsan
-check 'Python tests (pytest)' .venv/bin/python -m pytest
+# A worker that hangs after a fork must end the run, not stop it.
+check 'Python tests (pytest)' timeout 1800 .venv/bin/python -m pytest
 check 'clang-format' .venv/bin/clang-format --dry-run --Werror "${cpp[@]}"
 check 'clang-tidy' xargs -0 -n 1 -P "$(nproc)" .venv/bin/clang-tidy --quiet -p build/release \
   --extra-arg=-idirafter --extra-arg="$gcc_headers" \
