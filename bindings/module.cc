@@ -13,6 +13,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -28,9 +29,13 @@ namespace {
 using smyrf::ErrorKind;
 using smyrf::Fail;
 
-std::string TypeName(nb::handle object) {
-  return nb::cast<std::string>(nb::str(object.type().attr("__name__")));
+/// str(object.name). Through an object: nb::str takes an attribute for one that is a str already.
+std::string Attribute(nb::handle object, const char* name) {
+  const nb::object value = nb::getattr(object, name);
+  return nb::cast<std::string>(nb::str(value));
 }
+
+std::string TypeName(nb::handle object) { return Attribute(object.type(), "__name__"); }
 
 std::string DTypeName(nb::dlpack::dtype dtype) {
   constexpr const char* kNames[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
@@ -38,7 +43,7 @@ std::string DTypeName(nb::dlpack::dtype dtype) {
   return name == "bool" ? name : name + std::to_string(dtype.bits);
 }
 
-smyrf::DType ToDType(const char* name, nb::dlpack::dtype dtype) {
+smyrf::DType ToDType(const char* name, nb::dlpack::dtype dtype, const char* accepted) {
   const auto code = static_cast<nb::dlpack::dtype_code>(dtype.code);
   if (dtype.lanes == 1) {
     if (code == nb::dlpack::dtype_code::Float && dtype.bits == 32) return smyrf::DType::kFloat32;
@@ -46,22 +51,25 @@ smyrf::DType ToDType(const char* name, nb::dlpack::dtype dtype) {
     if (code == nb::dlpack::dtype_code::Bfloat && dtype.bits == 16) return smyrf::DType::kBFloat16;
     if (code == nb::dlpack::dtype_code::Bool && dtype.bits == 8) return smyrf::DType::kBool;
   }
-  Fail(ErrorKind::kType, name, ": got dtype ", DTypeName(dtype),
-       ", accepted are float32, float16 and bfloat16 (and bool for masks); convert it");
+  Fail(ErrorKind::kType, name, ": got dtype ", DTypeName(dtype), ", expected ", accepted,
+       "; convert it");
 }
+
+constexpr const char* kRows = "float32, float16 or bfloat16";
+constexpr const char* kMask = "bool, float32, float16 or bfloat16";
+constexpr const char* kPadding = "bool with True where a row is valid";
 
 /// The array behind a Python object, kept alive; nothing is copied or converted.
 template <class Array>
 class Import {
  public:
-  Import(const char* name, nb::handle object) {
+  Import(const char* name, nb::handle object, const char* accepted = kRows) {
     if (!nb::try_cast(object, array_, false)) {
       // The device is worth a sentence of its own; what else keeps an array out is in its type.
       if (nb::hasattr(object, "device") && nb::hasattr(object, "dtype")) {
         Fail(ErrorKind::kType, name, ": its memory can't be used as it is (", TypeName(object),
-             ", dtype ", nb::cast<std::string>(nb::str(object.attr("dtype"))), ", device ",
-             nb::cast<std::string>(nb::str(object.attr("device"))),
-             "); pass an array of the CPU in native byte order",
+             " of dtype ", Attribute(object, "dtype"), " on device ", Attribute(object, "device"),
+             "); pass one of dtype ", accepted, " on the CPU in native byte order",
              kWritable ? " that can be written to" : "");
       }
       Fail(ErrorKind::kType, name, ": got ", TypeName(object),
@@ -75,7 +83,7 @@ class Import {
       Fail(ErrorKind::kType, name, ": got ", array_.ndim(), " dimensions, at most 4");
     }
     view_.data = array_.data();
-    view_.dtype = ToDType(name, array_.dtype());
+    view_.dtype = ToDType(name, array_.dtype(), accepted);
     view_.rank = static_cast<int>(array_.ndim());
     for (std::size_t i = 0; i < array_.ndim(); ++i) {
       view_.shape[i] = static_cast<std::int64_t>(array_.shape(i));
@@ -106,14 +114,40 @@ std::optional<T> ToNumber(const char* name, nb::handle object, const char* expec
   if (object.is_none()) return std::nullopt;
   T value{};
   if (!nb::try_cast(object, value)) {
-    Fail(ErrorKind::kType, name, ": got ", nb::cast<std::string>(nb::repr(object)), ", expected ",
-         expected);
+    const bool too_large = std::is_integral_v<T> && nb::isinstance<nb::int_>(object);
+    Fail(too_large ? ErrorKind::kValue : ErrorKind::kType, name, ": got ",
+         nb::cast<std::string>(nb::repr(object)), ", expected ", expected);
   }
   return value;
 }
 
 bool ToBool(const char* name, nb::handle object) {
-  return *ToNumber<bool>(name, object, "True or False");
+  bool value = false;
+  if (!nb::try_cast(object, value)) {
+    Fail(ErrorKind::kType, name, ": got ", nb::cast<std::string>(nb::repr(object)),
+         ", expected True or False");
+  }
+  return value;
+}
+
+/// PyTorch's operators have signed integers only, so half of the core's seeds are for C++.
+std::uint64_t ToSeed(nb::handle object) {
+  std::int64_t seed = -1;
+  if (!nb::try_cast(object, seed) || seed < 0) {
+    Fail(nb::isinstance<nb::int_>(object) ? ErrorKind::kValue : ErrorKind::kType, "seed: got ",
+         nb::cast<std::string>(nb::repr(object)), ", expected an integer from 0 to 2^63 - 1");
+  }
+  return static_cast<std::uint64_t>(seed);
+}
+
+const smyrf::Plan* ToPlan(nb::handle object) {
+  if (object.is_none()) return nullptr;
+  const smyrf::Plan* plan = nullptr;
+  if (!nb::try_cast(object, plan)) {
+    Fail(ErrorKind::kType, "plan: got ", TypeName(object),
+         ", expected a smyrf.Plan; make one with smyrf.plan");
+  }
+  return plan;
 }
 
 smyrf::Method ToMethod(nb::handle object) {
@@ -159,15 +193,16 @@ struct Call {
       arguments.value = value->view(heads_last);
     }
     const auto mask = [](const char* name, nb::handle object, std::optional<Input>& keep,
-                         std::optional<smyrf::TensorView>& view) {
+                         std::optional<smyrf::TensorView>& view, const char* accepted) {
       if (object.is_none()) return;
-      keep.emplace(name, object);
+      keep.emplace(name, object, accepted);
       view = keep->view();
     };
-    mask("attn_mask", attn_mask_, attn_mask, arguments.attn_mask);
-    mask("key_padding_mask", key_padding_mask_, key_padding_mask, arguments.key_padding_mask);
+    mask("attn_mask", attn_mask_, attn_mask, arguments.attn_mask, kMask);
+    mask("key_padding_mask", key_padding_mask_, key_padding_mask, arguments.key_padding_mask,
+         kPadding);
     mask("query_padding_mask", query_padding_mask_, query_padding_mask,
-         arguments.query_padding_mask);
+         arguments.query_padding_mask, kPadding);
 
     options.method = ToMethod(method);
     options.is_causal = ToBool("is_causal", is_causal);
@@ -176,8 +211,7 @@ struct Call {
     constexpr const char* kDial = "an integer of at least 1, or None for the default";
     options.n_hashes = ToNumber<std::int64_t>("n_hashes", n_hashes, kDial);
     options.cluster_size = ToNumber<std::int64_t>("cluster_size", cluster_size, kDial);
-    options.seed =
-        ToNumber<std::uint64_t>("seed", seed, "an integer from 0 to 2^64 - 1").value_or(0);
+    options.seed = ToSeed(seed);
     options.num_threads =
         ToNumber<int>("num_threads", num_threads, "a number of threads or None").value_or(0);
     if (!window.is_none()) {
@@ -208,7 +242,8 @@ std::optional<smyrf::Statistics> Attention(
     nb::handle attn_mask, nb::handle key_padding_mask, nb::handle query_padding_mask,
     nb::handle is_causal, nb::handle scale, nb::handle enable_gqa, nb::handle method,
     nb::handle n_hashes, nb::handle cluster_size, nb::handle seed, nb::handle window,
-    nb::handle layout, nb::handle num_threads, const smyrf::Plan* plan, bool with_statistics) {
+    nb::handle layout, nb::handle num_threads, nb::handle plan_, bool with_statistics) {
+  const smyrf::Plan* plan = ToPlan(plan_);
   const Call call(query, key, value, attn_mask, key_padding_mask, query_padding_mask, is_causal,
                   scale, enable_gqa, method, n_hashes, cluster_size, seed, window, layout,
                   num_threads);
@@ -244,7 +279,8 @@ void Reference(nb::handle query, nb::handle key, nb::handle value,
                nb::handle attn_mask, nb::handle key_padding_mask, nb::handle query_padding_mask,
                nb::handle is_causal, nb::handle scale, nb::handle enable_gqa, nb::handle method,
                nb::handle n_hashes, nb::handle cluster_size, nb::handle seed, nb::handle window,
-               nb::handle layout, const smyrf::Plan* plan) {
+               nb::handle layout, nb::handle plan_) {
+  const smyrf::Plan* plan = ToPlan(plan_);
   const Call call(query, key, value, attn_mask, key_padding_mask, query_padding_mask, is_causal,
                   scale, enable_gqa, method, n_hashes, cluster_size, seed, window, layout,
                   nb::int_(1));
@@ -259,6 +295,18 @@ void Reference(nb::handle query, nb::handle key, nb::handle value,
   smyrf::reference(call.arguments, call.options, out.data(), lse.data(), plan);
 }
 
+void CheckIndex(const char* name, std::int64_t index, std::int64_t size) {
+  if (index < 0 || index >= size) {
+    Fail(ErrorKind::kValue, name, ": got ", index, ", expected 0 to ", size - 1);
+  }
+}
+
+double PlanDensity(const smyrf::Plan& plan, std::int64_t batch, std::int64_t head) {
+  CheckIndex("batch", batch, plan.batch);
+  CheckIndex("head", head, plan.query_heads);
+  return plan.density(batch, head);
+}
+
 using Block = std::tuple<std::int32_t, std::int32_t,
                          std::vector<std::tuple<std::int32_t, std::int32_t, bool>>>;
 
@@ -268,13 +316,9 @@ std::tuple<std::vector<std::int32_t>, std::vector<std::int32_t>, std::vector<Blo
     Fail(ErrorKind::kValue,
          "head: the ranges of a dense plan are implicit, every allowed pair once");
   }
-  for (const auto& [name, index, size] : {std::tuple{"round", round, plan.rounds()},
-                                          {"batch", batch, plan.batch},
-                                          {"head", head, plan.query_heads}}) {
-    if (index < 0 || index >= size) {
-      Fail(ErrorKind::kValue, name, ": got ", index, ", accepted are 0 to ", size - 1);
-    }
-  }
+  CheckIndex("round", round, plan.rounds());
+  CheckIndex("batch", batch, plan.batch);
+  CheckIndex("head", head, plan.query_heads);
   const smyrf::HeadPlan& part = plan.head(round, batch, head);
   std::vector<Block> blocks;
   for (const smyrf::QueryBlock& block : part.blocks) {
@@ -319,7 +363,7 @@ NB_MODULE(_core, m) {
       .def_ro("n_hashes", &smyrf::Plan::n_hashes, "Rounds; 0 for 'dense'.")
       .def_ro("cluster_size", &smyrf::Plan::cluster_size, "Keys a cluster; 0 for 'dense'.")
       .def_ro("seed", &smyrf::Plan::seed)
-      .def("density", &smyrf::Plan::density, "batch"_a, "head"_a,
+      .def("density", &PlanDensity, "batch"_a, "head"_a,
            "Evaluated over allowed pairs of one (batch, query head).")
       .def("head", &PlanHead, "round"_a, "batch"_a, "head"_a,
            R"(One round of one (batch, query head) of an 'lsh' plan.
@@ -327,6 +371,8 @@ NB_MODULE(_core, m) {
 Returns (query_order, key_order, blocks): original indices in cluster order, and a list of
 (query_begin, query_end, [(key_begin, key_end, partial), ...]) into those orders.)");
 
+  // A property's own policy would tie an array that owns its memory to the Statistics.
+  constexpr auto kOwned = nb::rv_policy::automatic;
   nb::class_<smyrf::Statistics>(m, "Statistics", "What a call did, by (batch, query head).")
       .def_prop_ro(
           "method", [](const smyrf::Statistics& s) { return smyrf::Name(s.method); },
@@ -337,6 +383,7 @@ Returns (query_order, key_order, blocks): original indices in cluster order, and
           [](const smyrf::Statistics& s) {
             return HeadArray<double>(s, [](const auto& head) { return head.density; });
           },
+          kOwned,
           "(B, Hq) float64: evaluated over allowed pairs; a pair counts as often as it is "
           "evaluated.")
       .def_prop_ro(
@@ -344,42 +391,44 @@ Returns (query_order, key_order, blocks): original indices in cluster order, and
           [](const smyrf::Statistics& s) {
             return HeadArray<double>(s, [](const auto& head) { return head.seconds; });
           },
-          "(B, Hq) float64: thread seconds of execution.")
+          kOwned, "(B, Hq) float64: thread seconds of execution.")
       .def_prop_ro(
           "dense_heads",
           [](const smyrf::Statistics& s) {
             return HeadArray<bool>(s, [](const auto& head) { return head.dense; });
           },
-          "(B, Hq) bool: 'lsh' had a single cluster, done once as dense.")
+          kOwned, "(B, Hq) bool: 'lsh' had a single cluster, done once as dense.")
       .def_prop_ro(
           "non_finite",
           [](const smyrf::Statistics& s) {
             return HeadArray<bool>(s, [](const auto& head) { return head.non_finite; });
           },
-          "(B, Hq) bool: 'lsh' met a valid query or key that is not finite; out is NaN.")
+          kOwned, "(B, Hq) bool: 'lsh' met a valid query or key that is not finite; out is NaN.")
       .def_ro("planning_seconds", &smyrf::Statistics::planning_seconds,
               "Wall seconds; 0 where a plan was passed in.")
       .def_ro("execution_seconds", &smyrf::Statistics::execution_seconds, "Wall seconds.")
       .def_ro("instruction_set", &smyrf::Statistics::instruction_set);
 
-  m.def("attention", &Attention, "query"_a, "key"_a, "value"_a, "out"_a, "lse"_a.none(),
-        "attn_mask"_a.none(), "key_padding_mask"_a.none(), "query_padding_mask"_a.none(),
-        "is_causal"_a, "scale"_a.none(), "enable_gqa"_a, "method"_a, "n_hashes"_a.none(),
-        "cluster_size"_a.none(), "seed"_a, "window"_a.none(), "layout"_a, "num_threads"_a.none(),
+  m.def("attention", &Attention, "query"_a.none(), "key"_a.none(), "value"_a.none(), "out"_a.none(),
+        "lse"_a.none(), "attn_mask"_a.none(), "key_padding_mask"_a.none(),
+        "query_padding_mask"_a.none(), "is_causal"_a.none(), "scale"_a.none(),
+        "enable_gqa"_a.none(), "method"_a.none(), "n_hashes"_a.none(), "cluster_size"_a.none(),
+        "seed"_a.none(), "window"_a.none(), "layout"_a.none(), "num_threads"_a.none(),
         "plan"_a.none(), "with_statistics"_a);
-  m.def("plan", &MakePlan, "query"_a, "key"_a, "attn_mask"_a.none(), "key_padding_mask"_a.none(),
-        "query_padding_mask"_a.none(), "is_causal"_a, "scale"_a.none(), "enable_gqa"_a, "method"_a,
-        "n_hashes"_a.none(), "cluster_size"_a.none(), "seed"_a, "window"_a.none(), "layout"_a,
+  m.def("plan", &MakePlan, "query"_a.none(), "key"_a.none(), "attn_mask"_a.none(),
+        "key_padding_mask"_a.none(), "query_padding_mask"_a.none(), "is_causal"_a.none(),
+        "scale"_a.none(), "enable_gqa"_a.none(), "method"_a.none(), "n_hashes"_a.none(),
+        "cluster_size"_a.none(), "seed"_a.none(), "window"_a.none(), "layout"_a.none(),
         "num_threads"_a.none());
-  m.def("reference", &Reference, "query"_a, "key"_a, "value"_a, "out"_a.noconvert(),
-        "lse"_a.noconvert(), "attn_mask"_a.none(), "key_padding_mask"_a.none(),
-        "query_padding_mask"_a.none(), "is_causal"_a, "scale"_a.none(), "enable_gqa"_a, "method"_a,
-        "n_hashes"_a.none(), "cluster_size"_a.none(), "seed"_a, "window"_a.none(), "layout"_a,
-        "plan"_a.none());
+  m.def("reference", &Reference, "query"_a.none(), "key"_a.none(), "value"_a.none(),
+        "out"_a.noconvert(), "lse"_a.noconvert(), "attn_mask"_a.none(), "key_padding_mask"_a.none(),
+        "query_padding_mask"_a.none(), "is_causal"_a.none(), "scale"_a.none(),
+        "enable_gqa"_a.none(), "method"_a.none(), "n_hashes"_a.none(), "cluster_size"_a.none(),
+        "seed"_a.none(), "window"_a.none(), "layout"_a.none(), "plan"_a.none());
   m.def("instruction_sets", &smyrf::instruction_sets,
         "Instruction sets that this machine and build can run, best first.");
   m.def(
       "force_instruction_set", &smyrf::force_instruction_set, "name"_a,
       "Restrict dispatch to one instruction set, or to the best for ''. For tests and benchmarks.");
-  m.attr("__version__") = SMYRF_VERSION_STRING;
+  m.attr("version") = SMYRF_VERSION_STRING;
 }

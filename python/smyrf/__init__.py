@@ -14,7 +14,6 @@ from smyrf import _core, reference
 from smyrf._call import (
     check_arrays,
     check_dropout,
-    detached,
     is_tensor,
     lse_shape,
     output_shape,
@@ -23,7 +22,7 @@ from smyrf._call import (
 from smyrf._core import Plan, Statistics
 from smyrf.collector import Record, active, collect
 
-__version__: str = _core.__version__
+__version__: str = _core.version
 
 __all__ = ["Plan", "Record", "Statistics", "attention", "collect", "plan", "reference"]
 
@@ -73,7 +72,7 @@ def attention(
             Daras et al., NeurIPS 2020) or "auto", which in this release is "dense".
         n_hashes: rounds of hashing, 1 to 4096, default 8. `lsh` only.
         cluster_size: keys a cluster, at least 1, default 32. `lsh` only.
-        seed: chooses the hash directions, 0 to 2^64 - 1. `lsh` only.
+        seed: chooses the hash directions, 0 to 2^63 - 1. `lsh` only.
         window: (left, right): query i sees keys from i + Nk - Nq - left to i + Nk - Nq + right;
             -1 for no bound. `dense` only.
         key_padding_mask, query_padding_mask: bool (B, Nk) and (B, Nq), True is valid. Padded rows
@@ -117,7 +116,16 @@ def attention(
         return smyrf_torch.attention(
             query, key, value, options, plan, out, return_lse, return_stats
         )
-    check_arrays(np.ndarray, query=query, key=key, value=value, out=out)
+    check_arrays(
+        np.ndarray,
+        query=query,
+        key=key,
+        value=value,
+        attn_mask=attn_mask,
+        key_padding_mask=key_padding_mask,
+        query_padding_mask=query_padding_mask,
+        out=out,
+    )
     if out is None:
         out = np.empty(output_shape(query, value), query.dtype)
     lse = np.empty(lse_shape(query, layout), np.float32) if return_lse else None
@@ -132,7 +140,7 @@ def attention(
         plan=plan,
         with_statistics=return_stats or collecting is not None,
     )
-    if collecting is not None:
+    if collecting is not None and statistics is not None:
         collecting.add(statistics, query, key, value, out, options)
     return pack(out, lse, statistics if return_stats else None)
 
@@ -160,21 +168,31 @@ def plan(
     Arguments and errors are those of `attention`. A plan depends on query and key, not on value; it
     can be reused for other tensors of the same shapes, counted and drawn.
     """
-    return _core.plan(
-        detached(query),
-        detached(key),
-        attn_mask=detached(attn_mask),
+    options = {
+        "attn_mask": attn_mask,
+        "key_padding_mask": key_padding_mask,
+        "query_padding_mask": query_padding_mask,
+        "is_causal": is_causal,
+        "scale": scale,
+        "enable_gqa": enable_gqa,
+        "method": method,
+        "n_hashes": n_hashes,
+        "cluster_size": cluster_size,
+        "seed": seed,
+        "window": window,
+        "layout": layout,
+        "num_threads": num_threads,
+    }
+    if is_tensor(query):
+        from smyrf import torch as smyrf_torch
+
+        return smyrf_torch.plan(query, key, options)
+    check_arrays(
+        np.ndarray,
+        query=query,
+        key=key,
+        attn_mask=attn_mask,
         key_padding_mask=key_padding_mask,
         query_padding_mask=query_padding_mask,
-        is_causal=is_causal,
-        scale=scale,
-        enable_gqa=enable_gqa,
-        method=method,
-        n_hashes=n_hashes,
-        cluster_size=cluster_size,
-        seed=seed,
-        window=window,
-        layout=layout,
-        num_threads=num_threads,
     )
-
+    return _core.plan(query, key, **options)

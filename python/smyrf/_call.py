@@ -28,14 +28,19 @@ def check_dropout(dropout_p: float) -> None:
 
 
 def check_arrays(kind: type, **arrays: Any) -> None:
-    """Raise unless every array that is given is of one kind."""
-    expected = "a NumPy array" if kind is np.ndarray else "a PyTorch tensor"
-    like = " like query" if kind is not np.ndarray else ""
+    """Raise unless every array that is given is of one kind; query, key and value must be given."""
     for name, array in arrays.items():
-        if array is not None and not isinstance(array, kind):
-            got = type(array).__name__
-            hint = " or a PyTorch tensor" if name == "query" else like
-            raise TypeError(f"{name}: got {got}, expected {expected}{hint}")
+        if array is None and name not in ("query", "key", "value"):
+            continue
+        if not isinstance(array, kind):
+            expected = "a NumPy array" if kind is np.ndarray else "a PyTorch tensor"
+            hint = " or a PyTorch tensor" if name == "query" else " like query"
+            raise TypeError(f"{name}: got {type(array).__name__}, expected {expected}{hint}")
+        if isinstance(array, np.ma.MaskedArray):
+            raise TypeError(
+                f"{name}: got a masked array, whose mask would be ignored; pass its data, and "
+                "key_padding_mask or attn_mask for what takes no part"
+            )
 
 
 def output_shape(query: Any, value: Any) -> tuple[int, ...]:

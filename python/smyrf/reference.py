@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from smyrf import _core
-from smyrf._call import check_dropout, detached, lse_shape, output_shape, pack
+from smyrf._call import (
+    check_arrays,
+    check_dropout,
+    detached,
+    is_tensor,
+    lse_shape,
+    output_shape,
+    pack,
+)
 
 
 def attention(
@@ -43,9 +52,15 @@ def attention(
     """
     check_dropout(dropout_p)
     query, key, value, attn_mask = (detached(array) for array in (query, key, value, attn_mask))
-    for name, array in (("query", query), ("value", value)):
-        if not hasattr(array, "ndim"):
-            raise TypeError(f"{name}: got {type(array).__name__}, expected an array or a tensor")
+    check_arrays(
+        sys.modules["torch"].Tensor if is_tensor(query) else np.ndarray,
+        query=query,
+        key=key,
+        value=value,
+        attn_mask=attn_mask,
+        key_padding_mask=key_padding_mask,
+        query_padding_mask=query_padding_mask,
+    )
     shape = output_shape(query, value)
     if layout == "BNHD" and len(shape) == 4:
         shape = (shape[0], shape[2], shape[1], shape[3])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils.dlpack import to_dlpack
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from smyrf import _core, collector
 from smyrf._call import check_arrays, lse_shape, output_shape, pack
@@ -35,24 +35,33 @@ _NAMES = (
 torch.library.define("smyrf::attention", _SCHEMA.removeprefix("attention"))
 
 
-@torch.library.impl("smyrf::attention", "CPU")
-def _attention_cpu(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *values: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    options = dict(zip(_NAMES, values, strict=True))
-    out = torch.empty(output_shape(query, value), dtype=query.dtype)
-    lse = torch.empty(lse_shape(query, options["layout"]), dtype=torch.float32)
-    _run(query, key, value, out, lse, options, None, False)
-    return out, lse
-
-
-@torch.library.register_fake("smyrf::attention")
-def _attention_fake(
+# For every device, so that our sentence and not the dispatcher's says that only the CPU will do.
+@torch.library.impl("smyrf::attention", "default")
+def _attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *values: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     options = dict(zip(_NAMES, values, strict=True))
     out = query.new_empty(output_shape(query, value))
+    lse = query.new_empty(lse_shape(query, options["layout"]), dtype=torch.float32)
+    _run(query, key, value, out, lse, options, None, False)
+    return out, lse
+
+
+def _attention_fake(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *values: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    options = dict(zip(_NAMES, values, strict=True))
+    tensors = {"key": key, "value": value} | {name: options[name] for name in _NAMES[:3]}
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != query.device:
+            raise TypeError(
+                f"{name}: lies on {tensor.device}, query on {query.device}; move one of them"
+            )
+    out = query.new_empty(output_shape(query, value))
     return out, query.new_empty(lse_shape(query, options["layout"]), dtype=torch.float32)
+
+
+torch.library.register_fake("smyrf::attention", _attention_fake)
 
 
 def _backward(ctx: Any, *gradients: torch.Tensor) -> Any:
@@ -77,6 +86,14 @@ def _export(name: str, tensor: torch.Tensor | None) -> Any:
     return to_dlpack(tensor.detach())
 
 
+def _exported(options: dict[str, Any]) -> dict[str, Any]:
+    """The options as the core takes them."""
+    exported = options | {name: _export(name, options[name]) for name in _NAMES[:3]}
+    if exported["num_threads"] is None:
+        exported["num_threads"] = torch.get_num_threads()
+    return exported
+
+
 def _run(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -89,20 +106,17 @@ def _run(
 ) -> _core.Statistics | None:
     """One call of the core; values only, no graph."""
     collecting = collector.active()
-    arrays = {name: _export(name, options[name]) for name in _NAMES[:3]}
-    if options["num_threads"] is None:
-        arrays["num_threads"] = torch.get_num_threads()
     statistics = _core.attention(
         _export("query", query),
         _export("key", key),
         _export("value", value),
         _export("out", out),
         _export("lse", lse),
-        **{**options, **arrays},
+        **_exported(options),
         plan=plan,
         with_statistics=return_stats or collecting is not None,
     )
-    if collecting is not None:
+    if collecting is not None and statistics is not None:
         collecting.add(statistics, query, key, value, out, options)
     return statistics
 
@@ -122,30 +136,54 @@ def attention(
     Calls the operator. `plan`, `out` and `return_stats` are not tensors' business: such calls go to
     the core directly, outside graphs and gradients.
     """
-    attn_mask = options["attn_mask"]
+    masks = {name: options[name] for name in _NAMES[:3]}
+    check_arrays(torch.Tensor, key=key, value=value, **masks, out=out)
     if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        query, key, value = _autocast(query), _autocast(key), _autocast(value)
     if plan is None and out is None and not return_stats:
-        tensors = {"key": key, "value": value} | {name: options[name] for name in _NAMES[:3]}
-        check_arrays(torch.Tensor, **tensors)
-        result, lse = torch.ops.smyrf.attention(
-            query, key, value, *(options[name] for name in _NAMES)
-        )
+        try:
+            result, lse = torch.ops.smyrf.attention(
+                query, key, value, *(options[name] for name in _NAMES)
+            )
+        except RuntimeError as error:
+            # An option of a type that the schema refuses: the core has a sentence for it.
+            if type(error) is RuntimeError and not torch.compiler.is_compiling():
+                try:
+                    _core.plan(_export("query", query), _export("key", key), **_exported(options))
+                except (TypeError, ValueError) as sentence:
+                    raise sentence from None
+            raise
         return (result, lse) if return_lse else result
 
     if torch.compiler.is_compiling():
         raise NotImplementedError(
             "plan, out and return_stats can't be part of a compiled graph; leave them out there"
         )
-    inputs = [query, key, value] + ([attn_mask] if attn_mask is not None else [])
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+    tensors = (query, key, value, options["attn_mask"], out)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         raise NotImplementedError(
             "plan, out and return_stats give no gradient; call under torch.no_grad()"
         )
-    check_arrays(torch.Tensor, key=key, value=value, out=out)
     if out is None:
-        out = torch.empty(output_shape(query, value), dtype=query.dtype)
-    rows = torch.empty(lse_shape(query, options["layout"])) if return_lse else None
-    statistics = _run(query, key, value, out, rows, options, plan, return_stats)
-    return pack(out, rows, statistics if return_stats else None)
+        out = query.new_empty(output_shape(query, value))
+    elif not out.is_inference():
+        # What autograd saved of it for a backward pass is no longer there.
+        torch.autograd.graph.increment_version(out)
+    lse = None
+    if return_lse:
+        lse = query.new_empty(lse_shape(query, options["layout"]), dtype=torch.float32)
+    statistics = _run(query, key, value, out, lse, options, plan, return_stats)
+    return pack(out, lse, statistics if return_stats else None)
+
+
+def plan(query: torch.Tensor, key: torch.Tensor, options: dict[str, Any]) -> _core.Plan:
+    """`smyrf.plan` for tensors; see there."""
+    check_arrays(torch.Tensor, key=key, **{name: options[name] for name in _NAMES[:3]})
+    return _core.plan(_export("query", query), _export("key", key), **_exported(options))
+
+
+def _autocast(tensor: torch.Tensor) -> torch.Tensor:
+    """The cast that PyTorch's own operators do: float64 and integers stay what they are."""
+    if not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype("cpu"))
