@@ -20,8 +20,14 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Exp2(D d, V x) {
   const hn::RebindToUnsigned<D> du;
+  const V lowest = hn::Set(d, -127.0F);
+#if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR && HWY_TARGET != HWY_EMU128
   // Argument order matters on x86: Max gives its second argument when one is NaN.
-  const V clamped = hn::Max(hn::Set(d, -127.0F), x);
+  const V clamped = hn::Max(lowest, x);
+#else
+  // Max may give the number when one is NaN; a comparison with NaN is false.
+  const V clamped = hn::IfThenElse(hn::Lt(x, lowest), lowest, x);
+#endif
   // Adding 1.5 * 2^23 + 127 leaves n + 127 in the low bits, rounded to nearest.
   const V magic = hn::Set(d, 12582912.0F + 127.0F);
   const V shifted = hn::Add(clamped, magic);
