@@ -148,10 +148,15 @@ void StoreRow(const float* source, std::int64_t count, DType dtype, std::byte* t
 
 void MergeRow(float* out, float* lse, const float* other, float other_lse, std::int64_t count) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  const float largest = std::max(*lse, other_lse);
   if (other_lse == -kInfinity && *lse != -kInfinity) return;
+  if (*lse == -kInfinity && other_lse != -kInfinity) {
+    std::copy_n(other, count, out);
+    *lse = other_lse;
+    return;
+  }
   float weight = 1.0F;
   float other_weight = 1.0F;
+  const float largest = std::max(*lse, other_lse);
   if (largest != -kInfinity) {
     weight = std::exp(*lse - largest);
     other_weight = std::exp(other_lse - largest);
@@ -159,10 +164,6 @@ void MergeRow(float* out, float* lse, const float* other, float other_lse, std::
     weight /= sum;
     other_weight /= sum;
     *lse = largest + std::log(sum);
-    if (weight == 0.0F) {  // nothing seen so far: 0 * NaN must not leak from an unset row
-      std::copy_n(other, count, out);
-      return;
-    }
   }
   HWY_DYNAMIC_DISPATCH(BlendRowImpl)(out, weight, other, other_weight, count);
 }
