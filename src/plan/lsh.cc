@@ -45,6 +45,7 @@ struct Hashed {
   std::vector<float> products;  ///< (heads, rounds, rows)
   std::vector<float> norms;     ///< (heads, rows): squared
   std::vector<float> largest;   ///< (heads): largest absolute element, NaN if not finite
+  std::vector<int> exponents;   ///< (heads): products and norms are of the rows times 2^exponent
 
   Hashed(const TensorView& tensor, std::int64_t b,
          const std::vector<std::vector<std::int32_t>>& valid_rows, std::int64_t rounds_)
@@ -60,6 +61,7 @@ struct Hashed {
     products.resize(static_cast<std::size_t>(heads * rounds * rows));
     norms.resize(static_cast<std::size_t>(heads * rows));
     largest.resize(static_cast<std::size_t>(heads));
+    exponents.resize(static_cast<std::size_t>(heads));
   }
 
   kernels::Rows Head(std::int64_t head) const {
@@ -77,13 +79,22 @@ struct Hashed {
     return rows > 0 ? *std::max_element(begin, begin + rows) : 0.0F;
   }
 
-  void Project(std::int64_t head, std::int64_t block, float factor, const Directions& directions) {
+  /// A power of two brings a head's largest element to [1, 2): hashing is homogeneous, so the order
+  /// stays, and no square overflows or vanishes.
+  void Measure(std::int64_t head) {
+    const float size = kernels::MaxAbs(Head(head), 0, rows, view.shape[3]);
+    largest[static_cast<std::size_t>(head)] = size;
+    exponents[static_cast<std::size_t>(head)] =
+        std::isfinite(size) ? -std::clamp(std::ilogb(size), -126, 126) : 0;
+  }
+
+  void Project(std::int64_t head, std::int64_t block, const Directions& directions) {
     kernels::ProjectTask task;
     task.rows = Head(head);
     task.begin = block * kBlockRows;
     task.end = std::min(rows, task.begin + kBlockRows);
     task.depth = view.shape[3];
-    task.factor = factor;
+    task.factor = std::ldexp(1.0F, exponents[static_cast<std::size_t>(head)]);
     task.directions = directions.rows.data();
     task.direction_count = rounds;
     task.norms = norms.data() + head * rows;
@@ -93,14 +104,15 @@ struct Hashed {
   }
 
   /// Original positions of the rows in order of their hash: product + weight * sqrt(bound - norm),
-  /// the slack coordinate that gives every row the same length.
-  std::vector<std::int32_t> Order(std::int64_t head, std::int64_t round, float bound,
+  /// the slack coordinate that gives every row the same length. Rows count times `ratio`.
+  std::vector<std::int32_t> Order(std::int64_t head, std::int64_t round, float ratio, float bound,
                                   float weight) const {
     std::vector<float> hash(static_cast<std::size_t>(rows));
     const float* product = products.data() + (head * rounds + round) * rows;
     for (std::int64_t i = 0; i < rows; ++i) {
       hash[static_cast<std::size_t>(i)] =
-          product[i] + weight * std::sqrt(std::max(0.0F, bound - Norm(head, i)));
+          ratio * product[i] +
+          weight * std::sqrt(std::max(0.0F, bound - ratio * ratio * Norm(head, i)));
     }
     std::vector<std::int32_t> order = SortedOrder(hash);
     if (!valid.empty()) {
@@ -142,35 +154,15 @@ void PlanBatchEntry(const Problem& problem, const Directions& directions, std::i
   if (queries.rows == 0 || keys.rows == 0) return;  // no block: outputs are 0 or not valid
 
   ParallelFor(queries.heads + keys.heads, threads, [&](std::int64_t i) {
-    Hashed& side = i < queries.heads ? queries : keys;
-    const std::int64_t h = i < queries.heads ? i : i - queries.heads;
-    side.largest[static_cast<std::size_t>(h)] =
-        kernels::MaxAbs(side.Head(h), 0, side.rows, plan.depth);
+    i < queries.heads ? queries.Measure(i) : keys.Measure(i - queries.heads);
   });
-  // A power of two that brings a group's largest element to [1, 2): hashing is homogeneous, so
-  // the order stays, and no square overflows or vanishes.
-  std::vector<float> factors(static_cast<std::size_t>(keys.heads), 1.0F);
-  for (std::int64_t g = 0; g < keys.heads; ++g) {
-    float largest = keys.largest[static_cast<std::size_t>(g)];
-    for (std::int64_t h = 0; h < queries.heads; ++h) {
-      if (problem.KeyHead(h) == g) {
-        largest = std::max(largest, queries.largest[static_cast<std::size_t>(h)]);
-      }
-    }
-    if (std::isfinite(largest) && largest > 0.0F) {
-      factors[static_cast<std::size_t>(g)] =
-          std::ldexp(1.0F, -std::clamp(std::ilogb(largest), -126, 126));
-    }
-  }
-  ParallelFor(
-      queries.heads * queries.blocks() + keys.heads * keys.blocks(), threads, [&](std::int64_t i) {
-        const bool is_query = i < queries.heads * queries.blocks();
-        Hashed& side = is_query ? queries : keys;
-        const std::int64_t j = is_query ? i : i - queries.heads * queries.blocks();
-        const std::int64_t h = j / side.blocks();
-        const std::int64_t g = is_query ? problem.KeyHead(h) : h;
-        side.Project(h, j % side.blocks(), factors[static_cast<std::size_t>(g)], directions);
-      });
+  ParallelFor(queries.heads * queries.blocks() + keys.heads * keys.blocks(), threads,
+              [&](std::int64_t i) {
+                const bool is_query = i < queries.heads * queries.blocks();
+                Hashed& side = is_query ? queries : keys;
+                const std::int64_t j = is_query ? i : i - queries.heads * queries.blocks();
+                side.Project(j / side.blocks(), j % side.blocks(), directions);
+              });
 
   const double wanted =
       std::round(static_cast<double>(keys.rows) / static_cast<double>(plan.cluster_size));
@@ -189,10 +181,17 @@ void PlanBatchEntry(const Problem& problem, const Directions& directions, std::i
       head.query_order = queries.Positions();
       head.key_order = keys.Positions();
     } else {
-      const float bound = queries.LargestNorm(h) + keys.LargestNorm(g);
+      // The larger side keeps its scale, the other one joins it.
+      const int query_exponent = queries.exponents[static_cast<std::size_t>(h)];
+      const int key_exponent = keys.exponents[static_cast<std::size_t>(g)];
+      const int exponent = std::min(query_exponent, key_exponent);
+      const float query_ratio = std::ldexp(1.0F, exponent - query_exponent);
+      const float key_ratio = std::ldexp(1.0F, exponent - key_exponent);
+      const float bound = query_ratio * query_ratio * queries.LargestNorm(h) +
+                          key_ratio * key_ratio * keys.LargestNorm(g);
       const auto r = static_cast<std::size_t>(round);
-      head.query_order = queries.Order(h, round, bound, directions.query_slack[r]);
-      head.key_order = keys.Order(g, round, bound, directions.key_slack[r]);
+      head.query_order = queries.Order(h, round, query_ratio, bound, directions.query_slack[r]);
+      head.key_order = keys.Order(g, round, key_ratio, bound, directions.key_slack[r]);
     }
     PairClusters(clusters, head);
   });
