@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <numbers>
 
 namespace smyrf {
 
@@ -32,7 +33,7 @@ inline double PortableLog(double x) {
   const double t = (m - 1.0) / (m + 1.0);  // |t| < 0.1716
   double sum = 0.0;
   for (int k = 21; k >= 1; k -= 2) sum = std::fma(sum, t * t, 1.0 / k);
-  return std::fma(exponent, 0.69314718055994530942, 2.0 * t * sum);
+  return std::fma(exponent, std::numbers::ln2, 2.0 * t * sum);
 }
 
 /// Standard normal numbers by Marsaglia's polar method (1964).
