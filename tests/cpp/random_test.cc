@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <numbers>
 #include <vector>
 
 namespace smyrf {
@@ -146,7 +147,7 @@ TEST(NormalStream, IsStandardNormal) {
   std::sort(x.begin(), x.end());
   double distance = 0.0;
   for (std::size_t i = 0; i < kCount; ++i) {
-    const double probability = 0.5 * std::erfc(-x[i] / std::sqrt(2.0));
+    const double probability = 0.5 * std::erfc(-x[i] / std::numbers::sqrt2);
     distance = std::max({distance, probability - static_cast<double>(i) / n,
                          static_cast<double>(i + 1) / n - probability});
   }
