@@ -15,6 +15,12 @@
 namespace smyrf {
 namespace {
 
+#if defined(_OPENMP)
+// More threads than processors only wait for each other, and where the system has no more to give
+// libgomp ends the process.
+constexpr int kThreadsPerProcessor = 4;
+#endif
+
 // libgomp's pool does not survive fork: a child that used it would wait forever for threads that
 // exist in the parent only. The pool may be shared with another library (PyTorch's, when it was
 // loaded first), so what counts is whether the parent had threads, not whether we started them.
@@ -25,7 +31,7 @@ bool parent_had_threads = false;
 
 const int fork_handlers = pthread_atfork(
     [] {
-      struct stat info {};
+      struct stat info{};
       // A directory's link count is 2 plus its subdirectories: here one a thread.
       parent_had_threads = stat("/proc/self/task", &info) != 0 || info.st_nlink > 3;
     },
@@ -46,26 +52,28 @@ int DefaultThreads() {
 
 void ParallelFor(std::int64_t count, int num_threads,
                  const std::function<void(std::int64_t)>& body) {
-  const int asked = num_threads > 0 && !pool_is_lost ? num_threads : DefaultThreads();
+#if defined(_OPENMP)
+  const int asked = num_threads > 0 && !pool_is_lost
+                        ? std::min(num_threads, kThreadsPerProcessor * omp_get_num_procs())
+                        : DefaultThreads();
   const int threads = static_cast<int>(std::min<std::int64_t>(asked, count));
-  if (threads <= 1) {
-    for (std::int64_t i = 0; i < count; ++i) body(i);
+  if (threads > 1) {
+    std::exception_ptr failure;
+    std::atomic<bool> failed{false};
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (std::int64_t i = 0; i < count; ++i) {
+      if (failed) continue;
+      try {
+        body(i);
+      } catch (...) {
+        if (!failed.exchange(true)) failure = std::current_exception();
+      }
+    }
+    if (failure) std::rethrow_exception(failure);
     return;
   }
-#if defined(_OPENMP)
-  std::exception_ptr failure;
-  std::atomic<bool> failed{false};
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-  for (std::int64_t i = 0; i < count; ++i) {
-    if (failed) continue;
-    try {
-      body(i);
-    } catch (...) {
-      if (!failed.exchange(true)) failure = std::current_exception();
-    }
-  }
-  if (failure) std::rethrow_exception(failure);
 #endif
+  for (std::int64_t i = 0; i < count; ++i) body(i);
 }
 
 }  // namespace smyrf
