@@ -24,7 +24,7 @@ struct Directions {
   std::vector<float> rows;  ///< (rounds, D)
   std::vector<float> key_slack, query_slack;
 
-  Directions(const Plan& plan) {
+  explicit Directions(const Plan& plan) {
     for (std::int64_t round = 0; round < plan.n_hashes; ++round) {
       NormalStream normal(plan.seed, static_cast<std::uint64_t>(round));
       for (std::int64_t i = 0; i < plan.depth; ++i) {
@@ -204,7 +204,7 @@ void PlanLsh(const Problem& problem, Plan& plan) {
   plan.heads.resize(static_cast<std::size_t>(plan.n_hashes * plan.batch * plan.query_heads));
   // Threads share the batch where it is large enough, else the heads and rounds of one entry.
   const int threads = problem.num_threads > 0 ? problem.num_threads : DefaultThreads();
-  const bool over_batch = problem.batch >= 2 * threads;
+  const bool over_batch = problem.batch >= std::int64_t{2} * threads;
   ParallelFor(problem.batch, over_batch ? threads : 1, [&](std::int64_t b) {
     PlanBatchEntry(problem, directions, b, over_batch ? 1 : threads, plan);
   });
