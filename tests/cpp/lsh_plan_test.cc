@@ -167,10 +167,8 @@ struct Hash {
   }
   std::vector<double> Direction(std::uint64_t seed, std::int64_t round) const {
     NormalStream normal(seed, static_cast<std::uint64_t>(round));
-    std::vector<double> direction;
-    for (std::int64_t c = 0; c < depth + 2; ++c) {
-      direction.push_back(static_cast<float>(normal.Next()));
-    }
+    std::vector<double> direction(static_cast<std::size_t>(depth + 2));
+    for (double& number : direction) number = static_cast<float>(normal.Next());
     return direction;
   }
   /// How far a float32 projection may be off. Product: D multiply-adds over |x| |direction|. Slack

@@ -60,7 +60,7 @@ TEST(DenseRanges, EveryAllowedKeyOnceAndFullMeansAll) {
     const Sequence s = RandomSequence(random);
     const bool has_bias = random.Chance(0.2);
     const float bias = 0.0F;
-    TensorView bias_view{&bias, DType::kFloat32, 4, {1, 1, s.queries, s.keys}, {0, 0, 0, 0}};
+    const TensorView bias_view{&bias, DType::kFloat32, 4, {1, 1, s.queries, s.keys}, {0, 0, 0, 0}};
     const Mask mask(s.queries, s.keys, s.is_causal, s.window, has_bias ? bias_view : TensorView{});
     std::vector<std::int32_t> valid;  // empty: all keys
     if (random.Chance(0.5)) {
