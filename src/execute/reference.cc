@@ -72,6 +72,8 @@ class Reference {
     if (row.keys.empty()) return;
     double largest = -kInfinity;
     for (const double logit : row.logits) largest = std::max(largest, logit);
+    // Logits that are all -inf subtract 0, so that their sum is 0: out is NaN and lse -inf.
+    if (largest == -kInfinity) largest = 0.0;
     double sum = 0.0;
     for (std::size_t n = 0; n < row.keys.size(); ++n) {
       const double weight = std::exp(row.logits[n] - largest);
