@@ -29,16 +29,6 @@ bool Same(const Plan& a, const Plan& b) {
 
 Plan PlanOf(const Call& call) { return plan(call.arguments(), call.options); }
 
-Call RandomLshCall(Random& random, double work) {
-  Call call = RandomRows(random, work);
-  call.options.method = Method::kLsh;
-  call.options.n_hashes = random.Between(1, 5);
-  call.options.cluster_size = random.Of<std::int64_t>({1, 2, 3, 8, 20, 32, 1000});
-  call.options.seed = static_cast<std::uint64_t>(random.Below(1000));
-  AddRandomPadding(random, call);
-  return call;
-}
-
 std::vector<std::int32_t> ValidRows(const Call& call, std::int64_t b, bool queries) {
   std::vector<std::int32_t> rows;
   for (std::int32_t i = 0; i < (queries ? call.shape.queries : call.shape.keys); ++i) {

@@ -128,4 +128,15 @@ inline Call RandomDenseCall(Random& random, double work) {
   return call;
 }
 
+/// Any call that `lsh` takes.
+inline Call RandomLshCall(Random& random, double work) {
+  Call call = RandomRows(random, work);
+  call.options.method = Method::kLsh;
+  call.options.n_hashes = random.Between(1, 5);
+  call.options.cluster_size = random.Of<std::int64_t>({1, 2, 3, 8, 20, 32, 1000});
+  call.options.seed = static_cast<std::uint64_t>(random.Below(1000));
+  AddRandomPadding(random, call);
+  return call;
+}
+
 }  // namespace smyrf::testing
