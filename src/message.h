@@ -1,6 +1,8 @@
 // Puts error messages together: Fail(ErrorKind::kValue, "key: got shape ", Shape(key), ...).
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <sstream>
 #include <string>
 
@@ -21,14 +23,14 @@ template <class... Parts>
   throw Error(kind, Message(parts...));
 }
 
+/// At most the four dimensions that a view has room for.
 template <class Void>
 std::string Shape(const BasicTensorView<Void>& view) {
   std::ostringstream stream;
   stream << '(';
-  for (int i = 0; i < view.rank; ++i) {
-    stream << (i ? ", " : "") << view.shape[static_cast<std::size_t>(i)];
-  }
-  stream << (view.rank == 1 ? ",)" : ")");
+  const auto rank = static_cast<std::size_t>(std::clamp(view.rank, 0, 4));
+  for (std::size_t i = 0; i < rank; ++i) stream << (i > 0 ? ", " : "") << view.shape[i];
+  stream << (rank == 1 ? ",)" : ")");
   return stream.str();
 }
 

@@ -1,7 +1,10 @@
 #include "validate.h"
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <limits>
 #include <utility>
 
@@ -23,6 +26,13 @@ std::pair<std::intptr_t, std::intptr_t> ByteRange(const BasicTensorView<Void>& v
   }
   const auto base = reinterpret_cast<std::intptr_t>(view.data);
   return {base + low * SizeOf(view.dtype), base + (high + 1) * SizeOf(view.dtype)};
+}
+
+template <class Void, class OtherVoid>
+bool Overlap(const BasicTensorView<Void>& view, const BasicTensorView<OtherVoid>& other) {
+  const auto [begin, end] = ByteRange(view);
+  const auto [other_begin, other_end] = ByteRange(other);
+  return begin < other_end && other_begin < end;
 }
 
 template <class Void>
@@ -48,6 +58,11 @@ void CheckRows(const char* name, const BasicTensorView<Void>& view) {
   }
   if (view.dtype == DType::kBool) {
     Fail(ErrorKind::kType, name, ": got dtype bool, expected float32, float16 or bfloat16");
+  }
+  for (const std::int64_t size : view.shape) {
+    if (size < 0) {
+      Fail(ErrorKind::kValue, name, ": got shape ", Shape(view), ", sizes must be 0 or more");
+    }
   }
   if (view.shape[3] > 1 && view.strides[3] != 1) {
     Fail(ErrorKind::kValue, name, ": the last dimension must be contiguous, got stride ",
@@ -140,6 +155,39 @@ std::vector<std::vector<std::int32_t>> ValidRows(const std::optional<TensorView>
   }
   if (!any_padded) valid.clear();
   return valid;
+}
+
+/// An output apart from every input that is read while it is written.
+void CheckApart(const char* name, const MutableTensorView& output, const Problem& problem) {
+  for (const auto& [input_name, input] : {std::pair{"query", problem.query},
+                                          {"key", problem.key},
+                                          {"value", problem.value},
+                                          {"attn_mask", problem.mask.bias}}) {
+    if (input.data != nullptr && Overlap(output, input)) {
+      Fail(ErrorKind::kValue, name, ": overlaps the memory of ", input_name,
+           "; pass a tensor of its own");
+    }
+  }
+}
+
+/// No element of out twice: by growing stride, each dimension steps past all that the smaller ones
+/// reach.
+void CheckRowsApart(const MutableTensorView& out) {
+  std::array<std::size_t, 4> by_stride{3, 2, 1, 0};  // equal strides: the outer one is wrong
+  std::stable_sort(by_stride.begin(), by_stride.end(), [&](std::size_t a, std::size_t b) {
+    return std::abs(out.strides[a]) < std::abs(out.strides[b]);
+  });
+  if (std::find(out.shape.begin(), out.shape.end(), 0) != out.shape.end()) return;
+  std::int64_t reach = 0;
+  for (const std::size_t i : by_stride) {
+    if (out.shape[i] == 1) continue;
+    const std::int64_t step = std::abs(out.strides[i]);
+    if (step <= reach) {
+      Fail(ErrorKind::kValue, "out: dimension ", i, " has stride ", out.strides[i],
+           ", so its rows overlap each other; pass a tensor with memory of its own");
+    }
+    reach += (out.shape[i] - 1) * step;
+  }
 }
 
 void CheckDial(const char* name, const std::optional<std::int64_t>& dial, std::int64_t most) {
@@ -342,23 +390,8 @@ void CheckOutputs(const Outputs& outputs, const Problem& problem) {
     Fail(ErrorKind::kValue, "out: got shape ", Shape(out), ", expected (", expected[0], ", ",
          expected[1], ", ", expected[2], ", ", expected[3], ") = (batch, query heads, Nq, Dv)");
   }
-  for (std::size_t i = 0; i < 3; ++i) {
-    if (out.shape[i] > 1 && out.strides[i] == 0) {
-      Fail(ErrorKind::kValue, "out: dimension ", i,
-           " is broadcast (stride 0), its rows would overwrite each other; pass a tensor with "
-           "memory of its own");
-    }
-  }
-  const std::pair<std::intptr_t, std::intptr_t> written = ByteRange(out);
-  const auto check_apart = [&](const char* name, const TensorView& input) {
-    const auto [input_begin, input_end] = ByteRange(input);
-    if (written.first < input_end && input_begin < written.second) {
-      Fail(ErrorKind::kValue, "out: overlaps the memory of ", name, "; pass a tensor of its own");
-    }
-  };
-  check_apart("query", problem.query);
-  check_apart("key", problem.key);
-  check_apart("value", problem.value);
+  CheckRowsApart(out);
+  CheckApart("out", out, problem);
   if (outputs.lse) {
     const MutableTensorView& lse = *outputs.lse;
     if (lse.dtype != DType::kFloat32 || lse.rank != 3 || lse.shape[0] != expected[0] ||
@@ -369,6 +402,10 @@ void CheckOutputs(const Outputs& outputs, const Problem& problem) {
            ") = (batch, query heads, Nq)");
     }
     CheckMemory("lse", lse);
+    CheckApart("lse", lse, problem);
+    if (Overlap(lse, out)) {
+      Fail(ErrorKind::kValue, "lse: overlaps the memory of out; pass a tensor of its own");
+    }
   }
 }
 
