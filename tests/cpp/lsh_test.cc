@@ -135,7 +135,7 @@ TEST(Lsh, ASingleClusterIsDenseOnceAndSaysSo) {
   Random random(64);
   Call call({2, 2, 2, 30, 50, 16, 16});
   call.FillNormal(random);
-  Call dense = call;
+  const Call dense = call;
   call.options.method = Method::kLsh;
   call.options.n_hashes = 4;
   for (const std::int64_t cluster_size : {34, 50, 51, 1 << 30}) {

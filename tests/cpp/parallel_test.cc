@@ -40,7 +40,7 @@ TEST(ParallelFor, UsesAsManyThreadsAsAskedAndNoMore) {
     std::set<std::thread::id> ids;
     ParallelFor(400, threads, [&](std::int64_t) {
       {
-        const std::lock_guard lock(mutex);
+        const std::scoped_lock lock(mutex);
         ids.insert(std::this_thread::get_id());
       }
       std::this_thread::sleep_for(std::chrono::microseconds(100));
@@ -107,10 +107,16 @@ std::vector<Call> Calls() {
   return calls;
 }
 
+std::vector<Result> Results(const std::vector<Call>& calls) {
+  std::vector<Result> results;
+  results.reserve(calls.size());
+  for (const Call& call : calls) results.push_back(Attend(call));
+  return results;
+}
+
 TEST(Fork, AChildComputesTheSameBitsAfterItsParentUsedThreads) {
   const std::vector<Call> calls = Calls();
-  std::vector<Result> results;
-  for (const Call& call : calls) results.push_back(Attend(call));
+  const std::vector<Result> results = Results(calls);
   const auto same = [&] {
     for (std::size_t n = 0; n < calls.size(); ++n) {
       if (!Attend(calls[n]).SameBits(results[n])) return false;
@@ -135,10 +141,10 @@ TEST(Fork, AChildOfAnotherThreadComputesToo) {
 
 TEST(Threads, SeveralCallersAtOnceGetTheSameBits) {
   const std::vector<Call> calls = Calls();
-  std::vector<Result> results;
-  for (const Call& call : calls) results.push_back(Attend(call));
+  const std::vector<Result> results = Results(calls);
   std::atomic<int> different{0};
   std::vector<std::thread> callers;
+  callers.reserve(4);
   for (std::size_t n = 0; n < 4; ++n) {
     callers.emplace_back([&, n] {
       for (int times = 0; times < 10; ++times) {

@@ -1,0 +1,206 @@
+// Exact and hostile: a plan carried out later, on other tensors, and where it does not fit.
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "testing/bounds.h"
+#include "testing/random_call.h"
+
+namespace smyrf::testing {
+namespace {
+
+/// What an attention call with a plan may leave out: the plan holds it.
+Call WithoutWhatThePlanHolds(Call call) {
+  Options options;
+  options.scale = call.options.scale;
+  options.enable_gqa = call.options.enable_gqa;
+  options.num_threads = call.options.num_threads;
+  call.options = options;
+  return call;
+}
+
+Plan PlanOf(const Call& call) { return plan(call.arguments(), call.options); }
+
+TEST(Plan, CarriedOutLaterGivesTheSameBits) {
+  Random random(120);
+  for (int n = 0; n < 150; ++n) {
+    const Call call = n % 2 == 0 ? RandomDenseCall(random, 1e5) : RandomLshCall(random, 1e5);
+    SCOPED_TRACE(::testing::Message() << call);
+    const Plan made = PlanOf(call);
+    const Result expected = Attend(call);
+    ASSERT_TRUE(Attend(call, &made).SameBits(expected));  // options that agree
+    const Result bare = Attend(WithoutWhatThePlanHolds(call), &made);
+    ASSERT_TRUE(bare.SameBits(expected));  // options left out
+    ASSERT_EQ(bare.statistics.method, made.method);
+    ASSERT_EQ(bare.statistics.planning_seconds, 0.0);
+    Call unpadded = WithoutWhatThePlanHolds(call);
+    unpadded.key_padding_mask.reset();
+    unpadded.query_padding_mask.reset();
+    ASSERT_TRUE(Attend(unpadded, &made).SameBits(expected));
+  }
+}
+
+TEST(Plan, ServesOtherTensorsAndTypes) {
+  Random random(121);
+  for (int n = 0; n < 60; ++n) {
+    const Call call = n % 2 == 0 ? RandomDenseCall(random, 1e5) : RandomLshCall(random, 1e5);
+    const Plan made = PlanOf(call);
+    Call other(call.shape, random.Of({DType::kFloat32, DType::kFloat16, DType::kBFloat16}));
+    other.FillNormal(random);
+    other.options = call.options;
+    other.attn_mask = call.attn_mask;
+    other.attn_mask_rank = call.attn_mask_rank;
+    other.key_padding_mask = call.key_padding_mask;
+    other.query_padding_mask = call.query_padding_mask;
+    SCOPED_TRACE(::testing::Message() << other);
+    ASSERT_TRUE(Close(other, Attend(other, &made), RunReference(other, &made), 5.0));
+  }
+}
+
+TEST(Plan, OfNonFiniteRowsStaysNaN) {
+  // The plan found that it could not order a head; finite tensors later do not change that.
+  Random random(122);
+  Call call({1, 2, 2, 30, 40, 8, 3});
+  call.FillNormal(random);
+  call.options.method = Method::kLsh;
+  Call spoiled = call;
+  spoiled.query.set(0, 1, 3, 3, kNaN);
+  const Plan made = PlanOf(spoiled);
+  const Result result = Attend(call, &made);
+  EXPECT_TRUE(result.statistics.heads[1].non_finite);
+  result.out.ForEach([&](auto b, auto h, auto i, auto c) {
+    ASSERT_EQ(std::isnan(result.out.at(b, h, i, c)), h == 1);
+  });
+}
+
+TEST(Plan, KeepsNoRows) {
+  Random random(123);
+  Call call({1, 1, 1, 30, 40, 8, 3});
+  call.FillNormal(random);
+  EXPECT_TRUE(PlanOf(call).heads.empty());                      // dense ranges are implicit
+  call.key_padding_mask = Tensor(DType::kBool, {1, 1, 1, 40});  // all True
+  EXPECT_TRUE(PlanOf(call).valid_keys.empty());
+}
+
+/// attention and reference both refuse `call` with `made`, and write nothing.
+void ExpectRefused(const Call& call, const Plan& made, ErrorKind kind,
+                   const std::vector<std::string>& parts) {
+  const Shape& s = call.shape;
+  Tensor out(call.query.dtype(), {s.batch, s.query_heads, s.queries, s.value_depth});
+  const std::vector<std::byte> before = out.memory();
+  try {
+    attention(call.arguments(), call.options, {out.mutable_view()}, &made);
+    ADD_FAILURE() << "taken: " << call;
+  } catch (const Error& error) {
+    const std::string message = error.what();
+    EXPECT_EQ(error.kind(), kind) << message;
+    for (const std::string& part : parts) {
+      EXPECT_NE(message.find(part), std::string::npos) << "'" << part << "' in: " << message;
+    }
+  }
+  EXPECT_EQ(out.memory(), before);
+  EXPECT_THROW((void)RunReference(call, &made), Error);
+}
+
+TEST(Plan, RefusesOtherShapes) {
+  Random random(124);
+  for (const Method method : {Method::kDense, Method::kLsh}) {
+    const Shape planned{2, 4, 2, 10, 20, 8, 3};
+    Call call(planned);
+    call.FillNormal(random);
+    call.options.method = method;
+    const Plan made = PlanOf(call);
+    const auto refuse = [&](const std::string& name, const Shape& shape) {
+      Call other(shape);
+      other.FillNormal(random);
+      other.options.enable_gqa = true;
+      ExpectRefused(other, made, ErrorKind::kValue, {"plan: was made for " + name});
+    };
+    refuse("batch", {1, 4, 2, 10, 20, 8, 3});
+    refuse("query heads", {2, 2, 2, 10, 20, 8, 3});
+    refuse("key heads", {2, 4, 4, 10, 20, 8, 3});
+    refuse("Nq", {2, 4, 2, 11, 20, 8, 3});
+    refuse("Nk", {2, 4, 2, 10, 21, 8, 3});
+    refuse("D", {2, 4, 2, 10, 20, 9, 3});
+    Call wider({2, 4, 2, 10, 20, 8, 5});  // Dv is no part of a plan
+    wider.FillNormal(random);
+    EXPECT_NO_THROW((void)Attend(wider, &made));
+  }
+}
+
+TEST(Plan, RefusesOtherOptions) {
+  Random random(125);
+  Call call({2, 2, 2, 10, 20, 8, 3});
+  call.FillNormal(random);
+  Call causal = call;
+  causal.options.is_causal = true;
+  causal.options.window = Window{4, -1};
+  const Plan of_causal = PlanOf(causal);
+  Call lsh = call;
+  lsh.options.method = Method::kLsh;
+  lsh.options.n_hashes = 3;
+  lsh.options.cluster_size = 4;
+  lsh.options.seed = 5;
+  const Plan of_lsh = PlanOf(lsh);
+
+  const auto refuse = [&](const Plan& made, const std::string& name,
+                          const std::function<void(Options&)>& set) {
+    Call other = call;
+    set(other.options);
+    ExpectRefused(other, made, ErrorKind::kValue, {name + ": ", "plan"});
+  };
+  refuse(of_causal, "method", [](Options& options) { options.method = Method::kLsh; });
+  refuse(of_lsh, "method", [](Options& options) { options.method = Method::kDense; });
+  refuse(of_lsh, "n_hashes", [](Options& options) { options.n_hashes = 4; });
+  refuse(of_lsh, "cluster_size", [](Options& options) { options.cluster_size = 5; });
+  refuse(of_lsh, "seed", [](Options& options) { options.seed = 6; });
+  refuse(of_lsh, "is_causal", [](Options& options) { options.is_causal = true; });
+  refuse(of_lsh, "window", [](Options& options) { options.window = Window{4, -1}; });
+  refuse(of_lsh, "scale", [](Options& options) { options.scale = -1.0; });
+  refuse(of_causal, "window", [](Options& options) { options.window = Window{5, -1}; });
+  refuse(of_causal, "window", [](Options& options) { options.window = Window{4, 0}; });
+  refuse(of_causal, "n_hashes", [](Options& options) { options.n_hashes = 4; });
+  refuse(of_causal, "cluster_size", [](Options& options) { options.cluster_size = 4; });
+  refuse(of_causal, "seed", [](Options& options) { options.seed = 4; });
+  refuse(PlanOf(call), "is_causal", [](Options& options) { options.is_causal = true; });
+  refuse(PlanOf(call), "window", [](Options& options) { options.window = Window{4, -1}; });
+}
+
+TEST(Plan, RefusesOtherMasks) {
+  Random random(126);
+  for (const Method method : {Method::kDense, Method::kLsh}) {
+    Call call({2, 2, 2, 10, 20, 8, 3});
+    call.FillNormal(random);
+    call.options.method = method;
+    const auto mask = [](std::int64_t length, std::int64_t padded) {
+      Tensor result(DType::kBool, {1, 1, 2, length});
+      result.set(0, 0, 1, padded, 0.0);  // all others are True
+      return result;
+    };
+    Call padded = call;
+    padded.key_padding_mask = mask(20, 19);
+    padded.query_padding_mask = mask(10, 9);
+    const Plan made = PlanOf(padded);
+    EXPECT_TRUE(Attend(call, &made).SameBits(Attend(padded)));
+
+    Call other = call;
+    other.key_padding_mask = mask(20, 18);
+    ExpectRefused(other, made, ErrorKind::kValue, {"key_padding_mask: ", "plan"});
+    ExpectRefused(other, PlanOf(call), ErrorKind::kValue, {"key_padding_mask: ", "plan"});
+    other = call;
+    other.query_padding_mask = mask(10, 8);
+    ExpectRefused(other, made, ErrorKind::kValue, {"query_padding_mask: ", "plan"});
+    ExpectRefused(other, PlanOf(call), ErrorKind::kValue, {"query_padding_mask: ", "plan"});
+    if (method == Method::kLsh) {
+      other = call;
+      AddRandomMask(random, other);
+      ExpectRefused(other, made, ErrorKind::kUnsupported, {"attn_mask: ", "lsh", "dense"});
+    }
+  }
+}
+
+}  // namespace
+}  // namespace smyrf::testing
