@@ -1,0 +1,125 @@
+"""Peak memory of one call on 65536 queries and keys, beyond what its inputs and output take.
+
+Each figure comes from a process of its own, without PyTorch. It makes the arrays, writes every page
+of out, resets the kernel's high-water mark (/proc/self/clear_refs) and calls once: the start of the
+threads, code that is touched for the first time and lse all count. Some kernels count by CPU and
+add up late, so a figure is good to a quarter of a megabyte. Linux only.
+
+    python benchmarks/memory.py [--markdown]
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from printing import Printer, machine
+
+import smyrf
+from smyrf.choice import lsh_dials
+
+N, D = 65536, 64
+SMALL_N = 1024
+MB = 2**20
+LSH_MB = 128.0
+LSE_MB = 4 * N / MB
+GRAIN_MB = 0.25
+
+# Both settings of lsh evaluate a quarter of the pairs.
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {"return_lse": True},
+    {"method": "lsh", "n_hashes": 8, "cluster_size": N // 32},
+    {"method": "lsh", **lsh_dials(0.25, N)},
+)
+
+
+def status(name: str) -> int:
+    """A figure of /proc/self/status, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key == name:
+            return int(value.split()[0]) * 1024
+    raise OSError(f"/proc/self/status has no {name}")
+
+
+def measure(n: int, arguments: dict[str, Any]) -> dict[str, float]:
+    """In the child: megabytes above the start at the peak of one call, its seconds and density."""
+    generator = np.random.default_rng(0)
+    query, key, value = (generator.standard_normal((1, 1, n, D), np.float32) for _ in range(3))
+    out = np.full_like(query, 0)
+    ctypes.CDLL(None).malloc_trim(0)  # or memory that was freed before would be used again unseen
+    Path("/proc/self/clear_refs").write_text("5")
+    start = status("VmRSS")
+    result = smyrf.attention(query, key, value, out=out, return_stats=True, **arguments)
+    peak = status("VmHWM")
+    return {
+        "peak": (peak - start) / MB,
+        "seconds": result[-1].planning_seconds + result[-1].execution_seconds,
+        "density": float(result[-1].density[0, 0]),
+    }
+
+
+def measure_apart(n: int, arguments: dict[str, Any]) -> dict[str, float]:
+    """`measure` in a fresh process."""
+    command = [sys.executable, __file__, "--child", json.dumps([n, arguments])]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def row(arguments: dict[str, Any], threads: int) -> list[str]:
+    """One line of the table."""
+    arguments = {**arguments, "num_threads": threads}
+    found = measure_apart(N, arguments)
+    peak = found["peak"]
+    if "method" in arguments:
+        what = f"lsh, density {found['density']:.2f}"
+        dials = f"{arguments['n_hashes']} x {arguments['cluster_size']}"
+        bar = LSH_MB
+    else:
+        what, dials = "dense, with lse", "-"
+        bar = measure_apart(SMALL_N, arguments)["peak"] + LSE_MB + GRAIN_MB
+    verdict = "met" if peak <= bar else "not met"
+    return [
+        what,
+        dials,
+        str(threads),
+        f"{peak:.2f}",
+        f"{bar:.2f}",
+        verdict,
+        f"{found['seconds']:.1f}",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--markdown", action="store_true", help="plain markdown tables")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child is not None:
+        print(json.dumps(measure(*json.loads(arguments.child))))
+        return
+    if not Path("/proc/self/clear_refs").exists():
+        sys.exit("memory.py: needs Linux: the peak is read from /proc, which this system lacks")
+
+    printer = Printer(arguments.markdown)
+    printer.facts({"machine": machine(), "smyrf": smyrf.__version__, "type": "float32"})
+    printer.table(
+        f"Extra memory at the peak: one head, N {N}, D {D}",
+        ["method ", "rounds x keys ", "threads", "MB", "bar, MB", "bar is ", "seconds"],
+        [row(given, threads) for given in SETTINGS for threads in (1, 2)],
+    )
+    printer.text(
+        f"Bars: lsh {LSH_MB:.0f} MB. dense O(tile) a thread and lse: no more than the same call at "
+        f"N {SMALL_N} takes, lse ({LSE_MB:.2f}) and the counters' grain ({GRAIN_MB:.2f})."
+    )
+
+
+if __name__ == "__main__":
+    main()
