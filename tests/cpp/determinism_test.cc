@@ -41,7 +41,7 @@ TEST(Threads, DenseSplitOverKeysHasTheSameBits) {
 
 TEST(Threads, LshHasTheSameBits) {
   Random random(72);
-  for (int n = 0; n < 60 && !::testing::Test::HasFatalFailure(); ++n) {
+  for (int n = 0; n < 20 && !::testing::Test::HasFatalFailure(); ++n) {
     ExpectSameBitsOnThreads(RandomLshCall(random, 1e6));
   }
   // Few heads and many: rounds of a head run apart or together.
