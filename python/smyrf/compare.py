@@ -1,0 +1,226 @@
+"""The main job: one model, one input, dense attention beside each asked method.
+
+Four kinds of pass, so that none disturbs another: one with transformers' own attention, which also
+shows which layers there are; one a method that collects answers, density and errors and is never
+timed; then a few timed rounds in which the methods take turns, of which each one's best counts.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+import smyrf
+import smyrf.transformers
+from smyrf.choice import Choice
+from smyrf.measure import AttentionClock, Calls, PeakMemory
+from smyrf.problem import Problem
+from smyrf.tasks import Figure, Task
+
+ROUNDS = 3
+
+
+class Progress(Protocol):
+    """Told what is being done and how far it is."""
+
+    def start(self, steps: int) -> None: ...
+
+    def doing(self, what: str) -> None: ...
+
+    def advance(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Relative error of the changed layers against dense on the same query, key and value.
+
+    `median` is over documents, layers and heads; `worst` is the largest of the (layer, head)
+    medians over documents.
+    """
+
+    median: float
+    worst: float
+    worst_layer: str
+    worst_head: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one method gave and cost. None: not measured, or it has no meaning for the method."""
+
+    label: str
+    method: str
+    dials: dict[str, int]
+    figures: list[Figure]
+    answer: str | None
+    density: float | None
+    errors: Errors | None
+    attention_seconds: float
+    whole_seconds: float
+    peak_bytes: int | None
+    peak_bytes_above_model: int | None
+    layers_changed: int
+    layers_unchanged: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything the table and the JSON file say. `rows`: sdpa, dense, then the asked methods."""
+
+    model: str
+    about: str
+    threads: int
+    layers: list[str]
+    reference: str | None
+    rows: list[Row]
+
+    @property
+    def dense(self) -> Row:
+        """The base of every ratio."""
+        return next(row for row in self.rows if row.method == "dense")
+
+
+def compare(
+    name: str,
+    task: Task,
+    choices: Sequence[Choice],
+    layers: str | None,
+    threads: int,
+    progress: Progress,
+) -> Comparison:
+    """Runs the task with sdpa, dense and every choice.
+
+    `layers` is a shell pattern on module names that narrows down which layers take the methods.
+    Raises Problem if it matches none, or if smyrf refuses a method or its dials.
+    """
+    runs = 1 + len(choices) + 1
+    progress.start(runs * (task.batches + ROUNDS * task.timed))
+
+    progress.doing("sdpa: answers")
+    with AttentionClock("sdpa") as clock:
+        first = task.run(task.batches, progress.advance)
+    with _enabled(task, "dense", {}, None) as every:
+        changed = _changed(task, every, layers)
+    keys = max(calls.keys for calls in _calls(task, clock, changed))
+    setups: list[tuple[str, str, dict[str, int]]] = [("sdpa", "sdpa", {}), ("dense", "dense", {})]
+    setups += [(c.label, c.method, c.resolve(keys)) for c in choices]
+    for _, method, dials in setups[2:]:  # what smyrf refuses, it refuses before the long runs
+        with _enabled(task, method, dials, changed):
+            pass
+
+    collected: list[tuple[list[Any], float | None, Errors | None]] = [(first, None, None)]
+    for label, method, dials in setups[1:]:
+        progress.doing(f"{label}: answers and errors")
+        with _enabled(task, method, dials, changed), smyrf.collect(errors=True) as records:
+            answers = task.run(task.batches, progress.advance)
+        mine = [record for record in records if record.layer in changed]
+        collected.append((answers, _density(mine), _errors(mine)))
+
+    attention = [math.inf] * runs
+    whole = [math.inf] * runs
+    memory = [PeakMemory() for _ in setups]
+    for turn in range(ROUNDS):
+        for index, (label, method, dials) in enumerate(setups):
+            progress.doing(f"{label}: time, round {turn + 1} of {ROUNDS}")
+            with _enabled(task, method, dials, changed) as _, _clock(method) as clock:
+                if turn == 0:
+                    with memory[index]:
+                        seconds = _timed(task, progress)
+                else:
+                    seconds = _timed(task, progress)
+            whole[index] = min(whole[index], seconds)
+            inside = sum(calls.seconds for calls in _calls(task, clock, changed))
+            attention[index] = min(attention[index], inside)
+
+    dense_answers = collected[1][0]
+    rows = []
+    for index, (label, method, dials) in enumerate(setups):
+        answers, density, errors = collected[index]
+        count = len(changed) if index >= 2 else 0
+        rows.append(
+            Row(
+                label=label,
+                method=method,
+                dials=dials,
+                figures=task.judge(answers, dense_answers),
+                answer=task.tell(answers),
+                density=density,
+                errors=errors if index >= 2 else None,
+                attention_seconds=attention[index],
+                whole_seconds=whole[index],
+                peak_bytes=memory[index].peak,
+                peak_bytes_above_model=memory[index].above,
+                layers_changed=count,
+                layers_unchanged=len(every) - count,
+            )
+        )
+    return Comparison(name, task.about, threads, changed, task.reference(), rows)
+
+
+@contextmanager
+def _enabled(
+    task: Task, method: str, dials: dict[str, int], changed: list[str] | None
+) -> Iterator[list[str]]:
+    """The model with a method in the changed layers (None: all); `sdpa` leaves it as it is."""
+    if method == "sdpa":
+        yield []
+        return
+    chosen = None if changed is None else (lambda layer, module: layer in changed)
+    try:
+        names = smyrf.transformers.enable(task.model, method=method, layers=chosen, **dials)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise Problem(f"method {method}: {error}") from error
+    try:
+        yield names
+    finally:
+        smyrf.transformers.disable(task.model)
+
+
+def _changed(task: Task, every: list[str], pattern: str | None) -> list[str]:
+    able = [layer for layer in every if task.changeable(layer)]
+    chosen = [layer for layer in able if pattern is None or fnmatch.fnmatchcase(layer, pattern)]
+    if not chosen:
+        raise Problem(
+            f"--layers {pattern}: matches none of the layers that can change: {', '.join(able)}"
+        )
+    return chosen
+
+
+def _clock(method: str) -> AttentionClock:
+    return AttentionClock("sdpa" if method == "sdpa" else smyrf.transformers.NAME)
+
+
+def _calls(task: Task, clock: AttentionClock, layers: list[str]) -> list[Calls]:
+    """What the clock saw of each of these layers; every one of them must have been called."""
+    modules = dict(task.model.named_modules())
+    return [clock.calls[id(modules[layer])] for layer in layers]
+
+
+def _timed(task: Task, progress: Progress) -> float:
+    start = time.perf_counter()
+    task.run(task.timed, progress.advance)
+    return time.perf_counter() - start
+
+
+def _density(records: Sequence[smyrf.Record]) -> float:
+    return float(np.mean([np.mean(record.statistics.density) for record in records]))
+
+
+def _errors(records: Sequence[smyrf.Record]) -> Errors:
+    by_layer: dict[str, list[Any]] = {}
+    for record in records:
+        by_layer.setdefault(str(record.layer), []).append(record.relative_error)
+    layers = {layer: np.concatenate(errors) for layer, errors in by_layer.items()}
+    heads = {layer: np.median(errors, axis=0) for layer, errors in layers.items()}
+    # max() would pass over a NaN, and NaN is worse than any number.
+    worst = max(heads, key=lambda layer: float(np.nan_to_num(heads[layer], nan=math.inf).max()))
+    head = int(np.nan_to_num(heads[worst], nan=math.inf).argmax())
+    median = float(np.median(np.concatenate([errors.ravel() for errors in layers.values()])))
+    return Errors(median, float(heads[worst][head]), worst, head)

@@ -1,0 +1,98 @@
+"""What a run costs: time inside attention, and peak memory."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+@dataclass
+class Calls:
+    """All calls of attention by one module: seconds of wall time, and the most keys seen."""
+
+    seconds: float = 0.0
+    keys: int = 0
+
+
+class AttentionClock:
+    """Times every call that transformers makes to an attention function, by module.
+
+    The same clock stands around every method, transformers' own included, so that what it costs
+    to get from Python to the arithmetic and back counts for each of them. Use as a context manager.
+    """
+
+    def __init__(self, *names: str) -> None:
+        self.names = names  # as in model.config._attn_implementation
+        self.calls: dict[int, Calls] = {}  # by id of the module
+
+    def __enter__(self) -> AttentionClock:
+        for name in self.names:
+            ALL_ATTENTION_FUNCTIONS[name] = self._timed(ALL_ATTENTION_FUNCTIONS[name])
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for name in self.names:  # what was registered for all shows again
+            del ALL_ATTENTION_FUNCTIONS[name]
+
+    def _timed(self, attend: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(module: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+            calls = self.calls.setdefault(id(module), Calls())
+            start = time.perf_counter()
+            out = attend(module, query, key, value, *args, **kwargs)
+            calls.seconds += time.perf_counter() - start
+            calls.keys = max(calls.keys, int(key.shape[2]))
+            return out
+
+        return timed
+
+
+class PeakMemory:
+    """Peak resident memory of this process while the context lasts, in bytes, Linux only.
+
+    Free memory goes back to the system first and the kernel's high-water mark is reset
+    (`/proc/self/clear_refs`); `above` is what came on top of what was resident at the start, the
+    model's weights for example. Both are None where the system doesn't tell.
+    """
+
+    def __init__(self) -> None:
+        self.peak: int | None = None
+        self.above: int | None = None
+
+    def __enter__(self) -> PeakMemory:
+        try:
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")
+            self._start: int | None = _status("VmRSS")
+        except (OSError, AttributeError):
+            self._start = None
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._start is not None:
+            self.peak = _status("VmHWM")
+            self.above = self.peak - self._start
+
+
+def _status(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key == name:
+            return int(value.split()[0]) * 1024
+    raise OSError(f"/proc/self/status has no {name}")

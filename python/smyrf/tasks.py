@@ -1,0 +1,234 @@
+"""What a model does with an input, and how its answers are judged. One class a kind of model.
+
+A task is cut into `batches`, each one call of the model; `timed` of them are enough to time.
+Another
+kind of model is another class with the members of `Task` and a line in `make_task`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from smyrf import inputs
+from smyrf.models import KIND_NAMES, Model
+from smyrf.problem import Problem
+from smyrf.words import error_rate
+
+BATCH = 8
+MOST_DOCUMENTS = 64
+TIMED_DOCUMENTS = 16
+WINDOW = 30 * inputs.SAMPLE_RATE  # samples; what Whisper was trained on and always computes
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number that says what the user gets: `key` for JSON, `title` and `text` for people."""
+
+    key: str
+    title: str
+    value: float | None
+    text: str
+
+
+class Task(Protocol):
+    """A loaded model and its input, ready to run."""
+
+    model: Any
+    batches: int
+    timed: int
+    about: str
+
+    def changeable(self, layer: str) -> bool:
+        """Whether a method may take this attention layer; the others stay dense."""
+
+    def run(self, batches: int, advance: Callable[[], None]) -> list[Any]:
+        """Answers of the first batches, with the attention the model has at the moment."""
+
+    def judge(self, answers: list[Any], dense: list[Any]) -> list[Figure]:
+        """The same figures in the same order for every method; dense is judged too."""
+
+    def tell(self, answers: list[Any]) -> str | None:
+        """The answer as text, where it is one that people can read."""
+
+    def verdict(self, figures: Sequence[Figure]) -> str:
+        """What the figures mean for the user: the end of "With this method ..."."""
+
+    def reference(self) -> str | None:
+        """What the answer should have been, None if unknown."""
+
+
+class EncodeText:
+    """Documents of the model's full length, each one embedding of length 1."""
+
+    def __init__(self, model: Model, text: inputs.Text) -> None:
+        self.model = model.module
+        self.pooled_first = _pools_first_token(model)
+        config = model.module.config
+        offset = config.pad_token_id + 1 if config.model_type == "roberta" else 0
+        length = config.max_position_embeddings - offset
+        pieces = model.tokenizer(
+            text.text, truncation=True, max_length=length, return_overflowing_tokens=True
+        )["input_ids"]
+        # A shorter rest has another density and another cost; it counts only if it is all.
+        full = [piece for piece in pieces if len(piece) == length] or pieces
+        step = max(1.0, len(full) / MOST_DOCUMENTS)
+        count = min(len(full), MOST_DOCUMENTS)
+        documents = torch.tensor([full[int(i * step)] for i in range(count)])
+        self.documents = documents.split(BATCH)
+        self.batches = len(self.documents)
+        self.timed = min(self.batches, TIMED_DOCUMENTS // BATCH)
+        spread = ", evenly spread" if count < len(full) else ""
+        rest = len(pieces) - len(full)
+        self.about = (
+            f"{text.title}: {count} of {len(full)} documents of {documents.shape[1]} tokens"
+            f"{spread}{'; a shorter rest is left out' if rest else ''}; "
+            f"timed on {sum(len(d) for d in self.documents[: self.timed])} of them"
+        )
+
+    def changeable(self, layer: str) -> bool:
+        return True
+
+    def run(self, batches: int, advance: Callable[[], None]) -> list[Any]:
+        answers: list[Any] = []
+        for ids in self.documents[:batches]:
+            with torch.inference_mode():
+                hidden = self.model(
+                    input_ids=ids, attention_mask=torch.ones_like(ids)
+                ).last_hidden_state
+            pooled = hidden[:, 0] if self.pooled_first else hidden.mean(1)
+            answers.extend(torch.nn.functional.normalize(pooled, dim=-1).numpy())
+            advance()
+        return answers
+
+    def judge(self, answers: list[Any], dense: list[Any]) -> list[Figure]:
+        cosines = [float(a.astype(float) @ d) for a, d in zip(answers, dense, strict=True)]
+        mean, worst = float(np.mean(cosines)), float(np.min(cosines))
+        return [
+            Figure("cosine_mean", "embedding, cosine to dense: mean", mean, f"{mean:.4f}"),
+            Figure("cosine_worst", "  worst document", worst, f"{worst:.4f}"),
+        ]
+
+    def tell(self, answers: list[Any]) -> str | None:
+        return None
+
+    def verdict(self, figures: Sequence[Figure]) -> str:
+        mean, worst = figures
+        return (
+            f"the embeddings keep a cosine of {mean.text} to dense's "
+            f"(the worst document {worst.text})"
+        )
+
+    def reference(self) -> str | None:
+        return None
+
+
+class Transcribe:
+    """Windows of up to 30 seconds, each written down greedily; the encoder's attention changes."""
+
+    def __init__(self, model: Model, speech: inputs.Speech) -> None:
+        self.model = model.module
+        self.tokenizer = model.tokenizer
+        self.said = speech.transcript
+        windows = _windows([u.samples for u in speech.utterances])
+        self.features = [
+            model.features(w, sampling_rate=inputs.SAMPLE_RATE, return_tensors="pt").input_features
+            for w in windows
+        ]
+        self.batches = self.timed = len(self.features)
+        seconds = sum(len(w) for w in windows) / inputs.SAMPLE_RATE
+        self.about = (
+            f"{speech.title}: {seconds:.1f} seconds in {_number(len(windows), 'window')} of 30 "
+            f"seconds{'' if self.said else '; without a transcript'}"
+        )
+        settings = self.model.generation_config
+        settings.do_sample, settings.num_beams, settings.max_length = False, 1, None
+        # Whisper's own limit: half of the decoder's positions.
+        settings.max_new_tokens = self.model.config.max_target_positions // 2
+        self.language = {"language": "en", "task": "transcribe"} if _multilingual(settings) else {}
+
+    def changeable(self, layer: str) -> bool:
+        return layer.startswith("model.encoder.")
+
+    def run(self, batches: int, advance: Callable[[], None]) -> list[Any]:
+        answers = []
+        for features in self.features[:batches]:
+            with torch.inference_mode():
+                ids = self.model.generate(features, **self.language)
+            answers.append(self.tokenizer.decode(ids[0], skip_special_tokens=True).strip())
+            advance()
+        return answers
+
+    def judge(self, answers: list[Any], dense: list[Any]) -> list[Figure]:
+        written = " ".join(answers)
+        figures = []
+        if self.said is not None:
+            rate = error_rate(self.said, written)
+            figures.append(Figure("word_error_rate", "word error rate", rate, _percent(rate)))
+        change = error_rate(" ".join(dense), written)
+        figures.append(Figure("words_changed", "words unlike dense's", change, _percent(change)))
+        return figures
+
+    def tell(self, answers: list[Any]) -> str | None:
+        return " ".join(answers)
+
+    def verdict(self, figures: Sequence[Figure]) -> str:
+        changed = f"{figures[-1].text} of the words differ from dense's"
+        if self.said is None:
+            return changed
+        return f"the word error rate is {figures[0].text} and {changed}"
+
+    def reference(self) -> str | None:
+        return self.said
+
+
+def make_task(model: Model, given: inputs.Text | inputs.Speech) -> Task:
+    """Pairs a model with an input of its kind; raises Problem if they don't fit."""
+    if model.source.kind == "text" and isinstance(given, inputs.Text):
+        return EncodeText(model, given)
+    if model.source.kind == "speech" and isinstance(given, inputs.Speech):
+        return Transcribe(model, given)
+    raise Problem(
+        f"model {model.source.name} is {KIND_NAMES[model.source.kind]} and the input is "
+        f"{given.kind}; give it {model.source.kind}"
+    )
+
+
+def _windows(recordings: Sequence[inputs.Samples]) -> list[inputs.Samples]:
+    """Recordings joined while they fit into a window; longer ones cut every 30 seconds.
+
+    One full window is what Whisper was trained on: a short recording alone would be mostly the
+    silence that fills its window up.
+    """
+    windows: list[inputs.Samples] = []
+    for recording in recordings:
+        if windows and len(windows[-1]) + len(recording) <= WINDOW:
+            windows[-1] = np.concatenate([windows[-1], recording])
+        else:
+            windows += [recording[i : i + WINDOW] for i in range(0, len(recording), WINDOW)]
+    return windows
+
+
+def _pools_first_token(model: Model) -> bool:
+    """As sentence-transformers' folder says; the mean over the tokens where none is there."""
+    from smyrf.models import read_json
+
+    path = model.source.folder / "1_Pooling" / "config.json"
+    return path.is_file() and bool(read_json(path).get("pooling_mode_cls_token"))
+
+
+def _multilingual(settings: Any) -> bool:
+    return bool(getattr(settings, "is_multilingual", False))
+
+
+def _percent(rate: float | None) -> str:
+    return "-" if rate is None or math.isnan(rate) else f"{100 * rate:.1f} %"
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
