@@ -89,6 +89,13 @@ class Import {
       view_.shape[i] = static_cast<std::int64_t>(array_.shape(i));
       view_.strides[i] = array_.stride(i);
     }
+    // Without elements NumPy's strides are 0 and mean nothing; the core looks at them.
+    if (array_.size() == 0) {
+      std::int64_t stride = 1;
+      for (std::size_t i = array_.ndim(); i-- > 0; stride *= view_.shape[i]) {
+        view_.strides[i] = stride;
+      }
+    }
   }
 
   auto view(bool heads_last = false) const {

@@ -138,6 +138,9 @@ def attention(
     """
     masks = {name: options[name] for name in _NAMES[:3]}
     check_arrays(torch.Tensor, key=key, value=value, **masks, out=out)
+    for name in ("is_causal", "enable_gqa"):
+        if not isinstance(options[name], bool):  # the schema would take None for False
+            raise TypeError(f"{name}: got {options[name]!r}, expected True or False")
     if torch.is_autocast_enabled("cpu"):
         query, key, value = _autocast(query), _autocast(key), _autocast(value)
     if plan is None and out is None and not return_stats:
