@@ -15,8 +15,11 @@ def is_tensor(array: Any) -> bool:
 
 
 def detached(array: Any) -> Any:
-    """A tensor outside the autograd graph, or the array as it is."""
-    return array.detach() if is_tensor(array) else array
+    """A tensor outside the autograd graph whose memory holds its numbers, or the array as it is."""
+    if not is_tensor(array):
+        return array
+    # DLPack does not carry PyTorch's mark "negate when read".
+    return array.detach().resolve_neg() if array.is_neg() else array.detach()
 
 
 def check_dropout(dropout_p: float) -> None:

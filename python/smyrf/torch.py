@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from smyrf import _core, collector
-from smyrf._call import check_arrays, lse_shape, output_shape, pack
+from smyrf._call import check_arrays, detached, lse_shape, output_shape, pack
 
 _SCHEMA = (
     "attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, "
@@ -30,6 +31,11 @@ _NAMES = (
     "window",
     "layout",
     "num_threads",
+)
+
+_NO_GRADIENT = (
+    "smyrf.attention has no backward in this release; call it under torch.no_grad(), or train "
+    "with torch.nn.functional.scaled_dot_product_attention"
 )
 
 torch.library.define("smyrf::attention", _SCHEMA.removeprefix("attention"))
@@ -64,14 +70,36 @@ def _attention_fake(
 torch.library.register_fake("smyrf::attention", _attention_fake)
 
 
-def _backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-    raise NotImplementedError(
-        "smyrf.attention has no backward in this release; call it under torch.no_grad(), or train "
-        "with torch.nn.functional.scaled_dot_product_attention"
-    )
+# The backward pass is an operator too, which raises when it runs: a graph that is compiled forward
+# and backward at once must not raise before anyone asks for gradients.
+torch.library.define("smyrf::attention_backward", "(Tensor gradient, Tensor[] inputs) -> Tensor[]")
 
 
-torch.library.register_autograd("smyrf::attention", _backward)
+@torch.library.impl("smyrf::attention_backward", "default")
+def _attention_backward(gradient: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    raise NotImplementedError(_NO_GRADIENT)
+
+
+def _attention_backward_fake(
+    gradient: torch.Tensor, inputs: list[torch.Tensor]
+) -> list[torch.Tensor]:
+    return [torch.empty_like(tensor) for tensor in inputs]
+
+
+torch.library.register_fake("smyrf::attention_backward", _attention_backward_fake)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.count = len(inputs)
+    ctx.save_for_backward(*(tensor for tensor in inputs[:4] if tensor is not None))
+
+
+def _backward(ctx: Any, gradient: torch.Tensor, lse_gradient: torch.Tensor) -> Any:
+    gradients = torch.ops.smyrf.attention_backward(gradient, list(ctx.saved_tensors))
+    return *gradients, *[None] * (ctx.count - len(gradients))
+
+
+torch.library.register_autograd("smyrf::attention", _backward, setup_context=_setup_context)
 
 
 def _export(name: str, tensor: torch.Tensor | None) -> Any:
@@ -83,7 +111,13 @@ def _export(name: str, tensor: torch.Tensor | None) -> Any:
             f"{name}: got a {tensor.layout} tensor on {tensor.device}, expected a strided one on "
             "the CPU; call .cpu() or .to_dense()"
         )
-    return to_dlpack(tensor.detach())
+    try:
+        return to_dlpack(detached(tensor))
+    except RuntimeError:
+        raise TypeError(
+            f"{name}: has no memory of its own, as inside transforms of torch.func; of these only "
+            "vmap is supported, without plan, out and return_stats"
+        ) from None
 
 
 def _exported(options: dict[str, Any]) -> dict[str, Any]:
@@ -138,6 +172,11 @@ def attention(
     """
     masks = {name: options[name] for name in _NAMES[:3]}
     check_arrays(torch.Tensor, key=key, value=value, **masks, out=out)
+    if not torch.compiler.is_compiling():
+        for tensor in (query, key, value):
+            tangent = forward_ad.unpack_dual(tensor).tangent  # type: ignore[no-untyped-call]
+            if tangent is not None:
+                raise NotImplementedError(_NO_GRADIENT)
     for name in ("is_causal", "enable_gqa"):
         if not isinstance(options[name], bool):  # the schema would take None for False
             raise TypeError(f"{name}: got {options[name]!r}, expected True or False")
@@ -169,6 +208,8 @@ def attention(
         )
     if out is None:
         out = query.new_empty(output_shape(query, value))
+    elif out.is_neg():
+        raise TypeError("out: is a view that is negated when read; pass a tensor of its own")
     elif not out.is_inference():
         # What autograd saved of it for a backward pass is no longer there.
         torch.autograd.graph.increment_version(out)

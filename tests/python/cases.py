@@ -16,7 +16,7 @@ import smyrf
 
 Array = npt.NDArray[Any]
 UNIT = 2.0**-24  # unit roundoff of float32
-HALF_UNIT = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-9}
+HALF_UNIT = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
 @dataclass(frozen=True)
