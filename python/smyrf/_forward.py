@@ -119,7 +119,7 @@ def attention_forward(
     layer = kept(module)
     name = layer.name if layer is not None else _default_name(module)
     _refuse_keywords(name, dropout, kwargs)
-    queries, keys = query.shape[2], key.shape[2]
+    batch, queries, keys = key.shape[0], query.shape[2], key.shape[2]
     options: dict[str, Any] = {}
     if isinstance(attention_mask, PatternMask):
         _check_sizes(name, attention_mask, queries, keys)
@@ -127,7 +127,7 @@ def attention_forward(
         value = value[:, :, : attention_mask.used_keys]
         options = _pattern_options(attention_mask, layer)
     elif attention_mask is not None:
-        options = _full_mask_options(name, attention_mask)
+        options = _full_mask_options(name, attention_mask, batch)
     else:
         causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
         if sliding_window is not None and keys > sliding_window:
@@ -146,8 +146,8 @@ def attention_forward(
                 )
             key, value = key[:, :, :queries], value[:, :, :queries]
             options["is_causal"] = True
-    if query.shape[0] == 1 != key.shape[0]:
-        query = query.expand(key.shape[0], -1, -1, -1)  # learned queries, shared by the batch
+    if query.shape[0] == 1 != batch:
+        query = query.expand(batch, -1, -1, -1)  # learned queries, shared by the batch
     options.update(scale=scaling, enable_gqa=query.shape[1] != key.shape[1], layout="BNHD")
     if layer is not None:
         options.update(layer.dials, method=layer.method)
@@ -183,6 +183,8 @@ def _advice(name: str, module: nn.Module, options: Mapping[str, Any]) -> str:
     rule = f"name != {name!r}"
     if options.get("is_causal") and getattr(module, "is_causal", False):
         rule = "not module.is_causal"
+    elif options.get("window") and getattr(module, "sliding_window", None) is not None:
+        rule = "getattr(module, 'sliding_window', None) is None"
     return (
         f". To run this layer dense, leave it out: smyrf.transformers.enable(model, "
         f"method={method!r}, layers=lambda name, module: {rule}, ...)"
@@ -230,14 +232,14 @@ def _pattern_options(mask: PatternMask, layer: Layer | None) -> dict[str, Any]:
     return options
 
 
-def _full_mask_options(name: str, mask: torch.Tensor) -> dict[str, Any]:
+def _full_mask_options(name: str, mask: torch.Tensor, batch: int) -> dict[str, Any]:
     if mask.ndim != 4:
         raise NotImplementedError(
             f"{name}: got an attention mask of shape {tuple(mask.shape)}, a layer takes None or "
             "(batch, heads or 1, queries, keys); give a 2-D mask to the model, not to the layer"
         )
     if mask.dtype == torch.bool and mask.shape[1:3] == (1, 1):
-        return {"key_padding_mask": mask[:, 0, 0]}
+        return {"key_padding_mask": mask[:, 0, 0].expand(batch, -1)}
     return {"attn_mask": mask}
 
 

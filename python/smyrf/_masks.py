@@ -11,7 +11,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 from transformers import masking_utils
+
+if not hasattr(masking_utils, "sliding_window_bidirectional_overlay"):
+    raise ImportError(
+        f"transformers {transformers.__version__} describes masks in an older way, smyrf expects "
+        "5.4 or newer; type: pip install -U transformers"
+    )
 
 UNBOUNDED = -1
 
@@ -68,7 +75,7 @@ class PatternMask:
         return self.full()[index]
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") or name == "full":  # not there yet, while copying
             raise AttributeError(name)
         return getattr(self.full(), name)
 

@@ -54,7 +54,7 @@ _originals: weakref.WeakKeyDictionary[nn.Module, list[tuple[PreTrainedConfig, st
 
 
 def enable(
-    model: PreTrainedModel,
+    model: nn.Module,
     method: str = "auto",
     layers: str | Callable[[str, nn.Module], bool] | None = None,
     **dials: Any,
@@ -66,7 +66,8 @@ def enable(
     does a copy of the model. Enabling again replaces method, layers and dials.
 
     Args:
-        model: a transformers model whose layers use its attention interface.
+        model: a transformers model whose layers use its attention interface, or a module that
+            holds such models.
         method: as in `smyrf.attention`.
         layers: which attention modules take the method; the others run smyrf's `dense`. None: all.
             A string: a shell pattern (`fnmatch`, case counts) on the module's name as in
@@ -116,7 +117,7 @@ def enable(
     return chosen
 
 
-def disable(model: PreTrainedModel) -> None:
+def disable(model: nn.Module) -> None:
     """Give a model back the attention implementation it had before `enable`.
 
     Raises:

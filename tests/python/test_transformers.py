@@ -139,6 +139,34 @@ def test_a_4d_mask_from_the_user_reaches_dense() -> None:
         assert_close(got, want)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["Bert", "Llama"])
+def test_half_precision_keeps_its_dtype_and_its_accuracy(name: str, dtype: torch.dtype) -> None:
+    model, inputs = build(name), inputs_for(name, "left")
+    exact = valid(run(model, inputs), inputs)
+    model.to(dtype)
+    off = (valid(run(model, inputs), inputs) - exact).abs().max()
+    smyrf.transformers.enable(model)
+    got = run(model, inputs)
+    assert got.dtype == dtype
+    assert (valid(got, inputs) - exact).abs().max() < 1.5 * off
+    bias = torch.zeros(BATCH, 1, LENGTH, LENGTH, dtype=dtype)
+    bias = bias.masked_fill(padding("left")[:, None, None] == 0, torch.finfo(dtype).min)
+    if name == "Bert":
+        full = run(model, {"input_ids": tokens(), "attention_mask": bias})
+        assert (valid(full, inputs) - exact).abs().max() < 1.5 * off
+
+
+def test_autocast_runs_attention_in_its_dtype() -> None:
+    model, inputs = build("Bert"), inputs_for("Bert", "left")
+    exact = valid(run(model, inputs), inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        off = (valid(run(model, inputs), inputs) - exact).abs().max()
+        smyrf.transformers.enable(model)
+        got = valid(run(model, inputs), inputs)
+    assert 0 < (got - exact).abs().max() < 1.5 * off
+
+
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_lsh_padded_batch_equals_one_by_one(side: str) -> None:
     model, mask = build("Bert"), padding(side)
@@ -208,6 +236,11 @@ def test_longer_keys_without_a_mask_are_cut_as_sdpa_does() -> None:
         assert weights is None
         assert got.is_contiguous()
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    # Learned queries come with a batch of one; a mask may be shared by the batch, too.
+    shared = torch.rand(1, 1, 1, 5, generator=generator) > 0.4
+    want, _ = sdpa_attention_forward(layer, q[:1], k, v, shared)
+    got, _ = _forward.attention_forward(layer, q[:1], k, v, shared)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
     with pytest.raises(NotImplementedError, match="5 queries and 3 keys"):
         _forward.attention_forward(layer, q, k[:, :, :3], v[:, :, :3], None)
     with pytest.raises(NotImplementedError, match="sliding_window=4 and no mask"):

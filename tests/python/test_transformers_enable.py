@@ -10,6 +10,8 @@ import pytest
 import torch
 import transformers
 from small_models import (
+    BATCH,
+    LENGTH,
     SIZES,
     VISION,
     assert_close,
@@ -88,6 +90,22 @@ def test_a_submodel_can_be_enabled_alone_but_not_under_two_owners() -> None:
     assert model.config.vision_config._attn_implementation == "eager"
 
 
+def test_parts_without_the_interface_are_left_alone() -> None:
+    vision, text = build("ViT"), transformers.MPNetModel(transformers.MPNetConfig(**SIZES)).eval()
+    model = transformers.VisionTextDualEncoderModel(vision_model=vision, text_model=text).eval()
+    assert text.config._attn_implementation == "eager"
+    inputs = inputs_for("ViT", "none") | inputs_for("Bert", "right")
+    want = run(model, inputs)
+    holder = torch.nn.ModuleDict({"both": model})
+    chosen = smyrf.transformers.enable(holder)
+    assert chosen == [f"both.vision_model.layers.{i}.attention" for i in range(2)]
+    assert text.config._attn_implementation == "eager"
+    assert vision.config._attn_implementation == "smyrf"
+    assert_close(run(model, inputs), want)
+    smyrf.transformers.disable(holder)
+    assert torch.equal(run(model, inputs), want)
+
+
 @pytest.fixture
 def whisper() -> Iterator[Any]:
     model = build("Whisper")
@@ -129,25 +147,47 @@ def test_enabling_again_replaces_everything(whisper: Any) -> None:
     assert whisper.config._attn_implementation == "sdpa"
 
 
+def advised(said: str) -> Callable[[str, torch.nn.Module], bool]:
+    """The callable that an error message proposes for `layers`."""
+    rule = said[said.index("layers=lambda") + len("layers=") :].rsplit(", ...)", 1)[0]
+    found: Callable[[str, torch.nn.Module], bool] = eval(rule)
+    return found
+
+
 def test_a_causal_layer_says_how_to_leave_it_out(whisper: Any) -> None:
     smyrf.transformers.enable(whisper, method="lsh", cluster_size=4)
     with pytest.raises(NotImplementedError) as caught:
         run(whisper, inputs_for("Whisper", "left"))
     said = str(caught.value)
     assert said.startswith("model.decoder.layers.0.self_attn: ")
-    advice = said[said.index("layers=lambda") + len("layers=") :].rsplit(", ...)", 1)[0]
-    smyrf.transformers.enable(whisper, method="lsh", layers=eval(advice), cluster_size=4)
+    smyrf.transformers.enable(whisper, method="lsh", layers=advised(said), cluster_size=4)
     taken = methods(whisper)
     # Cross-attention takes lsh, causal self-attention stays dense.
     assert sum(method == "lsh" for method in taken.values()) == 4
     assert sum(method == "dense" for method in taken.values()) == 2
 
 
-def test_a_full_mask_says_how_to_leave_the_layer_out() -> None:
+def test_a_sliding_layer_says_how_to_leave_it_out() -> None:
     model = build("ModernBert")
     smyrf.transformers.enable(model, method="lsh")
-    with pytest.raises(NotImplementedError, match=r"layers\.1\.attn: .*name != 'layers\.1\.attn'"):
-        run(model, inputs_for("ModernBert", "right"))
+    inputs = inputs_for("ModernBert", "right")
+    with pytest.raises(
+        NotImplementedError, match=r"^layers\.1\.attn: .*'sliding_window', None"
+    ) as e:
+        run(model, inputs)
+    smyrf.transformers.enable(model, method="lsh", layers=advised(str(e.value)))
+    with smyrf.collect() as records:
+        run(model, inputs)
+    assert [record.statistics.method for record in records] == ["lsh", "dense"]
+
+
+def test_a_full_mask_says_how_to_leave_the_layer_out() -> None:
+    model = build("Bert")
+    smyrf.transformers.enable(model, method="lsh")
+    mask = torch.ones(BATCH, 1, LENGTH, LENGTH, dtype=torch.bool).tril()
+    name = "encoder.layer.0.attention.self"
+    with pytest.raises(NotImplementedError, match=f"^{name}: .*attn_mask.*name != '{name}'"):
+        run(model, {"input_ids": tokens(), "attention_mask": mask})
 
 
 def test_bad_requests_change_nothing(whisper: Any) -> None:
