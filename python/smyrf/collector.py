@@ -84,6 +84,9 @@ class Collector:
             statistics: of the call.
             query, key, value, out: arrays or tensors as they were passed, in the call's layout.
             options: keywords of the call (`smyrf.attention`'s names); absent ones are defaults.
+
+        Raises:
+            NotImplementedError: errors are asked for and the call has a plan.
         """
         collectors = [self]
         while (outer := collectors[-1].outer) is not None:
@@ -117,7 +120,8 @@ def collect(errors: bool = False) -> Iterator[list[Record]]:
 
     Args:
         errors: also compute dense attention on every call's inputs and record the relative error.
-            This costs a dense call and float64 sums each time: not for timing.
+            This costs a dense call and float64 sums each time: not for timing. Calls with `plan`
+            raise then.
 
     Yields:
         The list that grows by one record a call.
@@ -212,6 +216,11 @@ def _error_against_dense(
 ) -> NDArray[np.float64]:
     import smyrf  # not at the top: smyrf imports this module
 
+    if options.get("plan") is not None:
+        raise NotImplementedError(
+            "collect(errors=True): got a call with a plan, whose masks dense attention would need; "
+            "call without plan=, or collect with errors=False"
+        )
     query, key, value, out = (_detached(array) for array in (query, key, value, out))
     carried = {name: options[name] for name in _CARRIED if name in options}
     with suspended():

@@ -150,6 +150,23 @@ def test_blocks_nest_and_only_those_that_asked_get_errors() -> None:
     assert outer[1].statistics is inner[0].statistics
 
 
+def test_a_call_with_a_plan_is_collected_but_not_compared() -> None:
+    q, k, v = arrays()
+    padding = np.arange(48) < [[48], [20]]
+    plan = smyrf.plan(q, k, method="lsh", cluster_size=8, key_padding_mask=padding)
+    with smyrf.collect() as records:
+        smyrf.attention(q, k, v, plan=plan)
+    assert records[0].statistics.method == "lsh"
+    # The plan holds the masks: dense attention without them would be another question.
+    out, statistics = smyrf.attention(q, k, v, plan=plan, return_stats=True)
+    with smyrf.collect(errors=True) as records:
+        receiving = collector.active()
+        assert receiving is not None
+        with pytest.raises(NotImplementedError, match="without plan="):
+            receiving.add(statistics, q, k, v, out, {"plan": plan})
+    assert records == []
+
+
 def test_a_block_that_raises_stops_collecting() -> None:
     with pytest.raises(KeyError), smyrf.collect():
         raise KeyError
