@@ -237,7 +237,7 @@ nb::ndarray<nb::numpy, T> HeadArray(const smyrf::Statistics& statistics, Get get
   auto data = std::make_unique<T[]>(statistics.heads.size() + 1);
   for (std::size_t i = 0; i < statistics.heads.size(); ++i) data[i] = get(statistics.heads[i]);
   T* raw = data.release();
-  nb::capsule owner(raw, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+  const nb::capsule owner(raw, [](void* p) noexcept { delete[] static_cast<T*>(p); });
   return nb::ndarray<nb::numpy, T>(raw,
                                    {static_cast<std::size_t>(statistics.batch),
                                     static_cast<std::size_t>(statistics.query_heads)},

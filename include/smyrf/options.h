@@ -34,8 +34,8 @@ struct Options {
   std::optional<std::int64_t> cluster_size{};
   /// Chooses the hash directions (`lsh` only).
   std::uint64_t seed = 0;
-  /// 0: as many as OpenMP would use; never more than 4 a processor. The result has the same bits for
-  /// any number.
+  /// 0: as many as OpenMP would use; never more than 4 a processor. The result has the same bits
+  /// for any number.
   int num_threads = 0;
 };
 

@@ -141,7 +141,7 @@ def attention(
         with_statistics=return_stats or collecting is not None,
     )
     if collecting is not None and statistics is not None:
-        collecting.add(statistics, query, key, value, out, options)
+        collecting.add(statistics, query, key, value, out, {**options, "plan": plan})
     return pack(out, lse, statistics if return_stats else None)
 
 

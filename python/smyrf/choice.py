@@ -70,7 +70,7 @@ def pair(
                 f"--n-hashes is given {len(n_hashes)} times and --cluster-size "
                 f"{len(cluster_sizes)} times; they go together"
             )
-        settings = [
+        settings: list[tuple[float | None, dict[str, int]]] = [
             (None, {"n_hashes": rounds, "cluster_size": size})
             for rounds, size in zip(n_hashes, cluster_sizes, strict=True)
         ]

@@ -9,7 +9,6 @@ import wave
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -170,8 +169,9 @@ def read_wav(path: Path) -> Samples:
         raise Problem(f"{path}: holds no sound")
     if len(raw) != 2 * promised:
         raise Problem(f"{path}: promises {promised} samples and holds {len(raw) // 2}")
-    samples: npt.NDArray[Any] = np.frombuffer(raw, "<i2").astype(np.float32)
-    return samples / np.float32(32768)
+    samples: Samples = np.frombuffer(raw, "<i2").astype(np.float32)
+    samples /= 32768
+    return samples
 
 
 def _how_to_convert(path: Path) -> str:

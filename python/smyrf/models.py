@@ -186,7 +186,7 @@ def load_model(source: Source) -> Model:
 
 def _check_files(source: Source) -> None:
     """What transformers would otherwise look for on a hub, or replace by a guess."""
-    needed = {
+    needed: dict[str, tuple[str, ...]] = {
         "weights": ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
         "a tokenizer": ("tokenizer.json", "vocab.txt", "vocab.json"),
     }

@@ -1,8 +1,7 @@
 """What a model does with an input, and how its answers are judged. One class a kind of model.
 
 A task is cut into `batches`, each one call of the model; `timed` of them are enough to time.
-Another
-kind of model is another class with the members of `Task` and a line in `make_task`.
+Another kind of model is another class with the members of `Task` and a line in `make_task`.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from smyrf.problem import Problem
 from smyrf.words import error_rate
 
 BATCH = 8
-MOST_DOCUMENTS = 64
-TIMED_DOCUMENTS = 16
+MOST_DOCUMENTS = 32
+TIMED_DOCUMENTS = 8
 WINDOW = 30 * inputs.SAMPLE_RATE  # samples; what Whisper was trained on and always computes
 
 
@@ -80,7 +79,7 @@ class EncodeText:
         step = max(1.0, len(full) / MOST_DOCUMENTS)
         count = min(len(full), MOST_DOCUMENTS)
         documents = torch.tensor([full[int(i * step)] for i in range(count)])
-        self.documents = documents.split(BATCH)
+        self.documents = documents.split(BATCH)  # type: ignore[no-untyped-call]
         self.batches = len(self.documents)
         self.timed = min(self.batches, TIMED_DOCUMENTS // BATCH)
         spread = ", evenly spread" if count < len(full) else ""

@@ -151,7 +151,7 @@ def _run(
         with_statistics=return_stats or collecting is not None,
     )
     if collecting is not None and statistics is not None:
-        collecting.add(statistics, query, key, value, out, options)
+        collecting.add(statistics, query, key, value, out, {**options, "plan": plan})
     return statistics
 
 

@@ -63,7 +63,7 @@ class Forward {
     // way.
     const std::int64_t heads = problem_.batch * problem_.query_heads;
     const int threads = problem_.num_threads > 0 ? problem_.num_threads : DefaultThreads();
-    if (plan_.rounds() > 1 && heads >= 2 * threads) {
+    if (plan_.rounds() > 1 && heads >= std::int64_t{2} * threads) {
       ParallelFor(heads, threads, [&](std::int64_t head) {
         for (std::int64_t round = 0; round < plan_.rounds(); ++round) {
           std::vector<Item> items;

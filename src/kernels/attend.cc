@@ -40,6 +40,12 @@ inline float BiasInBase2(float bias) {
   return wide < -std::numeric_limits<float>::max() ? -std::numeric_limits<float>::max() : wide;
 }
 
+/// From base 2 to nats; a row that only BiasInBase2's bound left finite has that number itself.
+inline float NaturalLse(float max, float sum) {
+  constexpr float kLowest = std::numeric_limits<float>::lowest();
+  return max == kLowest ? kLowest : kLn2 * max + std::log(sum);
+}
+
 struct Scratch {
   Buffer q, scores, bias, out, result, key_rows, value_rows, state;
   const float* keys[kTileKeys];
@@ -152,7 +158,8 @@ HWY_INLINE void MaskScores(const BlockTask& task, const std::int32_t* positions,
         // would become a row that sees nothing.
         const auto in_base_2 = hn::Max(hn::Set(d, std::numeric_limits<float>::lowest()),
                                        hn::Mul(added, hn::Set(d, kLog2E)));
-        allowed = hn::And(allowed, hn::Ne(added, minus_infinity));
+        // Not Ne: of NaN, which must pass on, its answer differs between instruction sets.
+        allowed = hn::AndNot(hn::Eq(added, minus_infinity), allowed);
         score = hn::Add(score, hn::IfThenElse(hn::Eq(added, added), in_base_2, added));
       }
       hn::StoreU(hn::IfThenElse(allowed, score, minus_infinity), d, s + at);
@@ -247,7 +254,7 @@ BlockResult AttendLanes(const BlockTask& task, Scratch& scratch) {
   for (std::int64_t i = 0; i < rows; ++i) {
     const bool seen = state.seen[i] != 0.0F;
     const float inverse = 1.0F / state.sum[i];
-    lse[i] = seen ? kLn2 * state.max[i] + std::log(state.sum[i]) : -kInfinity;
+    lse[i] = seen ? NaturalLse(state.max[i], state.sum[i]) : -kInfinity;
     for (std::int64_t c = 0; c < dv; ++c) {
       result[i * dv + c] = seen ? o[c * kBlockRows + i] * inverse : 0.0F;
     }
@@ -298,7 +305,7 @@ BlockResult AttendFew(const BlockTask& task, Scratch& scratch) {
   });
 
   for (std::int64_t i = 0; i < rows; ++i) {
-    lse[i] = seen[i] ? kLn2 * max[i] + std::log(sum[i]) : -kInfinity;
+    lse[i] = seen[i] ? NaturalLse(max[i], sum[i]) : -kInfinity;
     for (std::int64_t c = 0; c < dv; ++c) {
       result[i * dv + c] = seen[i] ? result[i * dv + c] / sum[i] : 0.0F;
     }

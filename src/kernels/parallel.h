@@ -11,7 +11,8 @@ namespace smyrf {
 int DefaultThreads();
 
 /// Calls body(i) for every i in [0, count), on at most `num_threads` threads (0: DefaultThreads())
-/// and never more than 4 a processor, in no fixed order. The first exception is thrown again after all threads have stopped.
+/// and never more than 4 a processor, in no fixed order. The first exception is thrown again after
+/// all threads have stopped.
 void ParallelFor(std::int64_t count, int num_threads,
                  const std::function<void(std::int64_t)>& body);
 

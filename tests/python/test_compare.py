@@ -1,0 +1,93 @@
+"""The program from outside: a real run, and errors in one sentence with exit code 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from smyrf.cli import app
+from smyrf.inputs import Text, read_input
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["compare", *arguments])
+
+
+@pytest.fixture(scope="module")
+def two_documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    devil = read_input("devil")
+    assert isinstance(devil, Text)
+    path = tmp_path_factory.mktemp("text") / "part.txt"
+    path.write_text(devil.text[20_000:26_000], "utf-8")
+    return path
+
+
+def test_minilm_on_real_text(two_documents: Path, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    result = run("minilm", str(two_documents), "--density", ".5", "--density", ".25",
+                 "--threads", "2", "--json", str(file))  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "What you saw" in result.output
+    rows = {row["label"]: row for row in json.loads(file.read_text())["rows"]}
+    assert list(rows) == ["sdpa", "dense", "lsh 0.5", "lsh 0.25"]
+    assert rows["sdpa"]["figures"]["cosine_worst"] > 0.99999
+    assert rows["dense"]["density"] == 1.0
+    for label, density in (("lsh 0.5", 0.5), ("lsh 0.25", 0.25)):
+        row = rows[label]
+        assert row["density"] == pytest.approx(density, rel=0.05)
+        assert 0.5 < row["figures"]["cosine_worst"] < 0.999
+        assert 0.05 < row["errors"]["median"] < row["errors"]["worst"]
+        assert (row["layers_changed"], row["layers_unchanged"]) == (6, 0)
+        assert row["attention_seconds"] < row["whole_seconds"]
+    medians = [rows[label]["errors"]["median"] for label in ("lsh 0.5", "lsh 0.25")]
+    assert medians[0] < medians[1]
+
+
+def test_whisper_on_real_speech(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    result = run("whisper", "librivox", "--n-hashes", "24", "--cluster-size", "32",
+                 "--json", str(file))  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = {row["method"]: row for row in json.loads(file.read_text())["rows"]}
+    assert rows["dense"]["figures"]["word_error_rate"] < 0.1
+    assert rows["sdpa"]["answer"] == rows["dense"]["answer"]
+    assert (rows["lsh"]["layers_changed"], rows["lsh"]["layers_unchanged"]) == (4, 8)
+    assert rows["lsh"]["density"] == pytest.approx(0.5, rel=0.1)
+
+
+def test_layers_narrow_what_changes(two_documents: Path, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    options = ("--density", ".5", "--layers", "encoder.layer.[01].*", "--json", str(file))
+    result = run("minilm", str(two_documents), *options)
+    assert result.exit_code == 0, result.output
+    row = json.loads(file.read_text())["rows"][2]
+    assert (row["layers_changed"], row["layers_unchanged"]) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("minilmm",), "did you mean minilm"),
+        (("minilm", "librivox"), "give it text"),
+        (("minilm", "no-such-file"), "no such name or file"),
+        (("minilm", "--method", "tree"), "unknown"),
+        (("minilm", "--density", "2"), "above 0 and below 1"),
+        (("minilm", "--json", "/no/such/folder/x.json"), "can't be written"),
+        (("minilm", "--layers", "nothing.*"), "matches none"),
+        (("minilm", "--n-hashes", "0", "--cluster-size", "32"), "n_hashes"),
+    ],
+)
+def test_errors_are_one_sentence(arguments: tuple[str, ...], says: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert says in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+
+
+def test_debug_shows_the_traceback() -> None:
+    result = run("minilmm", "--debug")
+    assert result.exception is not None
+    assert "minilmm" in str(result.exception)

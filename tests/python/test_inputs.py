@@ -1,0 +1,166 @@
+"""Hostile and real: what `smyrf compare` reads, and how it refuses what it can't use."""
+
+from __future__ import annotations
+
+import gzip
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from smyrf.choice import lsh_dials, pair
+from smyrf.inputs import SAMPLE_RATE, Speech, Text, read_input
+from smyrf.output_file import written_aside
+from smyrf.problem import Problem
+
+
+def write_wav(
+    path: Path, samples: np.ndarray, channels: int = 1, bits: int = 16, rate: int = SAMPLE_RATE
+) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(bits // 8)
+        file.setframerate(rate)
+        file.writeframes(samples.tobytes())
+    return path
+
+
+def test_devil_is_a_long_text() -> None:
+    given = read_input("devil")
+    assert isinstance(given, Text)
+    assert len(given.text) > 300_000
+    assert "Ambrose Bierce" in given.title
+
+
+def test_librivox_is_25_seconds_with_a_transcript() -> None:
+    given = read_input("librivox")
+    assert isinstance(given, Speech)
+    seconds = sum(len(u.samples) for u in given.utterances) / SAMPLE_RATE
+    assert 20 < seconds < 30
+    assert given.transcript is not None
+    assert len(given.transcript.split()) > 50
+    assert max(float(np.abs(u.samples).max()) for u in given.utterances) <= 1.0
+
+
+def test_plain_and_packed_text_read_the_same(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "a.txt", tmp_path / "a.txt.gz"
+    plain.write_text("naïve text\n", "utf-8")
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    first, second = read_input(str(plain)), read_input(str(packed))
+    assert isinstance(first, Text)
+    assert isinstance(second, Text)
+    assert first.text == second.text == "naïve text\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "holds no text"),
+        (b"  \n\t", "holds no text"),
+        (b"\xff\xfe\x00\x80binary", "is no text in UTF-8"),
+        (b"a\0b", "zero bytes"),
+        (gzip.compress(b"long enough to be cut " * 50)[:-20], "damaged"),
+        (b"fLaC....", "not wav"),
+        (b"RIFF\x00\x00", "is no PCM wav file"),
+    ],
+)
+def test_bad_files(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "input"
+    path.write_bytes(content)
+    with pytest.raises(Problem, match=says):
+        read_input(str(path))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"bits": 8}, "of 8 bits"),
+        ({"channels": 2}, "2 channels"),
+        ({"rate": 8000}, "at 8000 Hz"),
+    ],
+)
+def test_other_wav_says_how_to_convert(tmp_path: Path, options: dict[str, int], says: str) -> None:
+    path = write_wav(tmp_path / "a.wav", np.zeros(400, np.int16), **options)
+    with pytest.raises(Problem, match=says) as caught:
+        read_input(str(path))
+    assert "ffmpeg" in str(caught.value)
+
+
+def test_empty_and_truncated_wav(tmp_path: Path) -> None:
+    with pytest.raises(Problem, match="holds no sound"):
+        read_input(str(write_wav(tmp_path / "empty.wav", np.zeros(0, np.int16))))
+    whole = write_wav(tmp_path / "whole.wav", np.ones(1000, np.int16))
+    whole.write_bytes(whole.read_bytes()[:-100])
+    with pytest.raises(Problem, match="promises 1000 samples and holds 950"):
+        read_input(str(whole))
+
+
+def test_folder_needs_all_transcripts_or_none(tmp_path: Path) -> None:
+    with pytest.raises(Problem, match="without wav files"):
+        read_input(str(tmp_path))
+    for name in ("a", "b"):
+        write_wav(tmp_path / f"{name}.wav", np.ones(100, np.int16))
+    speech = read_input(str(tmp_path))
+    assert isinstance(speech, Speech)
+    assert speech.transcript is None
+    (tmp_path / "a.txt").write_text("hello")
+    with pytest.raises(Problem, match=r"add one for b\.wav"):
+        read_input(str(tmp_path))
+    (tmp_path / "b.txt").write_text("world")
+    speech = read_input(str(tmp_path))
+    assert isinstance(speech, Speech)
+    assert speech.transcript == "hello world"
+
+
+def test_unknown_name_suggests_and_lists() -> None:
+    with pytest.raises(Problem, match="did you mean devil") as caught:
+        read_input("devli")
+    assert "dict-devil" in str(caught.value)
+
+
+def test_output_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text("old")
+
+    def stop_half_way() -> None:
+        with written_aside(path) as file:
+            file.write("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        stop_half_way()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    with written_aside(path) as file:
+        file.write("new")
+    assert path.read_text() == "new"
+    with pytest.raises(Problem, match="can't be written"), written_aside(tmp_path / "no" / "x"):
+        pass
+
+
+@pytest.mark.parametrize("keys", [64, 512, 1000, 1500, 4096])
+@pytest.mark.parametrize("density", [0.5, 0.25, 0.1])
+def test_dials_evaluate_about_the_density(keys: int, density: float) -> None:
+    import smyrf
+
+    rng = np.random.default_rng(keys)
+    q, k = (rng.standard_normal((1, 1, keys, 8), np.float32) for _ in range(2))
+    plan = smyrf.plan(q, k, method="lsh", **lsh_dials(density, keys))
+    assert plan.density(0, 0) == pytest.approx(density, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((["lhs"], [], [], []), "unknown"),
+        ((["dense"], [], [], []), "always runs"),
+        ((["lsh"], [1.5], [], []), "above 0 and below 1"),
+        (([], [0.5], [4], [32]), "exclude each other"),
+        (([], [], [4], []), "go together"),
+        ((["lsh", "lsh"], [0.5], [], []), "2 times"),
+    ],
+)
+def test_choices_that_do_not_pair(arguments: tuple[list, ...], says: str) -> None:
+    with pytest.raises(Problem, match=says):
+        pair(*arguments)
