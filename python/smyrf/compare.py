@@ -20,7 +20,7 @@ import numpy as np
 import smyrf
 import smyrf.transformers
 from smyrf.choice import Choice
-from smyrf.measure import AttentionClock, Calls, PeakMemory
+from smyrf.measure import AttentionClock, PeakMemory, collect_in
 from smyrf.problem import Problem
 from smyrf.tasks import Figure, Task
 
@@ -108,7 +108,9 @@ def compare(
         first = task.run(task.batches, progress.advance)
     with _enabled(task, "dense", {}, None) as every:
         changed = _changed(task, every, layers)
-    keys = max(calls.keys for calls in _calls(task, clock, changed))
+    modules = dict(task.model.named_modules())
+    layer_modules = [modules[layer] for layer in changed]
+    keys = max(clock.calls[id(module)].keys for module in layer_modules)
     setups: list[tuple[str, str, dict[str, int]]] = [("sdpa", "sdpa", {}), ("dense", "dense", {})]
     setups += [(c.label, c.method, c.resolve(keys)) for c in choices]
     for _, method, dials in setups[2:]:  # what smyrf refuses, it refuses before the long runs
@@ -118,10 +120,10 @@ def compare(
     collected: list[tuple[list[Any], float | None, Errors | None]] = [(first, None, None)]
     for label, method, dials in setups[1:]:
         progress.doing(f"{label}: answers and errors")
-        with _enabled(task, method, dials, changed), smyrf.collect(errors=True) as records:
+        errors = method != "dense"
+        with _enabled(task, method, dials, changed), collect_in(layer_modules, errors) as records:
             answers = task.run(task.batches, progress.advance)
-        mine = [record for record in records if record.layer in changed]
-        collected.append((answers, _density(mine), _errors(mine)))
+        collected.append((answers, _density(records), _errors(records) if errors else None))
 
     attention = [math.inf] * runs
     whole = [math.inf] * runs
@@ -136,13 +138,13 @@ def compare(
                 else:
                     seconds = _timed(task, progress)
             whole[index] = min(whole[index], seconds)
-            inside = sum(calls.seconds for calls in _calls(task, clock, changed))
+            inside = sum(clock.calls[id(module)].seconds for module in layer_modules)
             attention[index] = min(attention[index], inside)
 
     dense_answers = collected[1][0]
     rows = []
     for index, (label, method, dials) in enumerate(setups):
-        answers, density, errors = collected[index]
+        answers, density, error = collected[index]
         count = len(changed) if index >= 2 else 0
         rows.append(
             Row(
@@ -152,7 +154,7 @@ def compare(
                 figures=task.judge(answers, dense_answers),
                 answer=task.tell(answers),
                 density=density,
-                errors=errors if index >= 2 else None,
+                errors=error,
                 attention_seconds=attention[index],
                 whole_seconds=whole[index],
                 peak_bytes=memory[index].peak,
@@ -195,12 +197,6 @@ def _changed(task: Task, every: list[str], pattern: str | None) -> list[str]:
 
 def _clock(method: str) -> AttentionClock:
     return AttentionClock("sdpa" if method == "sdpa" else smyrf.transformers.NAME)
-
-
-def _calls(task: Task, clock: AttentionClock, layers: list[str]) -> list[Calls]:
-    """What the clock saw of each of these layers; every one of them must have been called."""
-    modules = dict(task.model.named_modules())
-    return [clock.calls[id(modules[layer])] for layer in layers]
 
 
 def _timed(task: Task, progress: Progress) -> float:

@@ -1,16 +1,43 @@
-"""What a run costs: time inside attention, and peak memory."""
+"""What a run does and costs: records of chosen layers, time inside attention, peak memory."""
 
 from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import smyrf
+
+
+@contextmanager
+def collect_in(modules: Iterable[nn.Module], errors: bool) -> Iterator[list[smyrf.Record]]:
+    """`smyrf.collect`, open only while one of these modules runs.
+
+    A decoder calls attention hundreds of times a sentence, and the error of layers that nobody
+    asked about would cost more than all the rest.
+    """
+    records: list[smyrf.Record] = []
+
+    def open_before(module: nn.Module, arguments: Any) -> None:
+        records_of_call = stack.enter_context(smyrf.collect(errors=errors))
+        stack.callback(lambda: records.extend(records_of_call))
+
+    def close_after(module: nn.Module, arguments: Any, out: Any) -> None:
+        stack.close()
+
+    with ExitStack() as hooks, ExitStack() as stack:
+        for module in modules:
+            hooks.callback(module.register_forward_pre_hook(open_before).remove)
+            hooks.callback(module.register_forward_hook(close_after).remove)
+        yield records
 
 
 @dataclass
