@@ -369,6 +369,32 @@ def test_seeds_and_rounds_decide_and_the_batch_index_does_not() -> None:
     assert scaled.head(1, 2, 1) == plan.head(1, 2, 1)
 
 
+def test_the_hash_is_the_papers() -> None:
+    """On a line of points at r the hash is r a + sqrt(M^2 - r^2) b = M cos(angle(r) - phase).
+
+    M^2 is the largest squared length of a query plus that of a key; `a` is one direction for both
+    sides and `b` one for each, so the two orders differ where the points are the same.
+    """
+    rows = 60
+    line = np.zeros((1, 1, rows, 5), np.float32)
+    line[..., 2] = np.random.default_rng(0).random(rows)
+    radius = line[0, 0, :, 2].astype(np.float64)
+    angle = np.arccos(radius / (2**0.5 * radius.max()))
+    phases = np.linspace(0, 2 * np.pi, 20001)
+    ranks = np.cos(angle - phases[:, None]).argsort(axis=1).argsort(axis=1)
+    plan = smyrf.plan(line, line, method="lsh", n_hashes=64, cluster_size=6)
+    rounds = [plan.head(r, 0, 0) for r in range(64)]
+    for query_order, key_order, _ in rounds:
+        for order in (query_order, key_order):
+            # Between two phases of the grid a few neighbours may change places.
+            assert abs(ranks - np.argsort(order)).max(axis=1).min() <= 1
+    assert sum(query_order != key_order for query_order, key_order, _ in rounds) > 16
+    # Orders that are no longer sorted by r are those that say what M is.
+    by_radius = radius.argsort().tolist()
+    bent = [order not in (by_radius, by_radius[::-1]) for order, _, _ in rounds]
+    assert sum(bent) > 8
+
+
 def test_one_cluster_is_dense() -> None:
     arrays = random_arrays(plain(2, 2, 50, 60, 8, 8), 0)
     for cluster_size in (41, 60, 1000):
