@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from smyrf.cli import app
-from smyrf.inputs import Text, read_input
+from smyrf.inputs import SAMPLE_RATE, Text, read_input
+from smyrf.tasks import _windows
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["compare", *arguments])
+    # One thread: what is checked does not depend on it, and pools of threads that wait for each
+    # other on a busy machine take minutes.
+    return CliRunner().invoke(app, ["compare", *arguments, "--threads", "1"])
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +41,12 @@ def two_documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_minilm_on_real_text(two_documents: Path, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     result = run("minilm", str(two_documents), "--density", ".5", "--density", ".25",
-                 "--threads", "2", "--json", str(file))  # fmt: skip
+                 "--json", str(file))  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "What you saw" in result.output
-    rows = {row["label"]: row for row in json.loads(file.read_text())["rows"]}
+    content = json.loads(file.read_text())
+    assert content["threads"] == 1
+    rows = {row["label"]: row for row in content["rows"]}
     assert list(rows) == ["sdpa", "dense", "lsh 0.5", "lsh 0.25"]
     assert rows["sdpa"]["figures"]["cosine_worst"] > 0.99999
     assert rows["dense"]["density"] == 1.0
@@ -56,6 +71,22 @@ def test_whisper_on_real_speech(tmp_path: Path) -> None:
     assert rows["sdpa"]["answer"] == rows["dense"]["answer"]
     assert (rows["lsh"]["layers_changed"], rows["lsh"]["layers_unchanged"]) == (4, 8)
     assert rows["lsh"]["density"] == pytest.approx(0.5, rel=0.1)
+    errors = rows["lsh"]["errors"]
+    assert errors["worst_layer"].startswith("model.encoder.")
+    assert 0.05 < errors["median"] < errors["worst"] < 1
+
+
+def test_recordings_fill_windows_of_30_seconds() -> None:
+    seconds = [10, 15, 10, 65, 5]
+    windows = _windows([np.full(s * SAMPLE_RATE, i, np.float32) for i, s in enumerate(seconds)])
+    assert [len(w) // SAMPLE_RATE for w in windows] == [25, 10, 30, 30, 10]
+    assert [set(w) for w in windows] == [{0, 1}, {2}, {3}, {3}, {3, 4}]
+
+
+def test_a_failed_run_leaves_no_file(tmp_path: Path) -> None:
+    result = run("minilm", "--layers", "nothing.*", "--json", str(tmp_path / "result.json"))
+    assert result.exit_code == 2, result.output
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_layers_narrow_what_changes(two_documents: Path, tmp_path: Path) -> None:

