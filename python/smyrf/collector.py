@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from smyrf._call import detached
+
 if TYPE_CHECKING:
     from smyrf import Statistics
 
@@ -221,7 +223,7 @@ def _error_against_dense(
             "collect(errors=True): got a call with a plan, whose masks dense attention would need; "
             "call without plan=, or collect with errors=False"
         )
-    query, key, value, out = (_detached(array) for array in (query, key, value, out))
+    query, key, value, out = (detached(array) for array in (query, key, value, out))
     carried = {name: options[name] for name in _CARRIED if name in options}
     with suspended():
         dense = smyrf.attention(query, key, value, method="dense", **carried)
@@ -252,12 +254,7 @@ def _valid(mask: Any, b: int, rows: int) -> NDArray[np.bool_]:
     return np.ones(rows, np.bool_) if mask is None else np.asarray(mask[b], np.bool_)
 
 
-def _detached(array: Any) -> Any:
-    """A tensor outside the autograd graph, or the array as it is."""
-    return array.detach() if hasattr(array, "detach") else array
-
-
 def _float64(array: Any) -> NDArray[np.float64]:
     # NumPy has no bfloat16: a tensor widens itself first.
-    array = _detached(array)
+    array = detached(array)
     return np.asarray(array.double() if hasattr(array, "double") else array, np.float64)

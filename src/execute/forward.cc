@@ -39,10 +39,9 @@ class Forward {
  public:
   Forward(const Problem& problem, const Plan& plan, const Outputs& outputs)
       : problem_(problem), plan_(plan), outputs_(outputs) {
-    const auto out_size = static_cast<std::size_t>(problem.batch * problem.query_heads *
-                                                   problem.queries * problem.value_depth);
-    const std::size_t lse_size =
-        problem.value_depth > 0 ? out_size / static_cast<std::size_t>(problem.value_depth) : 0;
+    const auto lse_size =
+        static_cast<std::size_t>(problem.batch * problem.query_heads * problem.queries);
+    const std::size_t out_size = lse_size * static_cast<std::size_t>(problem.value_depth);
     if (plan.rounds() > 1) {
       if (outputs.out.dtype != DType::kFloat32) running_out_.resize(out_size);
       if (!outputs.lse) running_lse_.resize(lse_size);
@@ -110,13 +109,6 @@ class Forward {
     if (outputs_.lse) *Lse(b, h, i) = lse;
   }
 
-  kernels::Rows RowsOf(const TensorView& view, std::int64_t b, std::int64_t h,
-                       std::span<const std::int32_t> order) const {
-    const std::int64_t size = SizeOf(view.dtype);
-    return {static_cast<const std::byte*>(view.data) +
-                size * (b * view.strides[0] + h * view.strides[1]),
-            size * view.strides[2], view.dtype, order.empty() ? nullptr : order.data()};
-  }
   static std::span<const std::int32_t> Valid(const std::vector<std::vector<std::int32_t>>& rows,
                                              std::int64_t b) {
     if (rows.empty()) return {};
@@ -218,9 +210,9 @@ class Forward {
       query_order = item.plan->query_order;
       key_order = item.plan->key_order;
     }
-    task.query = RowsOf(problem_.query, item.batch, item.head, query_order);
-    task.key = RowsOf(problem_.key, item.batch, key_head, key_order);
-    task.value = RowsOf(problem_.value, item.batch, key_head, key_order);
+    task.query = kernels::RowsOf(problem_.query, item.batch, item.head, query_order);
+    task.key = kernels::RowsOf(problem_.key, item.batch, key_head, key_order);
+    task.value = kernels::RowsOf(problem_.value, item.batch, key_head, key_order);
     DenseRanges implicit;
     if (item.plan != nullptr) {
       task.ranges =

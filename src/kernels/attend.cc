@@ -124,14 +124,13 @@ HWY_INLINE void MaskScores(const BlockTask& task, const std::int32_t* positions,
   if (mask.bias.data != nullptr) {
     const std::int64_t rows = task.query_end - task.query_begin;
     const std::int64_t step = mask.bias.strides[3] * SizeOf(mask.bias.dtype);
+    const bool run = mask.bias.strides[3] == 1 && positions[count - 1] - positions[0] == count - 1;
     float* by_query = scratch.bias.Need(static_cast<std::size_t>(2 * kBlockRows * kTileKeys));
     float* by_key = by_query + kBlockRows * kTileKeys;
     for (std::int64_t i = 0; i < rows; ++i) {
       const std::byte* row =
           mask.BiasAt(task.batch, task.head, task.query.Position(task.query_begin + i), 0);
       float* to = by_query + i * kTileKeys;
-      const bool run =
-          mask.bias.strides[3] == 1 && positions[count - 1] - positions[0] == count - 1;
       if (run) {
         LoadRow(row + positions[0] * step, mask.bias.dtype, count, to);
       } else {

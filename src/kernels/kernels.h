@@ -28,6 +28,15 @@ struct Rows {
   const std::byte* Row(std::int64_t i) const { return data + Position(i) * stride; }
 };
 
+/// Rows of one (batch, head) of a (B, H, N, D) view, in an order of positions; empty: as they lie.
+inline Rows RowsOf(const TensorView& view, std::int64_t batch, std::int64_t head,
+                   std::span<const std::int32_t> order) {
+  const std::int64_t size = SizeOf(view.dtype);
+  return {static_cast<const std::byte*>(view.data) +
+              size * (batch * view.strides[0] + head * view.strides[1]),
+          size * view.strides[2], view.dtype, order.empty() ? nullptr : order.data()};
+}
+
 /// Exact attention of at most kBlockRows queries over ranges of keys.
 struct BlockTask {
   Rows query, key, value;

@@ -65,10 +65,7 @@ struct Hashed {
   }
 
   kernels::Rows Head(std::int64_t head) const {
-    const std::int64_t size = SizeOf(view.dtype);
-    return {static_cast<const std::byte*>(view.data) +
-                size * (batch_index * view.strides[0] + head * view.strides[1]),
-            size * view.strides[2], view.dtype, valid.empty() ? nullptr : valid.data()};
+    return kernels::RowsOf(view, batch_index, head, valid);
   }
   std::int64_t blocks() const { return (rows + kBlockRows - 1) / kBlockRows; }
   float Norm(std::int64_t head, std::int64_t row) const {
