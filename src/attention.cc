@@ -1,7 +1,9 @@
 // Validates and dispatches: the one place where calls, planners and executors meet.
 #include "smyrf/attention.h"
 
+#include <algorithm>
 #include <chrono>
+#include <cstdint>
 #include <utility>
 
 #include "execute/forward.h"
@@ -27,10 +29,11 @@ Options WithPlan(Options options, const Plan* plan) {
 
 Plan MakePlan(const Arguments& arguments, const Options& options, const Problem& problem) {
   Plan made = CheckMethod(arguments, options, problem);
-  if (made.method == Method::kLsh) PlanLsh(problem, made);
+  if (made.method == Method::kLsh) PlanLsh(problem, 0, made.n_hashes, made);
   return made;
 }
 
+/// The rounds from 0 on.
 void FillStatistics(const Plan& plan, Statistics& statistics) {
   statistics.method = plan.method;
   statistics.reason = plan.reason;
@@ -56,6 +59,17 @@ void FillStatistics(const Plan& plan, Statistics& statistics) {
   }
 }
 
+/// Later rounds only add pairs.
+void AddDensity(const Plan& plan, Statistics& statistics) {
+  for (std::int64_t b = 0; b < plan.batch; ++b) {
+    for (std::int64_t h = 0; h < plan.query_heads; ++h) {
+      if (plan.head(0, b, h).blocks.empty()) continue;
+      statistics.heads[static_cast<std::size_t>(b * plan.query_heads + h)].density +=
+          plan.density(b, h);
+    }
+  }
+}
+
 }  // namespace
 
 void attention(const Arguments& arguments, const Options& options, const Outputs& outputs,
@@ -64,18 +78,27 @@ void attention(const Arguments& arguments, const Options& options, const Outputs
   if (plan != nullptr) CheckPlan(*plan, arguments, options, problem);
   CheckOutputs(outputs, problem);
   const auto start = std::chrono::steady_clock::now();
+  double planning = 0.0;
   Plan made;
-  if (plan == nullptr) {
-    made = MakePlan(arguments, options, problem);
-    plan = &made;
-  }
-  const double planning = SecondsSince(start);
-  if (outputs.statistics != nullptr) FillStatistics(*plan, *outputs.statistics);
-  const auto execution_start = std::chrono::steady_clock::now();
-  ExecuteForward(problem, *plan, outputs);
+  if (plan == nullptr) made = CheckMethod(arguments, options, problem);
+  const std::int64_t rounds = plan != nullptr ? plan->rounds() : made.rounds();
+  const auto plan_of_rounds = [&](std::int64_t first_round) -> const Plan& {
+    const auto planning_start = std::chrono::steady_clock::now();
+    if (plan == nullptr && made.method == Method::kLsh) {
+      PlanLsh(problem, first_round, std::min(RoundsAtOnce(problem), rounds - first_round), made);
+      planning += SecondsSince(planning_start);
+    }
+    const Plan& current = plan != nullptr ? *plan : made;
+    if (outputs.statistics != nullptr) {
+      first_round == 0 ? FillStatistics(current, *outputs.statistics)
+                       : AddDensity(current, *outputs.statistics);
+    }
+    return current;
+  };
+  ExecuteForward(problem, rounds, plan_of_rounds, outputs);
   if (outputs.statistics != nullptr) {
-    outputs.statistics->planning_seconds = plan == &made ? planning : 0.0;
-    outputs.statistics->execution_seconds = SecondsSince(execution_start);
+    outputs.statistics->planning_seconds = planning;
+    outputs.statistics->execution_seconds = SecondsSince(start) - planning;
   }
 }
 

@@ -37,56 +37,67 @@ struct Item {
 
 class Forward {
  public:
-  Forward(const Problem& problem, const Plan& plan, const Outputs& outputs)
-      : problem_(problem), plan_(plan), outputs_(outputs) {
+  Forward(const Problem& problem, std::int64_t rounds, const Outputs& outputs)
+      : problem_(problem), outputs_(outputs), merges_(rounds > 1) {
     const auto lse_size =
         static_cast<std::size_t>(problem.batch * problem.query_heads * problem.queries);
     const std::size_t out_size = lse_size * static_cast<std::size_t>(problem.value_depth);
-    if (plan.rounds() > 1) {
+    if (merges_) {
       if (outputs.out.dtype != DType::kFloat32) running_out_.resize(out_size);
       if (!outputs.lse) running_lse_.resize(lse_size);
     }
-    if (plan.method == Method::kDense && problem.queries <= kBlockRows) {
-      chunks_ = std::max<std::int64_t>(1, (problem.keys + kChunkKeys - 1) / kChunkKeys);
-    }
-    if (chunks_ > 1) {
-      part_out_.resize(out_size * static_cast<std::size_t>(chunks_));
-      part_lse_.resize(lse_size * static_cast<std::size_t>(chunks_));
-    }
   }
 
-  void Run() {
-    FillUncovered();
+  /// The plan's rounds, of which `first_round` were run before.
+  void Run(const Plan& plan, std::int64_t first_round) {
+    plan_ = &plan;
+    if (first_round == 0) {
+      SplitKeys();
+      FillUncovered();
+    }
     // A query's rounds are merged in order, so they may not overlap: either whole heads run side by
     // side, each through all its rounds, or the blocks of one round at a time. Same bits either
     // way.
     const std::int64_t heads = problem_.batch * problem_.query_heads;
     const int threads = problem_.num_threads > 0 ? problem_.num_threads : DefaultThreads();
-    if (plan_.rounds() > 1 && heads >= std::int64_t{2} * threads) {
+    if (plan.rounds() > 1 && heads >= std::int64_t{2} * threads) {
       ParallelFor(heads, threads, [&](std::int64_t head) {
-        for (std::int64_t round = 0; round < plan_.rounds(); ++round) {
+        for (std::int64_t round = 0; round < plan.rounds(); ++round) {
           std::vector<Item> items;
           AddItems(round, head / problem_.query_heads, head % problem_.query_heads, items);
-          for (Item& item : items) RunItem(item, round);
+          for (Item& item : items) RunItem(item, first_round + round);
           CountSeconds(items);
         }
       });
     } else {
-      for (std::int64_t round = 0; round < plan_.rounds(); ++round) {
+      for (std::int64_t round = 0; round < plan.rounds(); ++round) {
         std::vector<Item> items;
         for (std::int64_t head = 0; head < heads; ++head) {
           AddItems(round, head / problem_.query_heads, head % problem_.query_heads, items);
         }
-        ParallelFor(static_cast<std::int64_t>(items.size()), threads,
-                    [&](std::int64_t i) { RunItem(items[static_cast<std::size_t>(i)], round); });
+        ParallelFor(static_cast<std::int64_t>(items.size()), threads, [&](std::int64_t i) {
+          RunItem(items[static_cast<std::size_t>(i)], first_round + round);
+        });
         CountSeconds(items);
       }
     }
+  }
+
+  void Finish() {
     if (chunks_ > 1) MergeChunks();
     if (!running_out_.empty()) StoreRunning();
   }
 
  private:
+  void SplitKeys() {
+    if (plan_->method != Method::kDense || problem_.queries > kBlockRows) return;
+    chunks_ = std::max<std::int64_t>(1, (problem_.keys + kChunkKeys - 1) / kChunkKeys);
+    if (chunks_ == 1) return;
+    const std::int64_t parts = problem_.batch * problem_.query_heads * problem_.queries * chunks_;
+    part_out_.resize(static_cast<std::size_t>(parts * problem_.value_depth));
+    part_lse_.resize(static_cast<std::size_t>(parts));
+  }
+
   std::int64_t RowIndex(std::int64_t b, std::int64_t h, std::int64_t i) const {
     return (b * problem_.query_heads + h) * problem_.queries + i;
   }
@@ -126,19 +137,19 @@ class Forward {
                                   std::numeric_limits<float>::quiet_NaN());
     const auto fill = [&](std::int64_t b, std::int64_t h, std::int64_t i, bool valid_nan) {
       Store(b, h, i, valid_nan ? nans.data() : zeros.data(), valid_nan ? nans[0] : -kInfinity);
-      if (plan_.rounds() > 1) {
+      if (merges_) {
         std::copy_n(valid_nan ? nans.data() : zeros.data(), problem_.value_depth,
                     RunningRow(b, h, i));
       }
     };
     for (std::int64_t b = 0; b < problem_.batch; ++b) {
       for (std::int64_t h = 0; h < problem_.query_heads; ++h) {
-        const HeadPlan* head = plan_.method == Method::kLsh ? &plan_.head(0, b, h) : nullptr;
+        const HeadPlan* head = plan_->method == Method::kLsh ? &plan_->head(0, b, h) : nullptr;
         const bool whole = head != nullptr && head->blocks.empty();
-        if (!whole && plan_.valid_queries.empty()) continue;
-        std::span<const std::int32_t> valid = Valid(plan_.valid_queries, b);
+        if (!whole && plan_->valid_queries.empty()) continue;
+        std::span<const std::int32_t> valid = Valid(plan_->valid_queries, b);
         for (std::int64_t i = 0; i < problem_.queries; ++i) {
-          bool is_valid = plan_.valid_queries.empty();
+          bool is_valid = plan_->valid_queries.empty();
           if (!valid.empty() && valid.front() == i) {
             is_valid = true;
             valid = valid.subspan(1);
@@ -164,8 +175,8 @@ class Forward {
     Item item;
     item.batch = b;
     item.head = h;
-    if (plan_.method == Method::kLsh) {
-      item.plan = &plan_.head(round, b, h);
+    if (plan_->method == Method::kLsh) {
+      item.plan = &plan_->head(round, b, h);
       for (const QueryBlock& block : item.plan->blocks) {
         item.block = &block;
         add(item, block.begin, block.end);
@@ -173,7 +184,7 @@ class Forward {
       return;
     }
     for (item.chunk = 0; item.chunk < chunks_; ++item.chunk) {
-      add(item, 0, ValidCount(plan_.valid_queries, b, problem_.queries));
+      add(item, 0, ValidCount(plan_->valid_queries, b, problem_.queries));
     }
   }
 
@@ -204,8 +215,8 @@ class Forward {
     task.mask = &problem_.mask;
     task.batch = item.batch;
     task.head = item.head;
-    std::span<const std::int32_t> query_order = Valid(plan_.valid_queries, item.batch);
-    std::span<const std::int32_t> key_order = Valid(plan_.valid_keys, item.batch);
+    std::span<const std::int32_t> query_order = Valid(plan_->valid_queries, item.batch);
+    std::span<const std::int32_t> key_order = Valid(plan_->valid_keys, item.batch);
     if (item.plan != nullptr) {
       query_order = item.plan->query_order;
       key_order = item.plan->key_order;
@@ -219,7 +230,7 @@ class Forward {
           std::span(item.plan->ranges)
               .subspan(item.block->first_range, item.block->last_range - item.block->first_range);
     } else {
-      const std::int64_t keys = ValidCount(plan_.valid_keys, item.batch, problem_.keys);
+      const std::int64_t keys = ValidCount(plan_->valid_keys, item.batch, problem_.keys);
       const std::int64_t first = chunks_ > 1 ? std::min(keys, item.chunk * kChunkKeys) : 0;
       const std::int64_t last = chunks_ > 1 ? std::min(keys, first + kChunkKeys) : keys;
       implicit = RangesOfBlock(problem_.mask, key_order, task.query.Position(item.begin),
@@ -236,7 +247,7 @@ class Forward {
         const std::int64_t at = RowIndex(item.batch, item.head, position) * chunks_ + item.chunk;
         std::copy_n(row, problem_.value_depth, part_out_.data() + at * problem_.value_depth);
         part_lse_[static_cast<std::size_t>(at)] = lse;
-      } else if (plan_.rounds() == 1) {
+      } else if (!merges_) {
         Store(item.batch, item.head, position, row, lse);
       } else {
         float* running = RunningRow(item.batch, item.head, position);
@@ -253,8 +264,8 @@ class Forward {
 
   void ForEachValidRow(const std::function<void(std::int64_t, std::int64_t, std::int64_t)>& body) {
     for (std::int64_t b = 0; b < problem_.batch; ++b) {
-      const std::span<const std::int32_t> valid = Valid(plan_.valid_queries, b);
-      const std::int64_t count = ValidCount(plan_.valid_queries, b, problem_.queries);
+      const std::span<const std::int32_t> valid = Valid(plan_->valid_queries, b);
+      const std::int64_t count = ValidCount(plan_->valid_queries, b, problem_.queries);
       for (std::int64_t h = 0; h < problem_.query_heads; ++h) {
         for (std::int64_t i = 0; i < count; ++i) {
           body(b, h, valid.empty() ? i : valid[static_cast<std::size_t>(i)]);
@@ -283,8 +294,9 @@ class Forward {
   }
 
   const Problem& problem_;
-  const Plan& plan_;
   const Outputs& outputs_;
+  const bool merges_;           ///< several rounds
+  const Plan* plan_ = nullptr;  ///< of the rounds that run
   std::int64_t chunks_ = 1;
   std::vector<float> running_out_, running_lse_;
   std::vector<float> part_out_, part_lse_;
@@ -292,8 +304,15 @@ class Forward {
 
 }  // namespace
 
-void ExecuteForward(const Problem& problem, const Plan& plan, const Outputs& outputs) {
-  Forward(problem, plan, outputs).Run();
+void ExecuteForward(const Problem& problem, std::int64_t rounds, const PlanOfRounds& plan_of_rounds,
+                    const Outputs& outputs) {
+  Forward forward(problem, rounds, outputs);
+  for (std::int64_t round = 0; round < rounds;) {
+    const Plan& plan = plan_of_rounds(round);
+    forward.Run(plan, round);
+    round += plan.rounds();
+  }
+  forward.Finish();
 }
 
 }  // namespace smyrf

@@ -24,8 +24,8 @@ struct Directions {
   std::vector<float> rows;  ///< (rounds, D)
   std::vector<float> key_slack, query_slack;
 
-  explicit Directions(const Plan& plan) {
-    for (std::int64_t round = 0; round < plan.n_hashes; ++round) {
+  Directions(const Plan& plan, std::int64_t first_round) {
+    for (std::int64_t round = first_round; round < first_round + plan.n_hashes; ++round) {
       NormalStream normal(plan.seed, static_cast<std::uint64_t>(round));
       for (std::int64_t i = 0; i < plan.depth; ++i) {
         rows.push_back(static_cast<float>(normal.Next()));
@@ -140,9 +140,9 @@ void PairClusters(std::int64_t clusters, HeadPlan& head) {
   }
 }
 
-/// The plans of all rounds and query heads of batch entry b.
-void PlanBatchEntry(const Problem& problem, const Directions& directions, std::int64_t b,
-                    int threads, Plan& plan) {
+/// The plans of the rounds from `first_round` on and of all query heads of batch entry b.
+void PlanBatchEntry(const Problem& problem, const Directions& directions, std::int64_t first_round,
+                    std::int64_t b, int threads, Plan& plan) {
   Hashed queries(problem.query, b, plan.valid_queries, plan.n_hashes);
   Hashed keys(problem.key, b, plan.valid_keys, plan.n_hashes);
   const auto head_plan = [&](std::int64_t round, std::int64_t h) -> HeadPlan& {
@@ -173,7 +173,7 @@ void PlanBatchEntry(const Problem& problem, const Directions& directions, std::i
     head.dense = clusters == 1;
     head.non_finite = !std::isfinite(queries.largest[static_cast<std::size_t>(h)]) ||
                       !std::isfinite(keys.largest[static_cast<std::size_t>(g)]);
-    if (head.non_finite || (head.dense && round > 0)) return;
+    if (head.non_finite || (head.dense && first_round + round > 0)) return;
     if (head.dense) {
       head.query_order = queries.Positions();
       head.key_order = keys.Positions();
@@ -196,15 +196,23 @@ void PlanBatchEntry(const Problem& problem, const Directions& directions, std::i
 
 }  // namespace
 
-void PlanLsh(const Problem& problem, Plan& plan) {
-  const Directions directions(plan);
-  plan.heads.resize(static_cast<std::size_t>(plan.n_hashes * plan.batch * plan.query_heads));
+void PlanLsh(const Problem& problem, std::int64_t first_round, std::int64_t rounds, Plan& plan) {
+  plan.n_hashes = rounds;
+  plan.heads.assign(static_cast<std::size_t>(rounds * plan.batch * plan.query_heads), {});
+  const Directions directions(plan, first_round);
   // Threads share the batch where it is large enough, else the heads and rounds of one entry.
   const int threads = problem.num_threads > 0 ? problem.num_threads : DefaultThreads();
   const bool over_batch = problem.batch >= std::int64_t{2} * threads;
   ParallelFor(problem.batch, over_batch ? threads : 1, [&](std::int64_t b) {
-    PlanBatchEntry(problem, directions, b, over_batch ? 1 : threads, plan);
+    PlanBatchEntry(problem, directions, first_round, b, over_batch ? 1 : threads, plan);
   });
+}
+
+std::int64_t RoundsAtOnce(const Problem& problem) {
+  constexpr std::int64_t kBytes = std::int64_t{32} << 20;
+  const std::int64_t rows = problem.query_heads * problem.queries + problem.key_heads * problem.keys;
+  const std::int64_t order = 4 * problem.query_heads * (problem.queries + problem.keys);
+  return std::max<std::int64_t>(1, kBytes / std::max<std::int64_t>(1, problem.batch * order + 4 * rows));
 }
 
 }  // namespace smyrf

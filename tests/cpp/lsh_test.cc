@@ -87,6 +87,30 @@ Plan Round(const Plan& plan, std::int64_t round) {
   return one;
 }
 
+TEST(Lsh, ManyRoundsAreDoneInPartsWithTheSameBits) {
+  Random random(66);
+  Call call({2, 2, 1, 5000, 9000, 4, 3}, DType::kFloat16);
+  call.FillNormal(random);
+  call.options.method = Method::kLsh;
+  call.options.n_hashes = 170;
+  call.options.cluster_size = 9;
+  // The second batch entry is a single cluster: its only round is the first part's.
+  call.key_padding_mask = Tensor(DType::kBool, {1, 1, 2, 9000});
+  for (std::int64_t j = 0; j < 9000; ++j) {
+    call.key_padding_mask->set(0, 0, 0, j, 1.0);
+    call.key_padding_mask->set(0, 0, 1, j, j < 7 ? 1.0 : 0.0);
+  }
+  const Plan whole = plan(call.arguments(), call.options);
+  const Result at_once = Attend(call, &whole);
+  const Result in_parts = Attend(call);
+  EXPECT_TRUE(in_parts.SameBits(at_once));
+  for (std::size_t head = 0; head < 4; ++head) {
+    EXPECT_NEAR(in_parts.statistics.heads[head].density, at_once.statistics.heads[head].density,
+                1e-12);
+    EXPECT_EQ(in_parts.statistics.heads[head].dense, head >= 2);
+  }
+}
+
 TEST(Lsh, RoundsMergeByLse) {
   Random random(63);
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
