@@ -143,7 +143,7 @@ def _run(
     threads: int | None,
     json: Path | None,
 ) -> None:
-    from smyrf.inputs import read_input
+    from smyrf.inputs import BUILT_IN, read_input
     from smyrf.models import KIND_NAMES, find_model, load_model
     from smyrf.output_file import written_aside
 
@@ -154,6 +154,8 @@ def _run(
             f"model {name} is {KIND_NAMES[found.kind]} and input {source} is {given.kind}; "
             f"give it {found.kind}, for example {DEFAULT_INPUTS[found.kind]}"
         )
+    if json is not None and source not in BUILT_IN and _same_file(json, source):
+        raise Problem(f"--json {json}: is the input, too; give it another name")
     # Progress goes to stderr, so that stdout holds the result and nothing else.
     with written_aside(json) if json is not None else nullcontext() as file:
         with Console(stderr=True).status(f"Loading {name}"):
@@ -173,6 +175,13 @@ def _run(
         report.show(result, task, console if console.is_terminal else Console(width=WIDTH))
         if file is not None:
             file.write(report.as_json(result))
+
+
+def _same_file(output: Path, source: str | None) -> bool:
+    try:
+        return source is not None and output.samefile(source)
+    except OSError:  # one of them is not there
+        return False
 
 
 class _Bar:

@@ -89,6 +89,16 @@ def test_a_failed_run_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_output_must_not_be_the_input(tmp_path: Path) -> None:
+    text, link = tmp_path / "text.txt", tmp_path / "link.txt"
+    text.write_text("words")
+    link.symlink_to(text)
+    result = run("minilm", str(text), "--json", str(link))
+    assert result.exit_code == 2, result.output
+    assert "is the input, too" in result.output
+    assert text.read_text() == "words"
+
+
 def test_layers_narrow_what_changes(two_documents: Path, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     options = ("--density", ".5", "--layers", "encoder.layer.[01].*", "--json", str(file))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import os
+import threading
 import wave
 from pathlib import Path
 
@@ -137,6 +139,44 @@ def test_output_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert path.read_text() == "new"
     with pytest.raises(Problem, match="can't be written"), written_aside(tmp_path / "no" / "x"):
         pass
+
+
+def test_output_follows_links_and_keeps_the_mode(tmp_path: Path) -> None:
+    target, link = tmp_path / "target.json", tmp_path / "link.json"
+    target.write_text("old")
+    target.chmod(0o640)
+    link.symlink_to(target.name)
+    with written_aside(link) as file:
+        file.write("new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    assert target.stat().st_mode & 0o777 == 0o640
+    dangling = tmp_path / "dangling.json"
+    dangling.symlink_to("made.json")
+    with written_aside(dangling) as file:
+        file.write("new")
+    assert (tmp_path / "made.json").read_text() == "new"
+
+
+def test_output_into_a_pipe_or_device_does_not_replace_it(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    with written_aside(pipe) as file:
+        file.write("new")
+    reader.join(10)
+    assert read == ["new"]
+    assert pipe.is_fifo()
+    null = tmp_path / "null"
+    null.symlink_to("/dev/null")
+    with written_aside(null) as file:
+        file.write("new")
+    assert Path("/dev/null").is_char_device()
+    for path, says in [(tmp_path, "is a folder"), (tmp_path / ("n" * 300), "can't be written")]:
+        with pytest.raises(Problem, match=says), written_aside(path):
+            pass
 
 
 @pytest.mark.parametrize("keys", [64, 512, 1000, 1500, 4096])
