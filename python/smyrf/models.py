@@ -95,18 +95,19 @@ def find_model(name: str) -> Source:
             )
     else:
         folder = Path(name)
-        if not folder.exists():
+        if not os.path.exists(name):  # Path.exists raises where a name is too long
             there = " and ".join(f"{n} (package {e.package})" for n, e in EMBEDDED.items())
             raise Problem(
-                f"model {name}: no such name or folder{suggest(name, list(EMBEDDED))}; "
-                f"by name there are {there}; any folder in transformers' format works too"
+                f"model {name or repr(name)}: no such name or folder"
+                f"{suggest(name, list(EMBEDDED))}; by name there are {there}; "
+                "any folder in transformers' format works too"
             )
     if not folder.is_dir():
         raise Problem(f"model {folder}: is a file or missing, expected the folder it lies in")
     if (folder / "model.bin").is_file():
         return Source(name, "speech", folder, "ctranslate2")
     model_type = read_json(folder / "config.json").get("model_type")
-    if model_type not in MODEL_TYPES:
+    if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
         raise Problem(
             f"{folder / 'config.json'}: model_type is {model_type!r}, "
             f"this release compares {', '.join(MODEL_TYPES)}"
@@ -188,10 +189,10 @@ def _check_files(source: Source) -> None:
     """What transformers would otherwise look for on a hub, or replace by a guess."""
     needed: dict[str, tuple[str, ...]] = {
         "weights": ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
-        "a tokenizer": ("tokenizer.json", "vocab.txt", "vocab.json"),
+        "tokenizer": ("tokenizer.json", "vocab.txt", "vocab.json"),
     }
     if source.kind == "speech":
-        needed["a feature extractor"] = ("preprocessor_config.json", "processor_config.json")
+        needed["feature extractor"] = ("preprocessor_config.json", "processor_config.json")
     for what, names in needed.items():
         if not any((source.folder / name).is_file() for name in names):
             raise Problem(f"model {source.folder}: has no {what}, expected {' or '.join(names)}")

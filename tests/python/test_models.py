@@ -180,6 +180,10 @@ def test_minilm_folder_without_weights_or_with_broken_ones(tmp_path: Path) -> No
     (folder / "model.safetensors").write_bytes(weights[:100_000])
     with pytest.raises(Problem, match="damaged"):
         load_model(find_model(str(folder)))
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").unlink()
+    with pytest.raises(Problem, match="has no tokenizer, expected"):
+        load_model(find_model(str(folder)))
     (folder / "config.json").write_text("{not json")
     with pytest.raises(Problem, match="is no JSON"):
         find_model(str(folder))
@@ -190,4 +194,7 @@ def test_unknown_model(tmp_path: Path) -> None:
         find_model("wisper")
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(Problem, match="compares bert, roberta, whisper"):
+        find_model(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": ["bert"]}')
+    with pytest.raises(Problem, match=r"model_type is \['bert'\]"):
         find_model(str(tmp_path))
