@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import io
+import os
 import re
 import shlex
 import wave
@@ -92,6 +94,8 @@ class Speech:
 def read_input(name: str) -> Text | Speech:
     """Text or speech by built-in name, or by the path of a file or a folder of wav files.
 
+    A file may be a pipe, such as /dev/stdin.
+
     Raises Problem if there is no such name or path, or if it can't be used: empty, not UTF-8,
     not 16-bit mono wav at 16 kHz, transcripts for some recordings only.
     """
@@ -103,36 +107,38 @@ def read_input(name: str) -> Text | Speech:
             raise Problem(
                 f"input {name}: {path} is not there, type: sudo apt install {built_in.package}"
             )
-    elif not path.exists():
+    elif not os.path.exists(name):  # Path.exists raises where a name is too long
         there = ", ".join(f"{n} (package {b.package})" for n, b in BUILT_IN.items())
         raise Problem(
-            f"input {name}: no such name or file{suggest(name, list(BUILT_IN))}; "
+            f"input {name or repr(name)}: no such name or file{suggest(name, list(BUILT_IN))}; "
             f"by name there are {there}; a text file, a wav file or a folder of them works too"
         )
     try:
         if path.is_dir():
             return _read_folder(title, path)
+        # Opened once: a pipe has its beginning once.
         with path.open("rb") as file:
-            begin = file.read(4)
-        if begin == b"RIFF":
+            raw = file.read(MOST_TEXT + 1)
+            if raw.startswith(b"RIFF"):
+                raw += file.read()
+        if raw.startswith(b"RIFF"):
             said = _transcripts(path.parent, [path])
-            return Speech(title, (Utterance(path, read_wav(path), said.get(path)),))
-        if begin.startswith(OTHER_SOUND):
+            return Speech(title, (Utterance(path, _samples(path, raw), said.get(path)),))
+        if raw.startswith(OTHER_SOUND):
             raise Problem(f"{path}: is sound but not wav; {_how_to_convert(path)}")
-        return Text(title, read_text(path))
+        return Text(title, _text(path, raw))
     except OSError as error:
         raise Problem(f"{path}: can't be read ({error.strerror or error})") from error
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 text file, plain or packed by gzip or dictzip."""
-    with path.open("rb") as file:
-        packed = file.read(2) == GZIP
-    try:
-        with gzip.open(path) if packed else path.open("rb") as stream:
-            raw = stream.read(MOST_TEXT + 1)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise Problem(f"{path}: begins as gzip and is damaged ({error})") from error
+def _text(path: Path, raw: bytes) -> str:
+    """UTF-8 text, plain or packed by gzip or dictzip, from the first MOST_TEXT + 1 bytes."""
+    if raw.startswith(GZIP) and len(raw) <= MOST_TEXT:
+        try:
+            with gzip.open(io.BytesIO(raw)) as stream:
+                raw = stream.read(MOST_TEXT + 1)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise Problem(f"{path}: begins as gzip and is damaged ({error})") from error
     if len(raw) > MOST_TEXT:
         raise Problem(f"{path}: holds more than {MOST_TEXT >> 20} MiB of text, give a part of it")
     try:
@@ -149,14 +155,19 @@ def read_text(path: Path) -> str:
     return text
 
 
-def read_wav(path: Path) -> Samples:
+def _read_text(path: Path) -> str:
+    with path.open("rb") as file:
+        return _text(path, file.read(MOST_TEXT + 1))
+
+
+def _samples(path: Path, content: bytes) -> Samples:
     """The samples of a wav file, which must be 16-bit PCM, mono, 16 kHz."""
     try:
-        with wave.open(str(path), "rb") as file:
+        with wave.open(io.BytesIO(content), "rb") as file:
             given = (file.getnchannels(), 8 * file.getsampwidth(), file.getframerate())
             promised = file.getnframes()
             raw = file.readframes(promised)
-    except (wave.Error, EOFError) as error:
+    except (wave.Error, EOFError, RuntimeError) as error:  # RuntimeError: a part's size is wrong
         why = str(error) or "it ends too early"
         raise Problem(f"{path}: is no PCM wav file ({why}); {_how_to_convert(path)}") from error
     if given != (1, 16, SAMPLE_RATE):
@@ -190,7 +201,9 @@ def _read_folder(title: str, folder: Path) -> Speech:
             f"{folder}: {len(said)} of {len(paths)} recordings have a transcript; "
             f"add one for {lost.name} or remove the others"
         )
-    return Speech(title, tuple(Utterance(p, read_wav(p), said.get(p)) for p in paths))
+    return Speech(
+        title, tuple(Utterance(p, _samples(p, p.read_bytes()), said.get(p)) for p in paths)
+    )
 
 
 def _transcripts(folder: Path, paths: list[Path]) -> dict[Path, str]:
@@ -202,7 +215,7 @@ def _transcripts(folder: Path, paths: list[Path]) -> dict[Path, str]:
     listing = folder / "transcription"
     if listing.is_file():
         line_form = re.compile(r"(?:<s>)?(?P<said>[^<>]*)(?:</s>)?\s*\((?P<name>[^()]+)\)")
-        for number, line in enumerate(read_text(listing).splitlines(), 1):
+        for number, line in enumerate(_read_text(listing).splitlines(), 1):
             if line.strip():
                 match = line_form.fullmatch(line.strip())
                 if match is None:
@@ -212,7 +225,7 @@ def _transcripts(folder: Path, paths: list[Path]) -> dict[Path, str]:
     for path in paths:
         beside = path.with_suffix(".txt")
         if beside.is_file():
-            said[path] = read_text(beside).strip()
+            said[path] = _read_text(beside).strip()
         elif path.stem in listed:
             said[path] = listed[path.stem]
     return said

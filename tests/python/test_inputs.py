@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from smyrf.choice import lsh_dials, pair
-from smyrf.inputs import SAMPLE_RATE, Speech, Text, read_input
+from smyrf.inputs import MOST_TEXT, SAMPLE_RATE, Speech, Text, read_input
+from smyrf.models import find_model
 from smyrf.output_file import written_aside
 from smyrf.problem import Problem
 
@@ -72,6 +73,47 @@ def test_bad_files(tmp_path: Path, content: bytes, says: str) -> None:
     path.write_bytes(content)
     with pytest.raises(Problem, match=says):
         read_input(str(path))
+
+
+def test_input_from_a_pipe_is_whole(tmp_path: Path) -> None:
+    wav = write_wav(tmp_path / "a.wav", np.arange(1000, dtype=np.int16)).read_bytes()
+    text = "first line\n" + "more words\n" * 10_000  # more than a pipe holds
+    for number, content in enumerate([text.encode(), gzip.compress(text.encode()), wav]):
+        pipe = tmp_path / str(number)
+        os.mkfifo(pipe)
+        writer = threading.Thread(target=pipe.write_bytes, args=(content,))
+        writer.start()
+        given = read_input(str(pipe))
+        writer.join(10)
+        if isinstance(given, Text):
+            assert given.text == text
+        else:
+            assert len(given.utterances[0].samples) == 1000
+
+
+def test_too_much_text_is_refused_plain_or_packed(tmp_path: Path) -> None:
+    path = tmp_path / "much.txt"
+    for content in (b"a" * (MOST_TEXT + 1), gzip.compress(b"a" * (MOST_TEXT + 1))):
+        path.write_bytes(content)
+        with pytest.raises(Problem, match="more than 16 MiB"):
+            read_input(str(path))
+
+
+def test_a_part_of_a_wav_file_that_claims_too_much(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "a.wav", np.zeros(400, np.int16))
+    content = bytearray(path.read_bytes())
+    content[16:20] = (100_000).to_bytes(4, "little")  # the size of the format's part
+    path.write_bytes(content)
+    with pytest.raises(Problem, match="is no PCM wav file"):
+        read_input(str(path))
+
+
+@pytest.mark.parametrize("name", ["", "n" * 300, "a/" + "n" * 300])
+def test_names_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(Problem, match=r"^input .*no such name or file"):
+        read_input(name)
+    with pytest.raises(Problem, match=r"^model .*no such name or folder"):
+        find_model(name)
 
 
 @pytest.mark.parametrize(
