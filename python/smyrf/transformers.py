@@ -10,7 +10,8 @@ from __future__ import annotations
 import fnmatch
 import inspect
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,18 @@ _SELF_ATTENTION_PARAMETERS = frozenset(
 )
 
 
-_originals: weakref.WeakKeyDictionary[nn.Module, list[tuple[PreTrainedConfig, str | None]]] = (
+@dataclass
+class _Switched:
+    """A config that models were enabled on: what it said before, and how many models those are."""
+
+    config: PreTrainedConfig
+    original: str | None
+    owners: int = 0
+
+
+_switched: dict[int, _Switched] = {}  # by id of the config
+# What gives an enabled model's configs back, called by `disable` or when the model dies.
+_ends: weakref.WeakKeyDictionary[nn.Module, weakref.finalize[..., nn.Module]] = (
     weakref.WeakKeyDictionary()
 )
 
@@ -63,7 +75,8 @@ def enable(
 
     Only `_attn_implementation` of the model's configs changes; the options are kept beside the
     model. Another model built on the same config objects runs smyrf's `dense` meanwhile, and so
-    does a copy of the model. Enabling again replaces method, layers and dials.
+    does a copy of the model. Enabling again replaces method, layers and dials. A model that is
+    deleted while enabled counts as disabled.
 
     Args:
         model: a transformers model whose layers use its attention interface, or a module that
@@ -99,11 +112,15 @@ def enable(
                 f"model: {name} is already enabled through another model object, a "
                 f"{type(owner).__name__}; call smyrf.transformers.disable on that first"
             )
-    if model not in _originals:
-        configs = _configs(model, list(found.values()))
-        _originals[model] = [(config, config._attn_implementation) for config in configs]
-    for config, _ in _originals[model]:
+    if model in _ends:
+        _ends.pop(model)()
+    configs = _configs(model, list(found.values()))
+    for config in configs:
+        before = _Switched(config, config._attn_implementation)
+        _switched.setdefault(id(config), before).owners += 1
         _set_implementation(config, NAME)
+    _ends[model] = weakref.finalize(model, _give_back, configs)
+    _ends[model].atexit = False
     for name, module in found.items():
         taken = name in chosen
         layer = Layer(
@@ -120,20 +137,31 @@ def enable(
 def disable(model: nn.Module) -> None:
     """Give a model back the attention implementation it had before `enable`.
 
+    Configs that it shares with other enabled models follow when the last of those is disabled; it
+    runs smyrf's `dense` until then.
+
     Raises:
         ValueError: the model is not enabled.
     """
-    if model not in _originals:
+    if model not in _ends:
         raise ValueError(
             f"model: this {type(model).__name__} is not enabled; call "
             "smyrf.transformers.enable(model, ...) on this very object before disable"
         )
-    for config, original in _originals.pop(model):
-        _set_implementation(config, original)
+    _ends.pop(model)()
     for module in model.modules():
         known = kept(module)
         if known is not None and known.owner() is model:
             forget(module)
+
+
+def _give_back(configs: Sequence[PreTrainedConfig]) -> None:
+    for config in configs:
+        switched = _switched[id(config)]
+        switched.owners -= 1
+        if switched.owners == 0:
+            _set_implementation(config, switched.original)
+            del _switched[id(config)]
 
 
 def _check_dials(method: str, dials: Mapping[str, Any]) -> None:

@@ -90,6 +90,35 @@ def test_a_submodel_can_be_enabled_alone_but_not_under_two_owners() -> None:
     assert model.config.vision_config._attn_implementation == "eager"
 
 
+def test_a_shared_config_is_given_back_by_its_last_model() -> None:
+    first = build("Bert")
+    second = transformers.BertModel(first.config).eval()
+    inputs = inputs_for("Bert", "right")
+    smyrf.transformers.enable(first)
+    smyrf.transformers.enable(second, method="lsh", cluster_size=4)
+    smyrf.transformers.disable(first)
+    with smyrf.collect() as records:
+        run(second, inputs)
+    assert [record.statistics.method for record in records] == ["lsh", "lsh"]
+    smyrf.transformers.disable(second)
+    assert first.config._attn_implementation == "sdpa"
+    assert id(first.config) not in smyrf.transformers._switched
+
+
+def test_a_deleted_model_gives_its_config_back() -> None:
+    first = build("Bert")
+    config = first.config
+    second: PreTrainedModel | None = transformers.BertModel(config).eval()
+    smyrf.transformers.enable(first)
+    smyrf.transformers.enable(second)
+    del second
+    gc.collect()
+    assert config._attn_implementation == "smyrf"
+    del first
+    gc.collect()
+    assert config._attn_implementation == "sdpa"
+
+
 def test_parts_without_the_interface_are_left_alone() -> None:
     vision, text = build("ViT"), transformers.MPNetModel(transformers.MPNetConfig(**SIZES)).eval()
     model = transformers.VisionTextDualEncoderModel(vision_model=vision, text_model=text).eval()
@@ -110,7 +139,7 @@ def test_parts_without_the_interface_are_left_alone() -> None:
 def whisper() -> Iterator[Any]:
     model = build("Whisper")
     yield model
-    if model in smyrf.transformers._originals:
+    if model in smyrf.transformers._ends:
         smyrf.transformers.disable(model)
 
 
@@ -221,12 +250,12 @@ def test_models_without_the_interface_are_refused() -> None:
 def test_nothing_keeps_a_dropped_model_alive() -> None:
     model: PreTrainedModel | None = build("Bert")
     gc.collect()
-    before = len(_forward._layers), len(smyrf.transformers._originals)
+    before = len(_forward._layers), len(smyrf.transformers._ends)
     smyrf.transformers.enable(model)
-    assert (len(_forward._layers), len(smyrf.transformers._originals)) == (
+    assert (len(_forward._layers), len(smyrf.transformers._ends)) == (
         before[0] + 2,
         before[1] + 1,
     )
     del model
     gc.collect()
-    assert (len(_forward._layers), len(smyrf.transformers._originals)) == before
+    assert (len(_forward._layers), len(smyrf.transformers._ends)) == before
