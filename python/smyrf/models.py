@@ -140,7 +140,8 @@ def load_model(source: Source) -> Model:
         import transformers
     except ImportError as error:
         raise Problem(
-            f"{error.name} is not installed, and models need it; type: pip install 'smyrf[cli]'"
+            f"{error.name} is not installed, and models need it; "
+            "type: pip install '/path/to/smyrf[cli]'"
         ) from error
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -128,6 +128,12 @@ def test_errors_are_one_sentence(arguments: tuple[str, ...], says: str) -> None:
     assert "Traceback" not in result.output
 
 
+def test_threads_are_bounded_by_the_machine() -> None:
+    result = CliRunner().invoke(app, ["compare", "--threads", "100000"])
+    assert result.exit_code == 2, result.output
+    assert "expected at most" in " ".join(result.output.split())
+
+
 def test_debug_shows_the_traceback() -> None:
     result = run("minilmm", "--debug")
     assert result.exception is not None
