@@ -183,7 +183,7 @@ def relative_error(
     if layout == "BNHD":
         out, dense, value = (array.swapaxes(1, 2) for array in (out, dense, value))
     batch, heads, queries, _ = out.shape
-    group = heads // value.shape[1]
+    group = heads // max(1, value.shape[1])
     result = np.empty((batch, heads), np.float64)
     for b in range(batch):
         valid_queries = _valid(query_padding_mask, b, queries)

@@ -136,6 +136,19 @@ def test_relative_error_of_edges() -> None:
     assert collector.relative_error(nothing + 1, nothing, nothing).tolist() == [[np.inf]]
 
 
+@pytest.mark.parametrize(
+    "sizes", [{"heads": 0, "key_heads": 0}, {"batch": 0}, {"queries": 0}, {"keys": 0}]
+)
+def test_errors_of_an_empty_call(sizes: dict[str, int]) -> None:
+    q, k, v = arrays(**sizes)
+    with smyrf.collect(errors=True) as records:
+        smyrf.attention(q, k, v)
+    error = records[0].relative_error
+    assert error is not None
+    assert error.shape == q.shape[:2]
+    assert not error.any()
+
+
 def test_blocks_nest_and_only_those_that_asked_get_errors() -> None:
     q, k, v = arrays()
     with smyrf.collect() as outer:
