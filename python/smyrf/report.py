@@ -15,6 +15,7 @@ from smyrf.compare import Comparison, Errors, Row
 from smyrf.tasks import Task
 
 MOST_ANSWER = 700  # characters of an answer on the screen; JSON has all
+LEAST_SECONDS = 0.01  # of attention in the base of a ratio; below it a ratio is noise
 
 
 def show(comparison: Comparison, task: Task, console: Console) -> None:
@@ -43,14 +44,17 @@ def table(comparison: Comparison) -> Table:
     def line(title: str, cell: Callable[[Row], str]) -> None:
         grid.add_row(title, *(cell(row) for row in comparison.rows))
 
+    def ratio(seconds: float, base: float) -> str:
+        return f"{seconds / base:.2f}" if _is_timeable(dense) else "-"
+
     for index, figure in enumerate(dense.figures):
         line(figure.title, lambda row, i=index: row.figures[i].text)  # type: ignore[misc]
     line("relative error of a layer: median", lambda row: _error(row, lambda e: f"{e.median:.3f}"))
     line("  worst", lambda row: _error(row, lambda e: f"{e.worst:.3f}"))
     line("  which is", lambda row: _error(row, lambda e: _place(e)))
     line("density", lambda row: "-" if row.density is None else f"{row.density:.3f}")
-    line("attention time, dense = 1", lambda row: _ratio(row.attention_seconds, dense, "attention"))
-    line("whole time, dense = 1", lambda row: _ratio(row.whole_seconds, dense, "whole"))
+    line("attention time, dense = 1", lambda r: ratio(r.attention_seconds, dense.attention_seconds))
+    line("whole time, dense = 1", lambda r: ratio(r.whole_seconds, dense.whole_seconds))
     line("  seconds", lambda row: f"{row.whole_seconds:.2f}")
     line("peak memory above the model's, MB", _memory)
     line("layers changed / unchanged", lambda r: f"{r.layers_changed} / {r.layers_unchanged}")
@@ -63,11 +67,14 @@ def closing(comparison: Comparison, task: Task) -> str:
     count, every = len(comparison.layers), dense.layers_unchanged
     parts = [
         f"What you saw: {comparison.model} ran on real input with pretrained weights, without any "
-        f"fine-tuning, on {comparison.threads} thread{'s' * (comparison.threads != 1)}. "
-        f"smyrf's dense attention takes {_times(dense.attention_seconds, sdpa.attention_seconds)} "
-        f"transformers' own sdpa. The other columns replace {count} of the {every} attention "
-        "layers."
+        f"fine-tuning, on {comparison.threads} thread{'s' * (comparison.threads != 1)}."
     ]
+    if _is_timeable(sdpa):
+        parts.append(
+            "smyrf's dense attention takes "
+            f"{_times(dense.attention_seconds, sdpa.attention_seconds)} transformers' own sdpa."
+        )
+    parts.append(f"The other columns replace {count} of the {every} attention layers.")
     for row in comparison.rows[2:]:
         assert row.errors is not None
         dials = " and ".join(f"{name} {value}" for name, value in row.dials.items())
@@ -75,10 +82,14 @@ def closing(comparison: Comparison, task: Task) -> str:
             f"{row.label} ({dials}) evaluates {_percent(row.density or 0)} of the pairs: "
             f"{task.verdict(row.figures)}, and a layer's output is off by "
             f"{_percent(row.errors.median)} in the median head and {_percent(row.errors.worst)} in "
-            f"the worst ({_place(row.errors)}). Its attention takes "
-            f"{_times(row.attention_seconds, dense.attention_seconds)} dense, the whole run "
-            f"{_times(row.whole_seconds, dense.whole_seconds)} dense."
+            f"the worst ({_place(row.errors)})."
         )
+        if _is_timeable(dense):
+            parts.append(
+                "Its attention takes "
+                f"{_times(row.attention_seconds, dense.attention_seconds)} dense, the whole run "
+                f"{_times(row.whole_seconds, dense.whole_seconds)} dense."
+            )
     return " ".join(parts)
 
 
@@ -104,9 +115,8 @@ def _place(errors: Errors) -> str:
     return f"{layer}, head {errors.worst_head}"
 
 
-def _ratio(seconds: float, dense: Row, which: str) -> str:
-    base = dense.attention_seconds if which == "attention" else dense.whole_seconds
-    return f"{seconds / base:.2f}"
+def _is_timeable(base: Row) -> bool:
+    return base.attention_seconds >= LEAST_SECONDS
 
 
 def _memory(row: Row) -> str:

@@ -1,0 +1,44 @@
+"""Exact: what a comparison says about times, by their length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from smyrf.compare import Comparison, Errors, Row
+from smyrf.report import closing, table
+
+
+class Task:
+    def verdict(self, figures: object) -> str:
+        return "nothing changes"
+
+
+def comparison(seconds: float) -> Comparison:
+    def row(method: str, attention: float, errors: Errors | None = None) -> Row:
+        return Row(method, method, {}, [], None, 1.0, errors, attention, 50 * seconds, 1, 1, 0, 6)
+
+    error = Errors(0.5, 0.75, "layer.1", 2)
+    rows = [row("sdpa", 2 * seconds), row("dense", seconds), row("lsh", 4 * seconds, error)]
+    return Comparison("minilm", "text", 1, ["layer.1"], None, rows)
+
+
+@pytest.mark.parametrize(("seconds", "dense", "lsh"), [(1, True, True), (0.006, True, False),
+                                                       (0.004, False, False)])  # fmt: skip
+def test_times_too_short_to_compare_are_not_compared(
+    seconds: float, dense: bool, lsh: bool
+) -> None:
+    given = comparison(seconds)
+    task: Any = Task()
+    said = closing(given, task)
+    assert ("attention takes 0.50 times as long as transformers'" in said) == dense
+    assert ("attention takes 4.00 times as long as dense" in said) == lsh
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(table(given))
+    times = [line for line in capture.get().splitlines() if "dense = 1" in line]
+    cells = [[cell.strip() for cell in line.split("│")[1:]] for line in times]
+    nothing = ["-", "-", "-"]
+    assert cells == ([["2.00", "1.00", "4.00"], ["1.00"] * 3] if lsh else [nothing, nothing])
