@@ -160,12 +160,13 @@ const smyrf::Plan* ToPlan(nb::handle object) {
 smyrf::Method ToMethod(nb::handle object) {
   std::string name;
   if (nb::try_cast(object, name)) {
-    for (const auto method : {smyrf::Method::kAuto, smyrf::Method::kDense, smyrf::Method::kLsh}) {
+    for (const auto method : {smyrf::Method::kAuto, smyrf::Method::kDense, smyrf::Method::kLsh,
+                              smyrf::Method::kTree}) {
       if (name == smyrf::Name(method)) return method;
     }
   }
   Fail(ErrorKind::kValue, "method: got ", nb::cast<std::string>(nb::repr(object)),
-       ", accepted are 'auto', 'dense' and 'lsh'");
+       ", accepted are 'auto', 'dense', 'lsh' and 'tree'");
 }
 
 bool ToHeadsLast(nb::handle object) {
@@ -188,7 +189,7 @@ struct Call {
   Call(nb::handle query_, nb::handle key_, nb::handle value_, nb::handle attn_mask_,
        nb::handle key_padding_mask_, nb::handle query_padding_mask_, nb::handle is_causal,
        nb::handle scale, nb::handle enable_gqa, nb::handle method, nb::handle n_hashes,
-       nb::handle cluster_size, nb::handle seed, nb::handle window, nb::handle layout,
+       nb::handle cluster_size, nb::handle tolerance, nb::handle max_density, nb::handle seed, nb::handle window, nb::handle layout,
        nb::handle num_threads) {
     heads_last = ToHeadsLast(layout);
     query.emplace("query", query_);
@@ -218,6 +219,8 @@ struct Call {
     constexpr const char* kDial = "an integer of at least 1, or None for the default";
     options.n_hashes = ToNumber<std::int64_t>("n_hashes", n_hashes, kDial);
     options.cluster_size = ToNumber<std::int64_t>("cluster_size", cluster_size, kDial);
+    options.tolerance = ToNumber<double>("tolerance", tolerance, "a number or None");
+    options.max_density = ToNumber<double>("max_density", max_density, "a number or None");
     options.seed = ToSeed(seed);
     options.num_threads =
         ToNumber<int>("num_threads", num_threads, "a number of threads or None").value_or(0);
@@ -248,11 +251,11 @@ std::optional<smyrf::Statistics> Attention(
     nb::handle query, nb::handle key, nb::handle value, nb::handle out, nb::handle lse,
     nb::handle attn_mask, nb::handle key_padding_mask, nb::handle query_padding_mask,
     nb::handle is_causal, nb::handle scale, nb::handle enable_gqa, nb::handle method,
-    nb::handle n_hashes, nb::handle cluster_size, nb::handle seed, nb::handle window,
+    nb::handle n_hashes, nb::handle cluster_size, nb::handle tolerance, nb::handle max_density, nb::handle seed, nb::handle window,
     nb::handle layout, nb::handle num_threads, nb::handle plan_, bool with_statistics) {
   const smyrf::Plan* plan = ToPlan(plan_);
   const Call call(query, key, value, attn_mask, key_padding_mask, query_padding_mask, is_causal,
-                  scale, enable_gqa, method, n_hashes, cluster_size, seed, window, layout,
+                  scale, enable_gqa, method, n_hashes, cluster_size, tolerance, max_density, seed, window, layout,
                   num_threads);
   const Output out_array("out", out);
   std::optional<Output> lse_array;
@@ -268,14 +271,14 @@ std::optional<smyrf::Statistics> Attention(
   return statistics;
 }
 
-smyrf::Plan MakePlan(nb::handle query, nb::handle key, nb::handle attn_mask,
+smyrf::Plan MakePlan(nb::handle query, nb::handle key, nb::handle value, nb::handle attn_mask,
                      nb::handle key_padding_mask, nb::handle query_padding_mask,
                      nb::handle is_causal, nb::handle scale, nb::handle enable_gqa,
                      nb::handle method, nb::handle n_hashes, nb::handle cluster_size,
-                     nb::handle seed, nb::handle window, nb::handle layout,
+                     nb::handle tolerance, nb::handle max_density, nb::handle seed, nb::handle window, nb::handle layout,
                      nb::handle num_threads) {
-  const Call call(query, key, nb::none(), attn_mask, key_padding_mask, query_padding_mask,
-                  is_causal, scale, enable_gqa, method, n_hashes, cluster_size, seed, window,
+  const Call call(query, key, value, attn_mask, key_padding_mask, query_padding_mask,
+                  is_causal, scale, enable_gqa, method, n_hashes, cluster_size, tolerance, max_density, seed, window,
                   layout, num_threads);
   const nb::gil_scoped_release release;
   return smyrf::plan(call.arguments, call.options);
@@ -285,11 +288,11 @@ void Reference(nb::handle query, nb::handle key, nb::handle value,
                nb::ndarray<double, nb::c_contig> out, nb::ndarray<double, nb::c_contig> lse,
                nb::handle attn_mask, nb::handle key_padding_mask, nb::handle query_padding_mask,
                nb::handle is_causal, nb::handle scale, nb::handle enable_gqa, nb::handle method,
-               nb::handle n_hashes, nb::handle cluster_size, nb::handle seed, nb::handle window,
+               nb::handle n_hashes, nb::handle cluster_size, nb::handle tolerance, nb::handle max_density, nb::handle seed, nb::handle window,
                nb::handle layout, nb::handle plan_) {
   const smyrf::Plan* plan = ToPlan(plan_);
   const Call call(query, key, value, attn_mask, key_padding_mask, query_padding_mask, is_causal,
-                  scale, enable_gqa, method, n_hashes, cluster_size, seed, window, layout,
+                  scale, enable_gqa, method, n_hashes, cluster_size, tolerance, max_density, seed, window, layout,
                   nb::int_(1));
   const auto& [b, h, n, d] = call.arguments.query.shape;
   const std::size_t rows = static_cast<std::size_t>(b * h * n);
@@ -316,10 +319,11 @@ double PlanDensity(const smyrf::Plan& plan, std::int64_t batch, std::int64_t hea
 
 using Block = std::tuple<std::int32_t, std::int32_t,
                          std::vector<std::tuple<std::int32_t, std::int32_t, bool>>>;
+using Nodes = std::vector<std::tuple<std::int32_t, std::int32_t, std::int32_t, std::int32_t>>;
 
 std::tuple<std::vector<std::int32_t>, std::vector<std::int32_t>, std::vector<Block>> PlanHead(
     const smyrf::Plan& plan, std::int64_t round, std::int64_t batch, std::int64_t head) {
-  if (plan.method != smyrf::Method::kLsh) {
+  if (plan.method == smyrf::Method::kDense) {
     Fail(ErrorKind::kValue,
          "head: the ranges of a dense plan are implicit, every allowed pair once");
   }
@@ -329,14 +333,47 @@ std::tuple<std::vector<std::int32_t>, std::vector<std::int32_t>, std::vector<Blo
   const smyrf::HeadPlan& part = plan.head(round, batch, head);
   std::vector<Block> blocks;
   for (const smyrf::QueryBlock& block : part.blocks) {
-    Block& entry = blocks.emplace_back(block.begin, block.end,
-                                       std::vector<std::tuple<std::int32_t, std::int32_t, bool>>{});
+    Block& entry = blocks.emplace_back();
+    std::get<0>(entry) = block.begin;
+    std::get<1>(entry) = block.end;
     for (std::uint32_t r = block.first_range; r < block.last_range; ++r) {
       std::get<2>(entry).emplace_back(part.ranges[r].begin, part.ranges[r].end,
                                       part.ranges[r].partial);
     }
   }
   return {part.query_order, part.key_order, blocks};
+}
+
+std::vector<std::vector<std::int32_t>> PlanNodes(const smyrf::Plan& plan, std::int64_t batch,
+                                                 std::int64_t head) {
+  if (plan.method != smyrf::Method::kTree) {
+    Fail(ErrorKind::kValue, "nodes: only a plan of method tree has nodes");
+  }
+  CheckIndex("batch", batch, plan.batch);
+  CheckIndex("head", head, plan.query_heads);
+  const smyrf::HeadPlan& part = plan.head(0, batch, head);
+  std::vector<std::vector<std::int32_t>> blocks;
+  for (const smyrf::QueryBlock& block : part.blocks) {
+    blocks.emplace_back(part.nodes.begin() + block.first_node,
+                        part.nodes.begin() + block.last_node);
+  }
+  return blocks;
+}
+
+std::tuple<std::vector<std::int32_t>, std::int32_t, Nodes> PlanTree(const smyrf::Plan& plan,
+                                                                    std::int64_t batch,
+                                                                    std::int64_t key_head) {
+  if (plan.method != smyrf::Method::kTree) {
+    Fail(ErrorKind::kValue, "tree: only a plan of method tree has key trees");
+  }
+  CheckIndex("batch", batch, plan.batch);
+  CheckIndex("key_head", key_head, plan.key_heads);
+  const smyrf::KeyTree& tree = plan.key_tree(batch, key_head);
+  Nodes nodes;
+  for (const smyrf::Node& node : tree.nodes) {
+    nodes.emplace_back(node.begin, node.end, node.first_child, node.child_count);
+  }
+  return {tree.key_order, tree.sinks, nodes};
 }
 
 }  // namespace
@@ -373,10 +410,18 @@ NB_MODULE(_core, m) {
       .def("density", &PlanDensity, "batch"_a, "head"_a,
            "Evaluated over allowed pairs of one (batch, query head).")
       .def("head", &PlanHead, "round"_a, "batch"_a, "head"_a,
-           R"(One round of one (batch, query head) of an 'lsh' plan.
+           R"(One round of one (batch, query head) of an 'lsh' plan, or round 0 of a 'tree' plan.
 
-Returns (query_order, key_order, blocks): original indices in cluster order, and a list of
-(query_begin, query_end, [(key_begin, key_end, partial), ...]) into those orders.)");
+Returns (query_order, key_order, blocks): original indices in plan order, and a list of
+(query_begin, query_end, [(key_begin, key_end, partial), ...]) into those orders. For 'tree' key_order
+is empty: keys are those of `tree`, and each block has the summaries of `nodes` as well.)")
+      .def("nodes", &PlanNodes, "batch"_a, "head"_a,
+           "Nodes, of `tree`, whose summaries each block of a 'tree' plan evaluates.")
+      .def("tree", &PlanTree, "batch"_a, "key_head"_a,
+           R"(The keys of one (batch, key head) as a 'tree' plan sees them.
+
+Returns (key_order, sinks, nodes): original indices, of which the first `sinks` are always exact,
+and for every node (begin, end, first_child, child_count) into that order.)");
 
   // A property's own policy would tie an array that owns its memory to the Statistics.
   constexpr auto kOwned = nb::rv_policy::automatic;
@@ -400,17 +445,36 @@ Returns (query_order, key_order, blocks): original indices in cluster order, and
           },
           kOwned, "(B, Hq) float64: thread seconds of execution.")
       .def_prop_ro(
+          "expected_error",
+          [](const smyrf::Statistics& s) {
+            return HeadArray<double>(s, [](const auto& head) { return head.expected_error; });
+          },
+          kOwned, "(B, Hq) float64: relative error of out that `tree`'s calibration expects.")
+      .def_prop_ro(
+          "expected_lse_error",
+          [](const smyrf::Statistics& s) {
+            return HeadArray<double>(s, [](const auto& head) { return head.expected_lse_error; });
+          },
+          kOwned, "(B, Hq) float64: RMS error of lse, nats, that `tree`'s calibration expects.")
+      .def_prop_ro(
+          "head_planning_seconds",
+          [](const smyrf::Statistics& s) {
+            return HeadArray<double>(s, [](const auto& head) { return head.planning_seconds; });
+          },
+          kOwned, "(B, Hq) float64: wall seconds of `tree` before a head's first block.")
+      .def_prop_ro(
           "dense_heads",
           [](const smyrf::Statistics& s) {
             return HeadArray<bool>(s, [](const auto& head) { return head.dense; });
           },
-          kOwned, "(B, Hq) bool: 'lsh' had a single cluster, done once as dense.")
+          kOwned,
+          "(B, Hq) bool: done as dense: 'lsh' had a single cluster, 'tree' would be no faster.")
       .def_prop_ro(
           "non_finite",
           [](const smyrf::Statistics& s) {
             return HeadArray<bool>(s, [](const auto& head) { return head.non_finite; });
           },
-          kOwned, "(B, Hq) bool: 'lsh' met a valid query or key that is not finite; out is NaN.")
+          kOwned, "(B, Hq) bool: 'lsh' or 'tree' met a valid query or key that is not finite; out is NaN.")
       .def_ro("planning_seconds", &smyrf::Statistics::planning_seconds,
               "Wall seconds; 0 where a plan was passed in.")
       .def_ro("execution_seconds", &smyrf::Statistics::execution_seconds, "Wall seconds.")
@@ -420,18 +484,18 @@ Returns (query_order, key_order, blocks): original indices in cluster order, and
         "lse"_a.none(), "attn_mask"_a.none(), "key_padding_mask"_a.none(),
         "query_padding_mask"_a.none(), "is_causal"_a.none(), "scale"_a.none(),
         "enable_gqa"_a.none(), "method"_a.none(), "n_hashes"_a.none(), "cluster_size"_a.none(),
-        "seed"_a.none(), "window"_a.none(), "layout"_a.none(), "num_threads"_a.none(),
+        "tolerance"_a.none(), "max_density"_a.none(), "seed"_a.none(), "window"_a.none(), "layout"_a.none(), "num_threads"_a.none(),
         "plan"_a.none(), "with_statistics"_a);
-  m.def("plan", &MakePlan, "query"_a.none(), "key"_a.none(), "attn_mask"_a.none(),
+  m.def("plan", &MakePlan, "query"_a.none(), "key"_a.none(), "value"_a.none(), "attn_mask"_a.none(),
         "key_padding_mask"_a.none(), "query_padding_mask"_a.none(), "is_causal"_a.none(),
         "scale"_a.none(), "enable_gqa"_a.none(), "method"_a.none(), "n_hashes"_a.none(),
-        "cluster_size"_a.none(), "seed"_a.none(), "window"_a.none(), "layout"_a.none(),
+        "cluster_size"_a.none(), "tolerance"_a.none(), "max_density"_a.none(), "seed"_a.none(), "window"_a.none(), "layout"_a.none(),
         "num_threads"_a.none());
   m.def("reference", &Reference, "query"_a.none(), "key"_a.none(), "value"_a.none(),
         "out"_a.noconvert(), "lse"_a.noconvert(), "attn_mask"_a.none(), "key_padding_mask"_a.none(),
         "query_padding_mask"_a.none(), "is_causal"_a.none(), "scale"_a.none(),
         "enable_gqa"_a.none(), "method"_a.none(), "n_hashes"_a.none(), "cluster_size"_a.none(),
-        "seed"_a.none(), "window"_a.none(), "layout"_a.none(), "plan"_a.none());
+        "tolerance"_a.none(), "max_density"_a.none(), "seed"_a.none(), "window"_a.none(), "layout"_a.none(), "plan"_a.none());
   m.def("instruction_sets", &smyrf::instruction_sets,
         "Instruction sets that this machine and build can run, best first.");
   m.def(

@@ -11,6 +11,8 @@
 #include "kernels/kernels.h"
 #include "message.h"
 #include "plan/lsh.h"
+#include "plan/tree.h"
+#include "tree_attention.h"
 #include "validate.h"
 
 namespace smyrf {
@@ -30,6 +32,7 @@ Options WithPlan(Options options, const Plan* plan) {
 Plan MakePlan(const Arguments& arguments, const Options& options, const Problem& problem) {
   Plan made = CheckMethod(arguments, options, problem);
   if (made.method == Method::kLsh) PlanLsh(problem, 0, made.n_hashes, made);
+  if (made.method == Method::kTree) PlanTree(problem, made);
   return made;
 }
 
@@ -41,22 +44,28 @@ void FillStatistics(const Plan& plan, Statistics& statistics) {
   statistics.query_heads = plan.query_heads;
   statistics.instruction_set = kernels::InstructionSet();
   statistics.heads.assign(static_cast<std::size_t>(plan.batch * plan.query_heads), {});
-  std::int64_t dense_heads = 0;
   for (std::int64_t b = 0; b < plan.batch; ++b) {
     for (std::int64_t h = 0; h < plan.query_heads; ++h) {
       auto& head = statistics.heads[static_cast<std::size_t>(b * plan.query_heads + h)];
       head.density = plan.density(b, h);
-      if (plan.method == Method::kLsh) {
-        head.dense = plan.head(0, b, h).dense;
-        head.non_finite = plan.head(0, b, h).non_finite;
-        dense_heads += head.dense ? 1 : 0;
-      }
+      if (plan.heads.empty()) continue;
+      const HeadPlan& planned = plan.head(0, b, h);
+      head.dense = planned.dense;
+      head.non_finite = planned.non_finite;
+      head.expected_error = planned.expected_error;
+      head.expected_lse_error = planned.expected_lse_error;
     }
   }
-  if (dense_heads > 0) {
-    statistics.reason += Message("; ", dense_heads, " of ", statistics.heads.size(),
-                                 " heads have a single cluster: done as dense, once");
-  }
+}
+
+/// Why heads went dense, appended to the reason.
+void CountDenseHeads(Statistics& statistics) {
+  const auto dense = std::count_if(statistics.heads.begin(), statistics.heads.end(),
+                                   [](const Statistics::Head& head) { return head.dense; });
+  if (dense == 0) return;
+  statistics.reason += Message("; ", dense, " of ", statistics.heads.size(), " heads done as dense: ",
+                               statistics.method == Method::kLsh ? "a single cluster"
+                                                                 : "not slower at this tolerance");
 }
 
 /// Later rounds only add pairs.
@@ -82,10 +91,15 @@ void attention(const Arguments& arguments, const Options& options, const Outputs
   Plan made;
   if (plan == nullptr) made = CheckMethod(arguments, options, problem);
   const std::int64_t rounds = plan != nullptr ? plan->rounds() : made.rounds();
+  // Without rows there is nothing to plan more than once for.
+  const std::int64_t at_once =
+      made.method != Method::kLsh || problem.queries * problem.keys == 0
+          ? 1
+          : RoundsAtOnce(problem, made.cluster_size);
   const auto plan_of_rounds = [&](std::int64_t first_round) -> const Plan& {
     const auto planning_start = std::chrono::steady_clock::now();
     if (plan == nullptr && made.method == Method::kLsh) {
-      PlanLsh(problem, first_round, std::min(RoundsAtOnce(problem), rounds - first_round), made);
+      PlanLsh(problem, first_round, std::min(at_once, rounds - first_round), made);
       planning += SecondsSince(planning_start);
     }
     const Plan& current = plan != nullptr ? *plan : made;
@@ -95,15 +109,27 @@ void attention(const Arguments& arguments, const Options& options, const Outputs
     }
     return current;
   };
-  ExecuteForward(problem, rounds, plan_of_rounds, outputs);
+  if ((plan != nullptr ? plan->method : made.method) == Method::kTree) {
+    if (outputs.statistics != nullptr) {
+      FillStatistics(plan != nullptr ? *plan : made, *outputs.statistics);
+    }
+    plan != nullptr ? AttendTreePlan(problem, *plan, outputs) : AttendTree(problem, made, outputs);
+  } else {
+    ExecuteForward(problem, rounds, plan_of_rounds, outputs);
+  }
   if (outputs.statistics != nullptr) {
+    CountDenseHeads(*outputs.statistics);
     outputs.statistics->planning_seconds = planning;
     outputs.statistics->execution_seconds = SecondsSince(start) - planning;
   }
 }
 
 Plan plan(const Arguments& arguments, const Options& options) {
-  const Problem problem = CheckProblem(arguments, options, false);
+  const bool needs_value = options.method == Method::kTree;
+  if (needs_value && arguments.value.rank == 0) {
+    Fail(ErrorKind::kValue, "value: method tree plans by the values' spread too; pass value");
+  }
+  const Problem problem = CheckProblem(arguments, options, needs_value);
   return MakePlan(arguments, options, problem);
 }
 

@@ -8,6 +8,7 @@
 #include <limits>
 #include <utility>
 
+#include "kernels/nodes.h"
 #include "message.h"
 
 namespace smyrf {
@@ -220,6 +221,8 @@ const char* Name(Method method) {
       return "dense";
     case Method::kLsh:
       return "lsh";
+    case Method::kTree:
+      return "tree";
   }
   return "?";
 }
@@ -257,8 +260,13 @@ Problem CheckProblem(const Arguments& arguments, const Options& options, bool wi
     }
   }
   const double scale = options.scale.value_or(1.0 / std::sqrt(static_cast<double>(depth)));
-  if (!std::isfinite(scale) || !std::isfinite(static_cast<float>(scale))) {
-    Fail(ErrorKind::kValue, "scale: got ", scale, ", expected a finite float32 number");
+  // Kernels work in base 2: the scale times log2(e) must be a float32 number too.
+  constexpr double kLargest = 2.3e38;
+  constexpr double kSmallest = std::numeric_limits<float>::min();
+  const double size = std::abs(scale);
+  if (!(size <= kLargest) || (size > 0.0 && size < kSmallest)) {
+    Fail(ErrorKind::kValue, "scale: got ", scale, ", expected a finite float32 number: 0 or of a size from ", kSmallest, " to ",
+         kLargest);
   }
   CheckWindow(options.window);
   if (options.num_threads < 0) {
@@ -289,7 +297,7 @@ Plan CheckMethod(const Arguments& arguments, const Options& options, const Probl
   CheckDial("n_hashes", options.n_hashes, kMaxHashes);
   CheckDial("cluster_size", options.cluster_size, kMaxRows);
   Plan plan;
-  plan.method = options.method == Method::kLsh ? Method::kLsh : Method::kDense;
+  plan.method = options.method == Method::kAuto ? Method::kDense : options.method;
   plan.reason = options.method == Method::kAuto ? "auto is dense in this release" : "asked for";
   plan.batch = problem.batch;
   plan.query_heads = problem.query_heads;
@@ -298,26 +306,36 @@ Plan CheckMethod(const Arguments& arguments, const Options& options, const Probl
   plan.keys = problem.keys;
   plan.depth = problem.depth;
   plan.is_causal = options.is_causal;
+  plan.has_attn_mask = arguments.attn_mask.has_value();
   plan.window = options.window;
-  if (plan.method != Method::kLsh) {
-    for (const auto& [name, given] : {std::pair{"n_hashes", options.n_hashes.has_value()},
-                                      {"cluster_size", options.cluster_size.has_value()},
-                                      {"seed", options.seed != 0}}) {
-      if (given) {
-        Fail(ErrorKind::kValue, name, ": is a dial of method lsh, but the method is ",
-             Name(options.method), "; pass method='lsh' or leave ", name, " out");
-      }
+  const auto refuse_dial = [&](const char* name, bool given, const char* method) {
+    if (given) {
+      Fail(ErrorKind::kValue, name, ": is a dial of method ", method, ", but the method is ",
+           Name(options.method), "; pass method='", method, "' or leave ", name, " out");
     }
+  };
+  if (plan.method != Method::kLsh) {
+    refuse_dial("n_hashes", options.n_hashes.has_value(), "lsh");
+    refuse_dial("cluster_size", options.cluster_size.has_value(), "lsh");
+  }
+  if (plan.method != Method::kTree) {
+    refuse_dial("tolerance", options.tolerance.has_value(), "tree");
+    refuse_dial("max_density", options.max_density.has_value(), "tree");
+  }
+  if (plan.method == Method::kDense) {
+    refuse_dial("seed", options.seed != 0, "lsh");
   } else {
     const char* refused = arguments.attn_mask ? "attn_mask"
                           : options.is_causal ? "is_causal"
                           : options.window    ? "window"
                                               : nullptr;
     if (refused != nullptr) {
-      Fail(ErrorKind::kUnsupported, refused,
-           ": method lsh takes padding masks only, its clusters ignore positions; use "
-           "method='dense'");
+      Fail(ErrorKind::kUnsupported, refused, ": method ", Name(plan.method),
+           " takes padding masks only; use method='dense'");
     }
+    plan.seed = options.seed;
+  }
+  if (plan.method == Method::kLsh) {
     if (problem.scale <= 0.0) {
       Fail(ErrorKind::kValue, "scale: got ", problem.scale,
            ", method lsh needs a scale above 0 (the nearest keys would have the smallest logits); "
@@ -325,12 +343,91 @@ Plan CheckMethod(const Arguments& arguments, const Options& options, const Probl
     }
     plan.n_hashes = options.n_hashes.value_or(kDefaultHashes);
     plan.cluster_size = options.cluster_size.value_or(kDefaultClusterSize);
-    plan.seed = options.seed;
+  }
+  if (plan.method == Method::kTree) {
+    plan.tolerance = options.tolerance.value_or(kDefaultTolerance);
+    if (!(plan.tolerance >= 0.0 && plan.tolerance < 1.0)) {
+      Fail(ErrorKind::kValue, "tolerance: got ", plan.tolerance,
+           ", expected a relative error from 0 (every pair) to below 1");
+    }
+    plan.max_density = options.max_density;
+    if (plan.max_density && !(*plan.max_density > 0.0 && *plan.max_density <= 1.0)) {
+      Fail(ErrorKind::kValue, "max_density: got ", *plan.max_density,
+           ", expected a share of the pairs above 0, at most 1");
+    }
+    plan.scale = problem.scale;
   }
   plan.valid_queries = ValidRows(arguments.query_padding_mask, problem.batch, problem.queries);
   plan.valid_keys = ValidRows(arguments.key_padding_mask, problem.batch, problem.keys);
   return plan;
 }
+
+namespace {
+
+/// Throws unless every index of the plan is within what it points into: executors check nothing.
+void CheckStructure(const Plan& plan) {
+  const auto require = [](bool holds, const char* what) {
+    if (!holds) Fail(ErrorKind::kValue, "plan: its ", what, " are damaged; make it with plan()");
+  };
+  const auto within = [](const std::vector<std::int32_t>& indices, std::int64_t size) {
+    return std::all_of(indices.begin(), indices.end(),
+                       [size](std::int32_t i) { return i >= 0 && i < size; });
+  };
+  const auto part = [](std::int64_t begin, std::int64_t end, std::size_t size) {
+    return begin >= 0 && begin <= end && end <= static_cast<std::int64_t>(size);
+  };
+  for (const auto& [lists, size] : {std::pair{&plan.valid_queries, plan.queries},
+                                    {&plan.valid_keys, plan.keys}}) {
+    require(lists->empty() || std::ssize(*lists) == plan.batch, "padding lists");
+    for (const auto& list : *lists) {
+      require(within(list, size) && std::is_sorted(list.begin(), list.end()), "padding lists");
+    }
+  }
+  if (plan.method == Method::kDense) return;
+  const bool is_tree = plan.method == Method::kTree;
+  require(std::ssize(plan.heads) == plan.rounds() * plan.batch * plan.query_heads && plan.rounds() > 0,
+          "heads");
+  require(!is_tree || std::ssize(plan.key_trees) == plan.batch * plan.key_heads, "key trees");
+  for (const KeyTree& tree : plan.key_trees) {
+    require(within(tree.key_order, plan.keys) && part(0, tree.sinks, tree.key_order.size()) &&
+                part(0, tree.roots, tree.nodes.size()),
+            "key trees");
+    const auto basis = static_cast<std::size_t>(plan.depth * kernels::kCoordinates);
+    require(tree.nodes.empty() || (tree.query_basis.size() == basis && tree.key_basis.size() == basis),
+            "bases");
+    for (std::size_t id = 0; id < tree.nodes.size(); ++id) {
+      const Node& node = tree.nodes[id];
+      require(node.begin < node.end && part(node.begin, node.end, tree.key_order.size()) &&
+                  node.child_count >= 0 &&
+                  (node.child_count == 0 ||
+                   (node.first_child > static_cast<std::int64_t>(id) &&
+                    part(node.first_child, std::int64_t{node.first_child} + node.child_count,
+                         tree.nodes.size()))),
+              "nodes");
+    }
+  }
+  for (std::size_t i = 0; i < plan.heads.size(); ++i) {
+    const HeadPlan& head = plan.heads[i];
+    const auto index = static_cast<std::int64_t>(i);
+    const KeyTree* tree =
+        is_tree ? &plan.key_tree(index / plan.query_heads,
+                                 index % plan.query_heads / (plan.query_heads / plan.key_heads))
+                : nullptr;
+    const std::size_t keys = is_tree ? tree->key_order.size() : head.key_order.size();
+    require(within(head.query_order, plan.queries) && within(head.key_order, plan.keys), "orders");
+    require(within(head.nodes, is_tree ? std::ssize(tree->nodes) : 0), "nodes");
+    for (const KeyRange& range : head.ranges) require(part(range.begin, range.end, keys), "ranges");
+    for (const QueryBlock& block : head.blocks) {
+      require(part(block.begin, block.end, head.query_order.size()) &&
+                  part(block.first_range, block.last_range, head.ranges.size()) &&
+                  part(block.first_node, block.last_node, head.nodes.size()) &&
+                  (!is_tree || block.end - block.begin <= kernels::kTreeRows),
+              "blocks");
+    }
+  }
+}
+
+}  // namespace
 
 void CheckPlan(const Plan& plan, const Arguments& arguments, const Options& options,
                const Problem& problem) {
@@ -346,6 +443,7 @@ void CheckPlan(const Plan& plan, const Arguments& arguments, const Options& opti
   differs("Nq", problem.queries, plan.queries);
   differs("Nk", problem.keys, plan.keys);
   differs("D", problem.depth, plan.depth);
+  CheckStructure(plan);
 
   const auto conflict = [](const char* name) {
     Fail(ErrorKind::kValue, name,
@@ -355,6 +453,8 @@ void CheckPlan(const Plan& plan, const Arguments& arguments, const Options& opti
   if (options.n_hashes && *options.n_hashes != plan.n_hashes) conflict("n_hashes");
   if (options.cluster_size && *options.cluster_size != plan.cluster_size) conflict("cluster_size");
   if (options.seed != 0 && options.seed != plan.seed) conflict("seed");
+  if (options.tolerance && *options.tolerance != plan.tolerance) conflict("tolerance");
+  if (options.max_density && options.max_density != plan.max_density) conflict("max_density");
   if (options.is_causal && !plan.is_causal) conflict("is_causal");
   if (options.window && (!plan.window || options.window->left != plan.window->left ||
                          options.window->right != plan.window->right)) {
@@ -368,11 +468,16 @@ void CheckPlan(const Plan& plan, const Arguments& arguments, const Options& opti
       ValidRows(arguments.key_padding_mask, problem.batch, problem.keys) != plan.valid_keys) {
     conflict("key_padding_mask");
   }
+  if (plan.method != Method::kDense && arguments.attn_mask) {
+    Fail(ErrorKind::kUnsupported, "attn_mask: the plan's method ", Name(plan.method),
+         " takes padding masks only; use a dense plan");
+  }
+  if (plan.has_attn_mask != arguments.attn_mask.has_value()) {
+    Fail(ErrorKind::kValue, "attn_mask: the plan was made ", plan.has_attn_mask ? "with" : "without",
+         " one, which it does not hold; pass it to both calls or to neither");
+  }
+  if (plan.method == Method::kTree) differs("scale", problem.scale, plan.scale);
   if (plan.method == Method::kLsh) {
-    if (arguments.attn_mask) {
-      Fail(ErrorKind::kUnsupported,
-           "attn_mask: the plan's method lsh takes padding masks only; use a dense plan");
-    }
     if (problem.scale <= 0.0) {
       Fail(ErrorKind::kValue, "scale: got ", problem.scale,
            ", the plan's method lsh needs a scale above 0");

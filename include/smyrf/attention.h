@@ -37,8 +37,8 @@ struct Outputs {
 void attention(const Arguments& arguments, const Options& options, const Outputs& outputs,
                const Plan* plan = nullptr);
 
-/// The structure that `attention` would carry out for these arguments. `arguments.value` and
-/// `arguments.attn_mask` are not looked at.
+/// The structure that `attention` would carry out for these arguments. `arguments.value` is needed
+/// for `tree` only, whose nodes open by the values' spread.
 Plan plan(const Arguments& arguments, const Options& options);
 
 /// The same result in float64 by plain loops: what every executor is compared with.

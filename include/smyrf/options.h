@@ -10,6 +10,7 @@ enum class Method : std::uint8_t {
   kAuto,   ///< the library chooses; in this release always dense
   kDense,  ///< every allowed pair
   kLsh,    ///< balanced clusters of an asymmetric hash (SMYRF, NeurIPS 2020)
+  kTree,   ///< balanced trees, far nodes summarised, near ones opened to a tolerance
 };
 
 /// Query i sees keys from i + Nk - Nq - left to i + Nk - Nq + right; -1 means no bound on that
@@ -32,7 +33,13 @@ struct Options {
   std::optional<std::int64_t> n_hashes{};
   /// Keys a cluster (`lsh` only, at least 1). Default kDefaultClusterSize.
   std::optional<std::int64_t> cluster_size{};
-  /// Chooses the hash directions (`lsh` only).
+  /// The relative error of out that `tree` aims for in every (batch, query head), and the RMS error
+  /// of lse in nats; at least 0 and below 1. Default kDefaultTolerance; 0 evaluates every pair.
+  std::optional<double> tolerance{};
+  /// Most pairs, exact and summary, over all pairs that `tree` may evaluate, above 0 to 1: where the
+  /// tolerance would need more, statistics say what error to expect instead. Default no limit.
+  std::optional<double> max_density{};
+  /// Chooses the hash directions (`lsh`) and the calibration rows (`tree`).
   std::uint64_t seed = 0;
   /// 0: as many as OpenMP would use; never more than 4 a processor. The result has the same bits
   /// for any number.
@@ -42,6 +49,7 @@ struct Options {
 inline constexpr std::int64_t kDefaultHashes = 8;
 inline constexpr std::int64_t kMaxHashes = 4096;
 inline constexpr std::int64_t kDefaultClusterSize = 32;
+inline constexpr double kDefaultTolerance = 0.05;
 inline constexpr std::int64_t kMaxHeadDimension = 512;
 
 }  // namespace smyrf

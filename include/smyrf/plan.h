@@ -25,16 +25,43 @@ struct QueryBlock {
   std::int32_t end = 0;
   std::uint32_t first_range = 0;
   std::uint32_t last_range = 0;  ///< one past the last
+  std::uint32_t first_node = 0;  ///< `tree`: nodes that stand for all their keys
+  std::uint32_t last_node = 0;
+};
+
+/// A run of keys [begin, end) of a KeyTree's order that one summary can stand for.
+struct Node {
+  std::int32_t begin = 0;
+  std::int32_t end = 0;
+  std::int32_t first_child = 0;
+  std::int32_t child_count = 0;  ///< 0: a leaf
+};
+
+/// The keys of one (batch, key head) as `tree` sees them.
+struct KeyTree {
+  std::vector<std::int32_t> key_order;  ///< original indices of the valid keys, sinks first
+  std::int32_t sinks = 0;               ///< keys that are always exact and under no node
+  std::vector<Node> nodes;              ///< the roots first; children of a node side by side
+  std::int32_t roots = 0;
+  /// (D, kCoordinates): the common basis, so that (q query_basis) (k key_basis)^T = q k^T up to what
+  /// the leading coordinates leave out. Constants under differentiation.
+  std::vector<float> query_basis;
+  std::vector<float> key_basis;
 };
 
 /// One round of one (batch, query head). Rows that are in no block give 0 and lse -inf.
 struct HeadPlan {
   std::vector<std::int32_t> query_order;  ///< original indices of the valid queries
-  std::vector<std::int32_t> key_order;    ///< original indices of the valid keys
+  std::vector<std::int32_t> key_order;    ///< of the valid keys; `tree`: empty, the KeyTree has it
   std::vector<QueryBlock> blocks;
   std::vector<KeyRange> ranges;
-  bool dense = false;       ///< a single cluster: the same as dense attention
+  std::vector<std::int32_t> nodes;  ///< `tree`: of the key head's KeyTree, block after block
+  /// The same as dense attention: `lsh` with a single cluster, `tree` where dense is cheaper.
+  bool dense = false;
   bool non_finite = false;  ///< a valid query or key is NaN or infinite: output is NaN
+  /// `tree`: the relative error that calibration expects of out, and RMS of lse in nats.
+  double expected_error = 0.0;
+  double expected_lse_error = 0.0;
 };
 
 /// Made by `plan(...)`, carried out by `attention(..., &plan)`. Holds indices, no rows of k or v.
@@ -50,6 +77,7 @@ struct Plan {
   std::int64_t keys = 0;     ///< Nk
   std::int64_t depth = 0;    ///< D
   bool is_causal = false;
+  bool has_attn_mask = false;  ///< the call must pass it: plans hold no mask
   std::optional<Window> window{};
   /// Original indices of the valid rows, a list a batch entry; empty vectors: all rows are valid.
   std::vector<std::vector<std::int32_t>> valid_queries;
@@ -58,10 +86,19 @@ struct Plan {
   // `lsh` only.
   std::int64_t n_hashes = 0;
   std::int64_t cluster_size = 0;
+  // `tree` only.
+  double tolerance = 0.0;
+  std::optional<double> max_density{};
+  double scale = 0.0;              ///< that the plan was made for
+  std::vector<KeyTree> key_trees;  ///< (batch, key head)
+  // `lsh` and `tree`.
   std::uint64_t seed = 0;
   /// (round, batch, query head). Dense ranges are implicit: empty for `dense`.
   std::vector<HeadPlan> heads;
 
+  const KeyTree& key_tree(std::int64_t batch_index, std::int64_t key_head) const {
+    return key_trees[static_cast<std::size_t>(batch_index * key_heads + key_head)];
+  }
   std::int64_t rounds() const { return method == Method::kLsh ? n_hashes : 1; }
   const HeadPlan& head(std::int64_t round, std::int64_t batch_index,
                        std::int64_t head_index) const {

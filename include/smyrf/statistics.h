@@ -14,12 +14,20 @@ struct Statistics {
   struct Head {
     /// Evaluated pairs over allowed pairs; `lsh` counts a pair as often as it is evaluated.
     double density = 1.0;
-    /// Thread seconds of execution.
+    /// Thread seconds of execution; `tree`: wall seconds of planning and execution, the key head's
+    /// share included.
     double seconds = 0.0;
-    /// `lsh` with a single cluster: done as dense attention, once.
+    /// `tree`: the part of `seconds` that came before the first block: basis, trees, summaries,
+    /// calibration.
+    double planning_seconds = 0.0;
+    /// Done as dense attention: `lsh` with a single cluster, `tree` where calibration found that
+    /// cheaper or found no threshold that meets the tolerance.
     bool dense = false;
-    /// `lsh`: a valid query or key was not finite, so the head's output is NaN.
+    /// `lsh`, `tree`: a valid query or key was not finite, so the head's output is NaN.
     bool non_finite = false;
+    /// `tree`: what calibration expects: relative error of out, RMS error of lse in nats.
+    double expected_error = 0.0;
+    double expected_lse_error = 0.0;
   };
   Method method = Method::kDense;  ///< the method taken, never kAuto
   std::string reason;              ///< why it was taken

@@ -40,6 +40,8 @@ def attention(
     method: str = "auto",
     n_hashes: int | None = None,
     cluster_size: int | None = None,
+    tolerance: float | None = None,
+    max_density: float | None = None,
     seed: int = 0,
     window: tuple[int, int] | None = None,
     key_padding_mask: Any = None,
@@ -72,7 +74,11 @@ def attention(
             Daras et al., NeurIPS 2020) or "auto", which in this release is "dense".
         n_hashes: rounds of hashing, 1 to 4096, default 8. `lsh` only.
         cluster_size: keys a cluster, at least 1, default 32. `lsh` only.
-        seed: chooses the hash directions, 0 to 2^63 - 1. `lsh` only.
+        tolerance: relative error of out aimed for in every (batch, query head), and RMS error of
+            lse in nats; from 0 (every pair) to below 1, default 0.05. `tree` only.
+        max_density: most pairs over all pairs that may be evaluated, above 0 to 1, default no
+            limit; statistics say what error to expect. `tree` only.
+        seed: chooses the hash directions (`lsh`) or the calibration rows (`tree`), 0 to 2^63 - 1.
         window: (left, right): query i sees keys from i + Nk - Nq - left to i + Nk - Nq + right;
             -1 for no bound. `dense` only.
         key_padding_mask, query_padding_mask: bool (B, Nk) and (B, Nq), True is valid. Padded rows
@@ -105,6 +111,8 @@ def attention(
         "method": method,
         "n_hashes": n_hashes,
         "cluster_size": cluster_size,
+        "tolerance": tolerance,
+        "max_density": max_density,
         "seed": seed,
         "window": window,
         "layout": layout,
@@ -150,12 +158,15 @@ def plan(
     key: Any,
     attn_mask: Any = None,
     *,
+    value: Any = None,
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
     method: str = "auto",
     n_hashes: int | None = None,
     cluster_size: int | None = None,
+    tolerance: float | None = None,
+    max_density: float | None = None,
     seed: int = 0,
     window: tuple[int, int] | None = None,
     key_padding_mask: Any = None,
@@ -178,6 +189,8 @@ def plan(
         "method": method,
         "n_hashes": n_hashes,
         "cluster_size": cluster_size,
+        "tolerance": tolerance,
+        "max_density": max_density,
         "seed": seed,
         "window": window,
         "layout": layout,
@@ -186,13 +199,14 @@ def plan(
     if is_tensor(query):
         from smyrf import torch as smyrf_torch
 
-        return smyrf_torch.plan(query, key, options)
+        return smyrf_torch.plan(query, key, value, options)
     check_arrays(
         np.ndarray,
         query=query,
         key=key,
+        **({} if value is None else {"value": value}),
         attn_mask=attn_mask,
         key_padding_mask=key_padding_mask,
         query_padding_mask=query_padding_mask,
     )
-    return _core.plan(query, key, **options)
+    return _core.plan(query, key, value, **options)

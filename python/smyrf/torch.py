@@ -14,8 +14,8 @@ from smyrf._call import check_arrays, detached, lse_shape, output_shape, pack
 _SCHEMA = (
     "attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, "
     "Tensor? key_padding_mask, Tensor? query_padding_mask, bool is_causal, float? scale, "
-    "bool enable_gqa, str method, SymInt? n_hashes, SymInt? cluster_size, SymInt seed, "
-    "SymInt[]? window, str layout, SymInt? num_threads) -> (Tensor out, Tensor lse)"
+    "bool enable_gqa, str method, SymInt? n_hashes, SymInt? cluster_size, float? tolerance, "
+    "float? max_density, SymInt seed, SymInt[]? window, str layout, SymInt? num_threads) -> (Tensor out, Tensor lse)"
 )
 _NAMES = (
     "attn_mask",
@@ -27,6 +27,8 @@ _NAMES = (
     "method",
     "n_hashes",
     "cluster_size",
+    "tolerance",
+    "max_density",
     "seed",
     "window",
     "layout",
@@ -191,7 +193,12 @@ def attention(
             # An option of a type that the schema refuses: the core has a sentence for it.
             if type(error) is RuntimeError and not torch.compiler.is_compiling():
                 try:
-                    _core.plan(_export("query", query), _export("key", key), **_exported(options))
+                    _core.plan(
+                        _export("query", query),
+                        _export("key", key),
+                        _export("value", value),
+                        **_exported(options),
+                    )
                 except (TypeError, ValueError) as sentence:
                     raise sentence from None
             raise
@@ -220,10 +227,15 @@ def attention(
     return pack(out, lse, statistics if return_stats else None)
 
 
-def plan(query: torch.Tensor, key: torch.Tensor, options: dict[str, Any]) -> _core.Plan:
+def plan(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor | None, options: dict[str, Any]
+) -> _core.Plan:
     """`smyrf.plan` for tensors; see there."""
-    check_arrays(torch.Tensor, key=key, **{name: options[name] for name in _NAMES[:3]})
-    return _core.plan(_export("query", query), _export("key", key), **_exported(options))
+    given = {"key": key} if value is None else {"key": key, "value": value}
+    check_arrays(torch.Tensor, **given, **{name: options[name] for name in _NAMES[:3]})
+    return _core.plan(
+        _export("query", query), _export("key", key), _export("value", value), **_exported(options)
+    )
 
 
 def _autocast(tensor: torch.Tensor) -> torch.Tensor:

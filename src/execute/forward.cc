@@ -95,7 +95,8 @@ class Forward {
     if (chunks_ == 1) return;
     const std::int64_t parts = problem_.batch * problem_.query_heads * problem_.queries * chunks_;
     part_out_.resize(static_cast<std::size_t>(parts * problem_.value_depth));
-    part_lse_.resize(static_cast<std::size_t>(parts));
+    part_max_.resize(static_cast<std::size_t>(parts));
+    part_sum_.resize(static_cast<std::size_t>(parts));
   }
 
   std::int64_t RowIndex(std::int64_t b, std::int64_t h, std::int64_t i) const {
@@ -246,7 +247,8 @@ class Forward {
       if (chunks_ > 1) {
         const std::int64_t at = RowIndex(item.batch, item.head, position) * chunks_ + item.chunk;
         std::copy_n(row, problem_.value_depth, part_out_.data() + at * problem_.value_depth);
-        part_lse_[static_cast<std::size_t>(at)] = lse;
+        part_max_[static_cast<std::size_t>(at)] = result.max[i - item.begin];
+        part_sum_[static_cast<std::size_t>(at)] = result.sum[i - item.begin];
       } else if (!merges_) {
         Store(item.batch, item.head, position, row, lse);
       } else {
@@ -278,11 +280,13 @@ class Forward {
     ForEachValidRow([&](std::int64_t b, std::int64_t h, std::int64_t i) {
       const std::int64_t first = RowIndex(b, h, i) * chunks_;
       float* row = part_out_.data() + first * problem_.value_depth;
-      float* lse = part_lse_.data() + first;
+      float* max = part_max_.data() + first;
+      float* sum = part_sum_.data() + first;
       for (std::int64_t c = 1; c < chunks_; ++c) {
-        kernels::MergeRow(row, lse, row + c * problem_.value_depth, lse[c], problem_.value_depth);
+        kernels::MergePart(row, max, sum, row + c * problem_.value_depth, max[c], sum[c],
+                           problem_.value_depth);
       }
-      Store(b, h, i, row, *lse);
+      Store(b, h, i, row, *max == -kInfinity ? -kInfinity : kernels::NaturalLse(*max, *sum));
     });
   }
 
@@ -299,7 +303,7 @@ class Forward {
   const Plan* plan_ = nullptr;  ///< of the rounds that run
   std::int64_t chunks_ = 1;
   std::vector<float> running_out_, running_lse_;
-  std::vector<float> part_out_, part_lse_;
+  std::vector<float> part_out_, part_max_, part_sum_;
 };
 
 }  // namespace

@@ -8,9 +8,12 @@
 #include <vector>
 
 #include "kernels/half.h"
+#include "kernels/nodes.h"
 
 namespace smyrf {
 namespace {
+
+using kernels::kCoordinates;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
@@ -24,19 +27,31 @@ double Element(const TensorView& view, std::int64_t b, std::int64_t h, std::int6
 }
 
 /// Every (key, logit) that a query meets, in plan order: a key as often as the plan evaluates it.
+/// The summary of node n counts as key -1 - n.
 struct Row {
   std::vector<std::int64_t> keys;
   std::vector<double> logits;
 };
 
+/// Summaries of one (batch, key head), by the definitions.
+struct NodeMeans {
+  std::vector<double> keys, values, variances;  ///< (nodes, D), (nodes, Dv), (nodes, coordinates)
+};
+
 class Reference {
  public:
-  Reference(const Problem& problem, const Plan& plan) : problem_(problem), plan_(plan) {}
+  Reference(const Problem& problem, const Plan& plan) : problem_(problem), plan_(plan) {
+    if (plan.method != Method::kTree) return;
+    for (std::int64_t b = 0; b < problem.batch; ++b) {
+      for (std::int64_t g = 0; g < problem.key_heads; ++g) means_.push_back(Means(b, g));
+    }
+  }
 
   Row Logits(std::int64_t b, std::int64_t h, std::int64_t i) const {
     Row row;
     if (!Contains(plan_.valid_queries, b, i)) return row;
-    if (plan_.method != Method::kLsh) {
+    if (plan_.method == Method::kDense ||
+        (plan_.method == Method::kTree && plan_.head(0, b, h).dense)) {
       for (std::int64_t j = 0; j < problem_.keys; ++j) {
         if (Contains(plan_.valid_keys, b, j)) Add(b, h, i, j, row);
       }
@@ -49,9 +64,15 @@ class Reference {
       for (const QueryBlock& block : head.blocks) {
         if (rank < block.begin || rank >= block.end) continue;
         for (std::uint32_t r = block.first_range; r < block.last_range; ++r) {
+          const std::vector<std::int32_t>& order =
+              plan_.method == Method::kTree ? plan_.key_tree(b, problem_.KeyHead(h)).key_order
+                                            : head.key_order;
           for (std::int32_t j = head.ranges[r].begin; j < head.ranges[r].end; ++j) {
-            Add(b, h, i, head.key_order[static_cast<std::size_t>(j)], row);
+            Add(b, h, i, order[static_cast<std::size_t>(j)], row);
           }
+        }
+        for (std::uint32_t n = block.first_node; n < block.last_node; ++n) {
+          AddNode(b, h, i, head.nodes[n], row);
         }
       }
     }
@@ -63,7 +84,7 @@ class Reference {
     std::fill_n(out, dv, 0.0);
     *lse = -kInfinity;
     const bool is_valid = Contains(plan_.valid_queries, b, i);
-    if (is_valid && plan_.method == Method::kLsh && plan_.head(0, b, h).non_finite) {
+    if (is_valid && plan_.method != Method::kDense && plan_.head(0, b, h).non_finite) {
       std::fill_n(out, dv, kNaN);
       *lse = kNaN;
       return;
@@ -79,7 +100,7 @@ class Reference {
       const double weight = std::exp(row.logits[n] - largest);
       sum += weight;
       for (std::int64_t c = 0; c < dv; ++c) {
-        out[c] += weight * Element(problem_.value, b, problem_.KeyHead(h), row.keys[n], c);
+        out[c] += weight * Value(b, problem_.KeyHead(h), row.keys[n], c);
       }
     }
     for (std::int64_t c = 0; c < dv; ++c) out[c] /= sum;
@@ -106,8 +127,81 @@ class Reference {
     row.logits.push_back(problem_.scale * dot + bias);
   }
 
+  double Value(std::int64_t b, std::int64_t g, std::int64_t key, std::int64_t c) const {
+    if (key >= 0) return Element(problem_.value, b, g, key, c);
+    return means_[static_cast<std::size_t>(b * problem_.key_heads + g)]
+        .values[static_cast<std::size_t>((-1 - key) * problem_.value_depth + c)];
+  }
+
+  /// Coordinate c of a row in a basis (D, coordinates).
+  double Coordinate(const TensorView& view, std::int64_t b, std::int64_t h, std::int64_t i,
+                    const std::vector<float>& basis, std::int64_t c) const {
+    double sum = 0.0;
+    for (std::int64_t r = 0; r < problem_.depth; ++r) {
+      sum += Element(view, b, h, i, r) * basis[static_cast<std::size_t>(r * kCoordinates + c)];
+    }
+    return sum;
+  }
+
+  NodeMeans Means(std::int64_t b, std::int64_t g) const {
+    NodeMeans means;
+    const KeyTree& tree = plan_.key_tree(b, g);
+    for (const Node& node : tree.nodes) {
+      const double n = node.end - node.begin;
+      const auto mean = [&](const auto& element, std::int64_t width, std::vector<double>& to) {
+        for (std::int64_t c = 0; c < width; ++c) {
+          double sum = 0.0;
+          for (std::int32_t j = node.begin; j < node.end; ++j) {
+            sum += element(tree.key_order[static_cast<std::size_t>(j)], c);
+          }
+          to.push_back(sum / n);
+        }
+      };
+      mean([&](auto j, auto c) { return Element(problem_.key, b, g, j, c); }, problem_.depth,
+           means.keys);
+      mean([&](auto j, auto c) { return Element(problem_.value, b, g, j, c); },
+           problem_.value_depth, means.values);
+      for (std::int64_t c = 0; c < kCoordinates; ++c) {
+        std::vector<double> x;
+        for (std::int32_t j = node.begin; j < node.end; ++j) {
+          x.push_back(Coordinate(problem_.key, b, g, tree.key_order[static_cast<std::size_t>(j)],
+                                 tree.key_basis, c));
+        }
+        double centre = 0.0;
+        for (const double v : x) centre += v / n;
+        double variance = 0.0;
+        for (const double v : x) variance += (v - centre) * (v - centre) / n;
+        means.variances.push_back(variance);
+      }
+    }
+    return means;
+  }
+
+  /// ln n + scale q.mean(k) + c, with c = u / 2, or sqrt(2 u ln n) - ln n where u > 2 ln n.
+  void AddNode(std::int64_t b, std::int64_t h, std::int64_t i, std::int32_t id, Row& row) const {
+    const std::int64_t g = problem_.KeyHead(h);
+    const KeyTree& tree = plan_.key_tree(b, g);
+    const NodeMeans& means = means_[static_cast<std::size_t>(b * problem_.key_heads + g)];
+    const Node& node = tree.nodes[static_cast<std::size_t>(id)];
+    double dot = 0.0;
+    for (std::int64_t c = 0; c < problem_.depth; ++c) {
+      dot += Element(problem_.query, b, h, i, c) *
+             means.keys[static_cast<std::size_t>(id * problem_.depth + c)];
+    }
+    double u = 0.0;
+    for (std::int64_t c = 0; c < kCoordinates; ++c) {
+      const double y = problem_.scale * Coordinate(problem_.query, b, h, i, tree.query_basis, c);
+      u += y * y * means.variances[static_cast<std::size_t>(id * kCoordinates + c)];
+    }
+    const double log_count = std::log(node.end - node.begin);
+    const double added = u > 2.0 * log_count ? std::sqrt(2.0 * u * log_count) : log_count + u / 2.0;
+    row.keys.push_back(-1 - std::int64_t{id});
+    row.logits.push_back(problem_.scale * dot + added);
+  }
+
   const Problem& problem_;
   const Plan& plan_;
+  std::vector<NodeMeans> means_;  ///< (batch, key head), `tree` only
 };
 
 }  // namespace

@@ -17,6 +17,7 @@
 #include "kernels/convert-inl.h"
 #include "kernels/exp-inl.h"
 #include "kernels/few-inl.h"
+#include "kernels/softmax-inl.h"
 #include "kernels/tile-inl.h"
 
 #ifndef SMYRF_ATTEND_ONCE_
@@ -30,20 +31,13 @@ constexpr std::int64_t kTileKeys = 128;
 /// lanes run along D (measured at D 64, Nk 2048: break-even at 4 to 5 of 16 lanes, 2 to 3 of 8).
 constexpr std::int64_t kFewRows = 4;
 constexpr float kLog2E = 1.44269504088896340736F;
-constexpr float kLn2 = 0.69314718055994530942F;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-/// An additive mask's value in the logits' base. Its most negative float must stay finite, or a row
-/// masked by it alone would become a row that sees nothing; NaN and infinities pass.
+/// An additive mask's value in the logits' base. Finite ones stay finite, or a row masked by the most
+/// negative float alone would become a row that sees nothing; NaN and infinities pass.
 inline float BiasInBase2(float bias) {
-  const float wide = bias * kLog2E;
-  return wide < -std::numeric_limits<float>::max() ? -std::numeric_limits<float>::max() : wide;
-}
-
-/// From base 2 to nats; a row that only BiasInBase2's bound left finite has that number itself.
-inline float NaturalLse(float max, float sum) {
-  constexpr float kLowest = std::numeric_limits<float>::lowest();
-  return max == kLowest ? kLowest : kLn2 * max + std::log(sum);
+  constexpr float kMax = std::numeric_limits<float>::max();
+  return std::isfinite(bias) ? std::clamp(bias * kLog2E, -kMax, kMax) : bias;
 }
 
 struct Scratch {
@@ -153,59 +147,19 @@ HWY_INLINE void MaskScores(const BlockTask& task, const std::int32_t* positions,
       auto score = hn::LoadU(d, s + at);
       if (bias != nullptr) {
         const auto added = hn::LoadU(d, bias + at);
-        // A mask's most negative float must stay finite in base 2, or a row masked by it alone
-        // would become a row that sees nothing.
-        const auto in_base_2 = hn::Max(hn::Set(d, std::numeric_limits<float>::lowest()),
-                                       hn::Mul(added, hn::Set(d, kLog2E)));
+        // As BiasInBase2.
+        const auto most = hn::Set(d, std::numeric_limits<float>::max());
+        const auto in_base_2 =
+            hn::Min(most, hn::Max(hn::Neg(most), hn::Mul(added, hn::Set(d, kLog2E))));
+        const auto passes = hn::And(hn::Eq(added, added), hn::Lt(added, hn::Set(d, kInfinity)));
         // Not Ne: of NaN, which must pass on, its answer differs between instruction sets.
         allowed = hn::AndNot(hn::Eq(added, minus_infinity), allowed);
-        score = hn::Add(score, hn::IfThenElse(hn::Eq(added, added), in_base_2, added));
+        score = hn::Add(score, hn::IfThenElse(passes, in_base_2, added));
       }
       hn::StoreU(hn::IfThenElse(allowed, score, minus_infinity), d, s + at);
       const auto was = hn::LoadU(d, seen + c * lanes);
       hn::StoreU(hn::IfThenElse(allowed, hn::Set(d, 1.0F), was), d, seen + c * lanes);
     }
-  }
-}
-
-/// Scores become weights 2^(s - max) in place; max, sum and rescale move on.
-HWY_INLINE void SoftmaxTile(std::int64_t count, std::int64_t vectors, const State& state,
-                            float* scores) {
-  const FloatTag d;
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  for (std::int64_t c = 0; c < vectors; ++c) {
-    float* s = scores + c * lanes;
-    const auto old_max = hn::LoadU(d, state.max + c * lanes);
-    auto m0 = old_max;
-    auto m1 = old_max;
-    std::int64_t j = 0;
-    for (; j + 2 <= count; j += 2) {
-      m0 = hn::Max(m0, hn::LoadU(d, s + j * kBlockRows));
-      m1 = hn::Max(m1, hn::LoadU(d, s + (j + 1) * kBlockRows));
-    }
-    if (j < count) m0 = hn::Max(m0, hn::LoadU(d, s + j * kBlockRows));
-    const auto new_max = hn::Max(m0, m1);
-    // A lane that has seen only -inf subtracts 0, so that -inf - -inf makes no NaN.
-    const auto base = hn::IfThenElse(hn::Eq(new_max, hn::Set(d, -kInfinity)), hn::Zero(d), new_max);
-    const auto rescale = Exp2(d, hn::Sub(old_max, base));
-    auto sum0 = hn::Mul(hn::LoadU(d, state.sum + c * lanes), rescale);
-    auto sum1 = hn::Zero(d);
-    for (j = 0; j + 2 <= count; j += 2) {
-      const auto p0 = Exp2(d, hn::Sub(hn::LoadU(d, s + j * kBlockRows), base));
-      const auto p1 = Exp2(d, hn::Sub(hn::LoadU(d, s + (j + 1) * kBlockRows), base));
-      hn::StoreU(p0, d, s + j * kBlockRows);
-      hn::StoreU(p1, d, s + (j + 1) * kBlockRows);
-      sum0 = hn::Add(sum0, p0);
-      sum1 = hn::Add(sum1, p1);
-    }
-    if (j < count) {
-      const auto p0 = Exp2(d, hn::Sub(hn::LoadU(d, s + j * kBlockRows), base));
-      hn::StoreU(p0, d, s + j * kBlockRows);
-      sum0 = hn::Add(sum0, p0);
-    }
-    hn::StoreU(new_max, d, state.max + c * lanes);
-    hn::StoreU(hn::Add(sum0, sum1), d, state.sum + c * lanes);
-    hn::StoreU(rescale, d, state.rescale + c * lanes);
   }
 }
 
@@ -237,14 +191,14 @@ BlockResult AttendLanes(const BlockTask& task, Scratch& scratch) {
   TransposeRows(scratch.queries, rows, task.depth, task.scale * kLog2E, kBlockRows, q);
 
   ForTiles(task, scratch, [&](std::int64_t count, bool partial) HWY_ATTR {
-    ScoreTile(scratch.keys, count, q, task.depth, vectors, s);
+    ScoreTile<kBlockRows>(scratch.keys, count, q, task.depth, vectors, s);
     if (partial) {
       MaskScores(task, scratch.key_positions, count, vectors, scratch, first, last, s, state.seen);
     } else {
       std::fill_n(state.seen, kBlockRows, 1.0F);
     }
-    SoftmaxTile(count, vectors, state, s);
-    ValueTile(scratch.values, count, s, dv, vectors, state.rescale, o);
+    SoftmaxTile<kBlockRows>(count, vectors, state.max, state.sum, state.rescale, s);
+    ValueTile<kBlockRows>(scratch.values, count, s, dv, vectors, state.rescale, o);
   });
 
   // Normalise, and back to a row a query.
@@ -254,11 +208,12 @@ BlockResult AttendLanes(const BlockTask& task, Scratch& scratch) {
     const bool seen = state.seen[i] != 0.0F;
     const float inverse = 1.0F / state.sum[i];
     lse[i] = seen ? NaturalLse(state.max[i], state.sum[i]) : -kInfinity;
+    if (!seen) state.max[i] = -kInfinity;
     for (std::int64_t c = 0; c < dv; ++c) {
       result[i * dv + c] = seen ? o[c * kBlockRows + i] * inverse : 0.0F;
     }
   }
-  return {result, lse};
+  return {result, lse, state.max, state.sum};
 }
 
 /// Few queries: one after the other over each tile of keys.
@@ -270,8 +225,8 @@ BlockResult AttendFew(const BlockTask& task, Scratch& scratch) {
   float* s = scratch.scores.Need(static_cast<std::size_t>(kTileKeys + lanes));
   float* result = scratch.result.Need(static_cast<std::size_t>((dv + 1) * kBlockRows));
   float* lse = result + dv * kBlockRows;
-  float max[kFewRows];
-  float sum[kFewRows];
+  float* max = scratch.state.Need(2 * kFewRows);
+  float* sum = max + kFewRows;
   bool seen[kFewRows];
   FloatRows(task.query, task.query_begin, rows, task.depth, scratch.key_rows, scratch.queries);
   for (std::int64_t i = 0; i < rows; ++i) {
@@ -305,11 +260,12 @@ BlockResult AttendFew(const BlockTask& task, Scratch& scratch) {
 
   for (std::int64_t i = 0; i < rows; ++i) {
     lse[i] = seen[i] ? NaturalLse(max[i], sum[i]) : -kInfinity;
+    if (!seen[i]) max[i] = -kInfinity;
     for (std::int64_t c = 0; c < dv; ++c) {
       result[i * dv + c] = seen[i] ? result[i * dv + c] / sum[i] : 0.0F;
     }
   }
-  return {result, lse};
+  return {result, lse, max, sum};
 }
 
 BlockResult AttendBlockImpl(const BlockTask& task) {

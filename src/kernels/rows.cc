@@ -110,7 +110,7 @@ void ProjectRowsImpl(const ProjectTask& task) {
     const std::int64_t count = std::min(kDirections, task.direction_count - r);
     const float* directions[kDirections];
     for (std::int64_t j = 0; j < count; ++j) directions[j] = task.directions + (r + j) * task.depth;
-    ScoreTile(directions, count, x, task.depth, vectors, products);
+    ScoreTile<kBlockRows>(directions, count, x, task.depth, vectors, products);
     for (std::int64_t j = 0; j < count; ++j) {
       std::copy_n(products + j * kBlockRows, rows,
                   task.products + (r + j) * task.product_stride + task.begin);
@@ -166,6 +166,32 @@ void MergeRow(float* out, float* lse, const float* other, float other_lse, std::
     *lse = largest + std::log(sum);
   }
   HWY_DYNAMIC_DISPATCH(BlendRowImpl)(out, weight, other, other_weight, count);
+}
+
+float NaturalLse(float max, float sum) {
+  constexpr float kLn2 = 0.69314718055994530942F;
+  constexpr float kLowest = std::numeric_limits<float>::lowest();
+  // A row that only the bound of additive masks left finite has that number itself.
+  return max == kLowest ? kLowest : kLn2 * max + std::log(sum);
+}
+
+void MergePart(float* out, float* max, float* sum, const float* other, float other_max,
+               float other_sum, std::int64_t count) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  if (other_max == -kInfinity && *max != -kInfinity) return;
+  if (*max == -kInfinity && other_max != -kInfinity) {
+    std::copy_n(other, count, out);
+    *max = other_max;
+    *sum = other_sum;
+    return;
+  }
+  const float largest = std::max(*max, other_max);
+  // Equal largest logits, infinite ones included, weigh by their sums alone.
+  const float own = *max == largest ? *sum : *sum * std::exp2(*max - largest);
+  const float others = other_max == largest ? other_sum : other_sum * std::exp2(other_max - largest);
+  *max = largest;
+  *sum = own + others;
+  HWY_DYNAMIC_DISPATCH(BlendRowImpl)(out, own / *sum, other, others / *sum, count);
 }
 
 float MaxAbs(const Rows& rows, std::int64_t begin, std::int64_t end, std::int64_t depth) {

@@ -1,6 +1,7 @@
 // The two matrix products of attention on one tile, with queries as SIMD lanes: scores
 // S^T (keys, queries) = K Q^T and outputs O^T (Dv, queries) += V^T P^T. Keys and values are read in
-// place through row pointers; softmax over S^T then needs no operation across lanes.
+// place through row pointers; softmax over S^T then needs no operation across lanes. kWidth is the
+// number of queries that scores and outputs have room for.
 #include <cstddef>
 #include <cstdint>
 
@@ -19,19 +20,18 @@ HWY_BEFORE_NAMESPACE();
 namespace smyrf::kernels::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Accumulators of one micro-tile: kPanel rows by kLanes vectors, as many as stay in registers. The
-// loops over them must be unrolled whole, or GCC keeps them in memory.
-#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL || HWY_ARCH_ARM_A64
-inline constexpr int kPanel = 6;  // of 32 registers: 24 + 4 + 1
-inline constexpr int kVectors = 4;
+// Accumulators of one micro-tile: PanelRows rows by up to kVectors vectors, as many as stay in
+// registers. The loops over them must be unrolled whole, or GCC keeps them in memory.
+#if (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3) || HWY_ARCH_ARM_A64
+inline constexpr int kVectors = 4;  // of 32 registers: 24 + 4 + 1
 #else
-inline constexpr int kPanel = 6;  // of 16 registers: 12 + 2 + 1
-inline constexpr int kVectors = 2;
+inline constexpr int kVectors = 2;  // of 16 registers: 12 + 2 + 1
 #endif
+constexpr int PanelRows(int vectors) { return 2 * vectors <= kVectors ? 12 : 6; }
 #define SMYRF_UNROLL _Pragma("GCC unroll 16")
 
 /// s[r][lanes] = sum over c of rows[r][c] * q[c][lanes]: kRows keys by kCols vectors of queries.
-template <int kRows, int kCols>
+template <int kWidth, int kRows, int kCols>
 HWY_INLINE void ScoreMicro(const float* const* rows, const float* q, std::int64_t depth, float* s) {
   const FloatTag d;
   const std::size_t lanes = hn::Lanes(d);
@@ -47,7 +47,7 @@ HWY_INLINE void ScoreMicro(const float* const* rows, const float* q, std::int64_
     FloatVector x[kCols];
     SMYRF_UNROLL
     for (int c = 0; c < kCols; ++c) {
-      x[c] = hn::LoadU(d, q + i * kBlockRows + static_cast<std::size_t>(c) * lanes);
+      x[c] = hn::LoadU(d, q + i * kWidth + static_cast<std::size_t>(c) * lanes);
     }
     SMYRF_UNROLL
     for (int r = 0; r < kRows; ++r) {
@@ -60,14 +60,14 @@ HWY_INLINE void ScoreMicro(const float* const* rows, const float* q, std::int64_
   for (int r = 0; r < kRows; ++r) {
     SMYRF_UNROLL
     for (int c = 0; c < kCols; ++c) {
-      hn::StoreU(sum[r][c], d, s + r * kBlockRows + static_cast<std::size_t>(c) * lanes);
+      hn::StoreU(sum[r][c], d, s + r * kWidth + static_cast<std::size_t>(c) * lanes);
     }
   }
 }
 
 /// o[r][lanes] = o[r][lanes] * rescale[lanes] + sum over keys j of rows[j][first + r] *
 /// p[j][lanes]: kRows value columns by kCols vectors of queries.
-template <int kRows, int kCols>
+template <int kWidth, int kRows, int kCols>
 HWY_INLINE void ValueMicro(const float* const* rows, std::int64_t first, const float* p,
                            std::int64_t count, const float* rescale, float* o) {
   const FloatTag d;
@@ -78,7 +78,7 @@ HWY_INLINE void ValueMicro(const float* const* rows, std::int64_t first, const f
     SMYRF_UNROLL
     for (int c = 0; c < kCols; ++c) {
       const std::size_t at = static_cast<std::size_t>(c) * lanes;
-      sum[r][c] = hn::Mul(hn::LoadU(d, o + r * kBlockRows + at), hn::LoadU(d, rescale + at));
+      sum[r][c] = hn::Mul(hn::LoadU(d, o + r * kWidth + at), hn::LoadU(d, rescale + at));
     }
   }
   for (std::int64_t j = 0; j < count; ++j) {
@@ -86,7 +86,7 @@ HWY_INLINE void ValueMicro(const float* const* rows, std::int64_t first, const f
     FloatVector x[kCols];
     SMYRF_UNROLL
     for (int c = 0; c < kCols; ++c) {
-      x[c] = hn::LoadU(d, p + j * kBlockRows + static_cast<std::size_t>(c) * lanes);
+      x[c] = hn::LoadU(d, p + j * kWidth + static_cast<std::size_t>(c) * lanes);
     }
     SMYRF_UNROLL
     for (int r = 0; r < kRows; ++r) {
@@ -99,17 +99,23 @@ HWY_INLINE void ValueMicro(const float* const* rows, std::int64_t first, const f
   for (int r = 0; r < kRows; ++r) {
     SMYRF_UNROLL
     for (int c = 0; c < kCols; ++c) {
-      hn::StoreU(sum[r][c], d, o + r * kBlockRows + static_cast<std::size_t>(c) * lanes);
+      hn::StoreU(sum[r][c], d, o + r * kWidth + static_cast<std::size_t>(c) * lanes);
     }
   }
 }
 
 /// Calls micro.operator()<rows, cols>(row, col) over a grid of `rows` by `vectors`, in micro-tiles
-/// of kPanel by kVectors and what is left of them.
+/// of PanelRows by kVectors and what is left of them.
 template <int kCols, class Micro>
 HWY_INLINE void ForPanels(std::int64_t rows, std::int64_t col, const Micro& micro) {
   std::int64_t r = 0;
-  for (; r + kPanel <= rows; r += kPanel) micro.template Run<kPanel, kCols>(r, col);
+  for (; r + PanelRows(kCols) <= rows; r += PanelRows(kCols)) {
+    micro.template Run<PanelRows(kCols), kCols>(r, col);
+  }
+  if (PanelRows(kCols) > 6 && r + 6 <= rows) {
+    micro.template Run<6, kCols>(r, col);
+    r += 6;
+  }
   switch (rows - r) {
     case 5:
       return micro.template Run<5, kCols>(r, col);
@@ -137,6 +143,7 @@ HWY_INLINE void ForMicroTiles(std::int64_t rows, std::int64_t vectors, const Mic
   if (vectors - c == 1) ForPanels<1>(rows, c, micro);
 }
 
+template <int kWidth>
 struct ScorePanels {
   const float* const* rows;
   const float* q;
@@ -145,10 +152,11 @@ struct ScorePanels {
   template <int kRows, int kCols>
   HWY_INLINE void Run(std::int64_t row, std::int64_t vector) const {
     const std::int64_t at = vector * static_cast<std::int64_t>(hn::Lanes(FloatTag()));
-    ScoreMicro<kRows, kCols>(rows + row, q + at, depth, s + row * kBlockRows + at);
+    ScoreMicro<kWidth, kRows, kCols>(rows + row, q + at, depth, s + row * kWidth + at);
   }
 };
 
+template <int kWidth>
 struct ValuePanels {
   const float* const* rows;
   const float* p;
@@ -158,21 +166,24 @@ struct ValuePanels {
   template <int kRows, int kCols>
   HWY_INLINE void Run(std::int64_t row, std::int64_t vector) const {
     const std::int64_t at = vector * static_cast<std::int64_t>(hn::Lanes(FloatTag()));
-    ValueMicro<kRows, kCols>(rows, row, p + at, count, rescale + at, o + row * kBlockRows + at);
+    ValueMicro<kWidth, kRows, kCols>(rows, row, p + at, count, rescale + at,
+                                     o + row * kWidth + at);
   }
 };
 
-/// s (count, kBlockRows) = rows (count, depth) times q (depth, kBlockRows), `vectors` vectors wide.
+/// s (count, kWidth) = rows (count, depth) times q (depth, kWidth), `vectors` vectors wide.
+template <int kWidth>
 HWY_INLINE void ScoreTile(const float* const* rows, std::int64_t count, const float* q,
                           std::int64_t depth, std::int64_t vectors, float* s) {
-  ForMicroTiles(count, vectors, ScorePanels{rows, q, depth, s});
+  ForMicroTiles(count, vectors, ScorePanels<kWidth>{rows, q, depth, s});
 }
 
-/// o (depth, kBlockRows) = o * rescale + rows^T (depth, count) times p (count, kBlockRows).
+/// o (depth, kWidth) = o * rescale + rows^T (depth, count) times p (count, kWidth).
+template <int kWidth>
 HWY_INLINE void ValueTile(const float* const* rows, std::int64_t count, const float* p,
                           std::int64_t depth, std::int64_t vectors, const float* rescale,
                           float* o) {
-  ForMicroTiles(depth, vectors, ValuePanels{rows, p, count, rescale, o});
+  ForMicroTiles(depth, vectors, ValuePanels<kWidth>{rows, p, count, rescale, o});
 }
 
 }  // namespace smyrf::kernels::HWY_NAMESPACE

@@ -133,6 +133,8 @@ void PairClusters(std::int64_t clusters, HeadPlan& head) {
   const auto cut = [clusters](std::int64_t c, std::int64_t n) {
     return static_cast<std::int32_t>(c * n / clusters);
   };
+  head.blocks.reserve(static_cast<std::size_t>(clusters));
+  head.ranges.reserve(static_cast<std::size_t>(clusters));
   for (std::int64_t c = 0; c < clusters; ++c) {
     const auto range = static_cast<std::uint32_t>(c);
     head.blocks.push_back({cut(c, queries), cut(c + 1, queries), range, range + 1});
@@ -208,11 +210,18 @@ void PlanLsh(const Problem& problem, std::int64_t first_round, std::int64_t roun
   });
 }
 
-std::int64_t RoundsAtOnce(const Problem& problem) {
+std::int64_t RoundsAtOnce(const Problem& problem, std::int64_t cluster_size) {
   constexpr std::int64_t kBytes = std::int64_t{32} << 20;
-  const std::int64_t rows = problem.query_heads * problem.queries + problem.key_heads * problem.keys;
-  const std::int64_t order = 4 * problem.query_heads * (problem.queries + problem.keys);
-  return std::max<std::int64_t>(1, kBytes / std::max<std::int64_t>(1, problem.batch * order + 4 * rows));
+  constexpr std::int64_t kFewest = 6;  // directions that one pass over the rows is good for
+  const std::int64_t rows =
+      problem.query_heads * problem.queries + problem.key_heads * problem.keys;
+  const std::int64_t clusters =
+      std::clamp<std::int64_t>(problem.keys / cluster_size, 1, std::max<std::int64_t>(1, problem.queries));
+  const auto structure = static_cast<std::int64_t>(
+      sizeof(HeadPlan) + static_cast<std::size_t>(clusters) * (sizeof(QueryBlock) + sizeof(KeyRange)));
+  const std::int64_t plans = problem.batch * problem.query_heads *
+                             (structure + 4 * (problem.queries + problem.keys));
+  return std::max(kFewest, kBytes / std::max<std::int64_t>(1, plans + 4 * (rows + problem.depth)));
 }
 
 }  // namespace smyrf

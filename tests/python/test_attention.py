@@ -509,3 +509,29 @@ def test_no_queries_no_keys_no_batch(dials: dict[str, Any]) -> None:
     assert (out == 0).all()
     assert out.shape == (2, 3, 5, 4)
     assert np.isneginf(lse).all()
+
+
+@pytest.mark.parametrize("bias", [float(np.finfo(np.float32).min), -1e9, 1e9])
+@pytest.mark.parametrize("queries", [1, 5, 64])
+@pytest.mark.parametrize("keys", [2049, 4097])
+def test_parts_of_a_long_cache_weigh_by_their_keys(bias: float, queries: int, keys: int) -> None:
+    """Few queries split the keys: a part of 2048 keys and one of a single key are no equals."""
+    rng = np.random.default_rng(0)
+    query, key = (np.zeros((1, 1, n, 8), np.float32) for n in (queries, keys))
+    value = rng.standard_normal((1, 1, keys, 8)).astype(np.float32)
+    value[:, :, 2048:] += 10
+    mask = np.full((1, 1, queries, keys), bias, np.float32)
+    out = smyrf.attention(query, key, value, mask)
+    np.testing.assert_allclose(out[0, 0], np.tile(value[0, 0].mean(0), (queries, 1)), atol=1e-4)
+
+
+def test_a_plan_made_with_a_mask_asks_for_it() -> None:
+    """Plans hold no mask; dropping it would be silent."""
+    line = np.ones((1, 1, 6, 4), np.float32)
+    mask = np.eye(6, dtype=bool)
+    masked = smyrf.plan(line, line, mask)
+    assert smyrf.attention(line, line, line, mask, plan=masked).shape == line.shape
+    with pytest.raises(ValueError, match="attn_mask: the plan was made with one"):
+        smyrf.attention(line, line, line, plan=masked)
+    with pytest.raises(ValueError, match="attn_mask: the plan was made without one"):
+        smyrf.attention(line, line, line, mask, plan=smyrf.plan(line, line))

@@ -38,9 +38,9 @@ LSH = {"method": "lsh"}
 BAD_OPTIONS = [
     Bad({"layout": "BHDN"}, ValueError, "layout", "'BHDN'", "'BHND' and 'BNHD'"),
     Bad({"layout": None}, ValueError, "layout", "None", "'BHND' and 'BNHD'"),
-    Bad({"method": "tree"}, ValueError, "method", "'tree'", "'auto', 'dense' and 'lsh'"),
-    Bad({"method": None}, ValueError, "method", "None", "'auto', 'dense' and 'lsh'"),
-    Bad({"method": 3}, ValueError, "method", "3", "'auto', 'dense' and 'lsh'"),
+    Bad({"method": "flash"}, ValueError, "method", "'flash'", "'auto', 'dense', 'lsh' and 'tree'"),
+    Bad({"method": None}, ValueError, "method", "None", "'auto', 'dense', 'lsh' and 'tree'"),
+    Bad({"method": 3}, ValueError, "method", "3", "'auto', 'dense', 'lsh' and 'tree'"),
     Bad({"dropout_p": 0.1}, NotImplementedError, "dropout_p", "0.1", "only 0 is supported; "),
     Bad({"dropout_p": math.nan}, NotImplementedError, "dropout_p", "nan", "only 0 is supported"),
     Bad({"is_causal": "yes"}, TypeError, "is_causal", "'yes'", "True or False"),

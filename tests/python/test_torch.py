@@ -152,6 +152,8 @@ def operator_arguments(*qkv: torch.Tensor, **options: Any) -> tuple[Any, ...]:
         "method": "auto",
         "n_hashes": None,
         "cluster_size": None,
+        "tolerance": None,
+        "max_density": None,
         "seed": 0,
         "window": None,
         "layout": "BHND",
@@ -170,6 +172,7 @@ SAMPLES = {
     "bfloat16": ({"dtype": torch.bfloat16}, {"key_padding_mask": torch.rand(2, 50) < 0.8}),
     "lsh": ({}, {**LSH, "seed": 3}),
     "lsh float16": ({"dtype": torch.float16}, {**LSH, "key_padding_mask": torch.rand(2, 50) < 0.8}),
+    "tree": ({"queries": 80, "keys": 200}, {"method": "tree", "tolerance": 0.3, "seed": 1}),
     "one query": ({"queries": 1}, {}),
 }
 

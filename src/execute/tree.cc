@@ -1,0 +1,79 @@
+#include "execute/tree.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <limits>
+#include <vector>
+
+#include "execute/forward.h"
+
+namespace smyrf {
+
+void HeadOutput::Store(std::int64_t position, const float* row, float lse) const {
+  const MutableTensorView& out = outputs.out;
+  auto* target = static_cast<std::byte*>(out.data) +
+                 SizeOf(out.dtype) * (batch * out.strides[0] + head * out.strides[1] +
+                                      position * out.strides[2]);
+  kernels::StoreRow(row, out.shape[3], out.dtype, target);
+  if (outputs.lse) {
+    const std::int64_t index = (batch * out.shape[1] + head) * out.shape[2] + position;
+    static_cast<float*>(outputs.lse->data)[index] = lse;
+  }
+}
+
+void HeadOutput::Fill(std::int64_t position, bool with_nan) const {
+  constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+  const std::vector<float> row(static_cast<std::size_t>(outputs.out.shape[3]),
+                               with_nan ? kNaN : 0.0F);
+  Store(position, row.data(), with_nan ? kNaN : -std::numeric_limits<float>::infinity());
+}
+
+void ExecuteNodes(const kernels::NodesView& nodes, const kernels::QueryLanes& lanes,
+                  std::span<const std::int32_t> closed, const float* closed_logits,
+                  std::span<const KeyRange> ranges, std::span<const std::int32_t> positions,
+                  const HeadOutput& output) {
+  const kernels::BlockResult result =
+      kernels::AttendNodes(nodes, lanes, closed, closed_logits, ranges);
+  for (std::size_t i = 0; i < positions.size(); ++i) {
+    output.Store(positions[i], result.out + static_cast<std::int64_t>(i) * nodes.value_depth,
+                 result.lse[i]);
+  }
+}
+
+void ExecuteDenseHead(const Problem& problem, const Plan& plan, std::int64_t batch,
+                      std::int64_t head, int threads, const Outputs& outputs) {
+  const auto slice = [](auto view, std::int64_t b, std::int64_t h) {
+    using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(view.data)>>,
+                                    const std::byte, std::byte>;
+    view.data = static_cast<Byte*>(view.data) +
+                SizeOf(view.dtype) * (b * view.strides[0] + h * view.strides[1]);
+    view.shape[0] = view.shape[1] = 1;
+    return view;
+  };
+  Problem one = problem;
+  one.query = slice(problem.query, batch, head);
+  one.key = slice(problem.key, batch, problem.KeyHead(head));
+  one.value = slice(problem.value, batch, problem.KeyHead(head));
+  one.batch = one.query_heads = one.key_heads = 1;
+  one.num_threads = threads;
+  Plan dense;
+  dense.method = Method::kDense;
+  dense.batch = dense.query_heads = dense.key_heads = 1;
+  dense.queries = plan.queries;
+  dense.keys = plan.keys;
+  dense.depth = plan.depth;
+  const auto b = static_cast<std::size_t>(batch);
+  if (!plan.valid_queries.empty()) dense.valid_queries = {plan.valid_queries[b]};
+  if (!plan.valid_keys.empty()) dense.valid_keys = {plan.valid_keys[b]};
+  Outputs to;
+  to.out = slice(outputs.out, batch, head);
+  if (outputs.lse) {
+    to.lse = outputs.lse;
+    to.lse->data = static_cast<float*>(outputs.lse->data) +
+                   (batch * problem.query_heads + head) * problem.queries;
+    to.lse->shape[0] = to.lse->shape[1] = 1;
+  }
+  ExecuteForward(one, 1, [&](std::int64_t) -> const Plan& { return dense; }, to);
+}
+
+}  // namespace smyrf

@@ -1,0 +1,162 @@
+// Attention of a block of `tree`: one softmax over the summaries of closed nodes and the keys of
+// opened ones.
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+
+#include "kernels/nodes.h"
+#include "kernels/scratch.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/attend_nodes.cc"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+#include "kernels/exp-inl.h"
+#include "kernels/nodes-inl.h"
+#include "kernels/softmax-inl.h"
+
+#ifndef SMYRF_ATTEND_NODES_ONCE_
+#define SMYRF_ATTEND_NODES_ONCE_
+namespace smyrf::kernels {
+namespace {
+
+struct NodeScratch {
+  Buffer rows, coordinates, q, lanes, squares, scores, out, result;
+};
+
+NodeScratch& ThreadNodeScratch() {
+  thread_local NodeScratch scratch;
+  return scratch;
+}
+
+}  // namespace
+}  // namespace smyrf::kernels
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace smyrf::kernels::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+QueryLanes LoadLanesImpl(const Rows& rows, std::int64_t begin, std::int64_t end, std::int64_t depth,
+                         double scale, const float* basis) {
+  constexpr double kLog2E = 1.44269504088896340736;
+  NodeScratch& scratch = ThreadNodeScratch();
+  const std::int64_t count = end - begin;
+  const float* pointers[kTreeRows];
+  float* converted = scratch.rows.Need(static_cast<std::size_t>(kTreeRows * depth));
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (rows.dtype == DType::kFloat32) {
+      pointers[i] = reinterpret_cast<const float*>(rows.Row(begin + i));
+    } else {
+      LoadRow(rows.Row(begin + i), rows.dtype, depth, converted + i * depth);
+      pointers[i] = converted + i * depth;
+    }
+  }
+  float* q = scratch.q.Need(static_cast<std::size_t>(depth * kTreeRows));
+  float* lanes = scratch.lanes.Need(kCoordinates * kTreeRows);
+  float* squares = scratch.squares.Need(kCoordinates * kTreeRows);
+  float* coordinates = scratch.coordinates.Need(kTreeRows * kCoordinates);
+  if (count < kTreeRows) std::fill_n(q, depth * kTreeRows, 0.0F);
+  TransposeRows(pointers, count, depth, static_cast<float>(scale * kLog2E), kTreeRows, q);
+  constexpr auto kWide = static_cast<int>(kCoordinates);
+  ScoreTile<kWide>(pointers, count, basis, depth,
+                   kCoordinates / static_cast<std::int64_t>(hn::Lanes(FloatTag())), coordinates);
+  const float* rows_of_coordinates[kTreeRows];
+  for (std::int64_t i = 0; i < count; ++i) {
+    rows_of_coordinates[i] = coordinates + i * kCoordinates;
+  }
+  if (count < kTreeRows) std::fill_n(lanes, kCoordinates * kTreeRows, 0.0F);
+  TransposeRows(rows_of_coordinates, count, kCoordinates, static_cast<float>(scale), kTreeRows,
+                lanes);
+  for (std::int64_t i = 0; i < kCoordinates * kTreeRows; ++i) squares[i] = lanes[i] * lanes[i];
+  return {count, q, lanes, squares};
+}
+
+void NodeLogitsImpl(const NodesView& nodes, const QueryLanes& lanes,
+                    std::span<const std::int32_t> ids, float* logits) {
+  NodeLogitsTile(nodes, lanes, ids.data(), static_cast<std::int64_t>(ids.size()), logits, nullptr);
+}
+
+BlockResult AttendNodesImpl(const NodesView& nodes, const QueryLanes& lanes,
+                            std::span<const std::int32_t> closed, const float* closed_logits,
+                            std::span<const KeyRange> ranges) {
+  NodeScratch& scratch = ThreadNodeScratch();
+  const std::int64_t dv = nodes.value_depth;
+  const std::int64_t vectors = TreeVectors();
+  float* s = scratch.scores.Need(kNodeTile * kTreeRows);
+  float* o = scratch.out.Need(static_cast<std::size_t>(dv * kTreeRows));
+  HWY_ALIGN float max[kTreeRows];
+  HWY_ALIGN float sum[kTreeRows];
+  HWY_ALIGN float rescale[kTreeRows];
+  std::fill_n(max, kTreeRows, -std::numeric_limits<float>::infinity());
+  std::fill_n(sum, kTreeRows, 0.0F);
+  std::fill_n(o, dv * kTreeRows, 0.0F);
+  const float* keys[kNodeTile];
+  const float* values[kNodeTile];
+  std::int64_t filled = 0;
+  std::int64_t scored = 0;  // rows of the tile whose logits are given
+  const auto flush = [&]() HWY_ATTR {
+    if (filled == 0) return;
+    ScoreTile<kTreeRows>(keys + scored, filled - scored, lanes.q, nodes.depth, vectors,
+                         s + scored * kTreeRows);
+    SoftmaxTile<kTreeRows>(filled, vectors, max, sum, rescale, s);
+    ValueTile<kTreeRows>(values, filled, s, dv, vectors, rescale, o);
+    filled = scored = 0;
+  };
+  for (std::size_t j = 0; j < closed.size(); ++j) {
+    values[filled] = nodes.mean_values + closed[j] * dv;
+    std::copy_n(closed_logits + static_cast<std::int64_t>(j) * kTreeRows, kTreeRows,
+                s + filled * kTreeRows);
+    scored = ++filled;
+    if (filled == kNodeTile) flush();
+  }
+  for (const KeyRange& range : ranges) {
+    for (std::int64_t j = range.begin; j < range.end; ++j) {
+      keys[filled] = nodes.keys + j * nodes.depth;
+      values[filled] = nodes.values + j * dv;
+      if (++filled == kNodeTile) flush();
+    }
+  }
+  flush();
+
+  float* result = scratch.result.Need(static_cast<std::size_t>((dv + 1) * kTreeRows));
+  float* lse = result + dv * kTreeRows;
+  for (std::int64_t i = 0; i < lanes.rows; ++i) {
+    lse[i] = NaturalLse(max[i], sum[i]);
+    const float inverse = 1.0F / sum[i];
+    for (std::int64_t c = 0; c < dv; ++c) result[i * dv + c] = o[c * kTreeRows + i] * inverse;
+  }
+  return {result, lse, nullptr, nullptr};
+}
+
+}  // namespace smyrf::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace smyrf::kernels {
+
+HWY_EXPORT(LoadLanesImpl);
+HWY_EXPORT(NodeLogitsImpl);
+HWY_EXPORT(AttendNodesImpl);
+
+QueryLanes LoadLanes(const Rows& rows, std::int64_t begin, std::int64_t end, std::int64_t depth,
+                     double scale, const float* basis) {
+  return HWY_DYNAMIC_DISPATCH(LoadLanesImpl)(rows, begin, end, depth, scale, basis);
+}
+
+void NodeLogits(const NodesView& nodes, const QueryLanes& lanes, std::span<const std::int32_t> ids,
+                float* logits) {
+  HWY_DYNAMIC_DISPATCH(NodeLogitsImpl)(nodes, lanes, ids, logits);
+}
+
+BlockResult AttendNodes(const NodesView& nodes, const QueryLanes& lanes,
+                        std::span<const std::int32_t> closed, const float* closed_logits,
+                        std::span<const KeyRange> ranges) {
+  return HWY_DYNAMIC_DISPATCH(AttendNodesImpl)(nodes, lanes, closed, closed_logits, ranges);
+}
+
+}  // namespace smyrf::kernels
+#endif

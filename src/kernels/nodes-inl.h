@@ -1,0 +1,94 @@
+// Pseudo-logits of nodes, inlined into opening, calibration and execution.
+#include <cstdint>
+#include <span>
+
+#include "hwy/highway.h"
+#include "kernels/nodes.h"
+#include "kernels/tile-inl.h"
+
+#if defined(SMYRF_NODES_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef SMYRF_NODES_INL_H_
+#undef SMYRF_NODES_INL_H_
+#else
+#define SMYRF_NODES_INL_H_
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace smyrf::kernels::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+inline constexpr std::int64_t kNodeTile = 128;
+
+HWY_INLINE std::int64_t TreeVectors() {
+  return kTreeRows / static_cast<std::int64_t>(hn::Lanes(FloatTag()));
+}
+
+/// Square of the error that a summary with all the mass leaves in out, and, times mass_weight (a
+/// square too), in the mass itself. risk = min(u, n - 1).
+template <class V>
+HWY_INLINE V NodeError(V risk, float value_spread, float mass_weight) {
+  const FloatTag d;
+  const auto part = hn::Min(hn::Set(d, 1.0F), hn::Mul(risk, hn::Set(d, 0.25F)));
+  return hn::Mul(risk, hn::MulAdd(part, hn::Set(d, mass_weight), hn::Set(d, value_spread)));
+}
+
+/// logits (count, kTreeRows) in base 2 of ids, and, where `risks` is given, min(u, n - 1).
+///
+/// A node of n keys whose logits have mean m and variance u weighs about n e^(m + c): c = u / 2 is
+/// exact for normal logits; past u = 2 ln n, where it would overshoot what n keys can hold,
+/// c = sqrt(2 u ln n) - ln n meets it with equal slope (the random energy model's two phases,
+/// Derrida 1981).
+HWY_INLINE void NodeLogitsTile(const NodesView& nodes, const QueryLanes& lanes,
+                               const std::int32_t* ids, std::int64_t count, float* logits,
+                               float* risks) {
+  const FloatTag d;
+  const auto step = static_cast<std::int64_t>(hn::Lanes(d));
+  constexpr float kLog2E = 1.44269504088896340736F;
+  constexpr float kHuge = 1e30F;
+  const float* keys[kNodeTile];
+  const float* axes[kNodeTile];
+  const float* variances[kNodeTile];
+  HWY_ALIGN float u[kNodeTile * kTreeRows];
+  HWY_ALIGN float along[kNodeTile * kTreeRows];
+  for (std::int64_t begin = 0; begin < count; begin += kNodeTile) {
+    const std::int64_t tile = std::min(kNodeTile, count - begin);
+    for (std::int64_t j = 0; j < tile; ++j) {
+      const std::int64_t id = ids[begin + j];
+      keys[j] = nodes.mean_keys + id * nodes.depth;
+      axes[j] = nodes.axes + id * kCoordinates;
+      variances[j] = nodes.variances + id * kCoordinates;
+    }
+    float* s = logits + begin * kTreeRows;
+    ScoreTile<kTreeRows>(keys, tile, lanes.q, nodes.depth, TreeVectors(), s);
+    ScoreTile<kTreeRows>(variances, tile, lanes.squares, kCoordinates, TreeVectors(), u);
+    ScoreTile<kTreeRows>(axes, tile, lanes.coordinates, kCoordinates, TreeVectors(), along);
+    for (std::int64_t j = 0; j < tile; ++j) {
+      const std::int64_t id = ids[begin + j];
+      const float log_count = nodes.log_counts[id];
+      const auto others = hn::Set(
+          d, static_cast<float>(nodes.nodes[static_cast<std::size_t>(id)].end -
+                                nodes.nodes[static_cast<std::size_t>(id)].begin - 1));
+      const auto ln = hn::Set(d, log_count);
+      const auto twice = hn::Set(d, 2.0F * log_count);
+      for (std::int64_t c = 0; c < kTreeRows; c += step) {
+        const auto axis = hn::LoadU(d, along + j * kTreeRows + c);
+        const auto variance = hn::Min(hn::MulAdd(axis, axis, hn::LoadU(d, u + j * kTreeRows + c)),
+                                      hn::Set(d, kHuge));
+        // ln n + c: ln n + u / 2, or sqrt(2 u ln n).
+        const auto narrow = hn::MulAdd(variance, hn::Set(d, 0.5F), ln);
+        const auto wide = hn::Sqrt(hn::Mul(variance, twice));
+        const auto added = hn::IfThenElse(hn::Gt(variance, twice), wide, narrow);
+        const auto logit = hn::LoadU(d, s + j * kTreeRows + c);
+        hn::StoreU(hn::MulAdd(added, hn::Set(d, kLog2E), logit), d, s + j * kTreeRows + c);
+        if (risks != nullptr) {
+          hn::StoreU(hn::Min(variance, others), d, risks + (begin + j) * kTreeRows + c);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace smyrf::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // SMYRF_NODES_INL_H_

@@ -1,0 +1,94 @@
+// What `tree` works on: a key head's rows in tree order, its nodes' summaries, and blocks of queries
+// as SIMD lanes.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "kernels/kernels.h"
+#include "smyrf/plan.h"
+
+namespace smyrf::kernels {
+
+/// Queries a block of `tree`, which are the SIMD lanes.
+inline constexpr std::int64_t kTreeRows = 16;
+/// Leading coordinates in the common basis that node variances are kept in; zero past D.
+inline constexpr std::int64_t kCoordinates = 32;
+
+/// A key head in tree order (sinks first) and its nodes; all float32 and contiguous.
+struct NodesView {
+  std::int64_t depth = 0;        ///< D
+  std::int64_t value_depth = 0;  ///< Dv
+  std::int64_t key_count = 0;    ///< rows of keys and values
+  std::int64_t sinks = 0;        ///< the first of them, under no node
+  std::span<const Node> nodes;   ///< the roots first, children of one node side by side
+  std::int64_t roots = 0;
+  const float* keys = nullptr;           ///< (key_count, D)
+  const float* values = nullptr;         ///< (key_count, Dv)
+  const float* mean_keys = nullptr;      ///< (nodes, D)
+  const float* mean_values = nullptr;    ///< (nodes, Dv)
+  const float* axes = nullptr;           ///< (nodes, kCoordinates): leading component of the keys
+  const float* variances = nullptr;      ///< (nodes, kCoordinates): what it leaves, divisor n
+  const float* log_counts = nullptr;     ///< (nodes): ln n
+  const float* value_spreads = nullptr;  ///< (nodes): mean |v - mean(v)|^2
+};
+
+/// At most kTreeRows queries, a lane each; lanes past `rows` are zero.
+struct QueryLanes {
+  std::int64_t rows = 0;
+  const float* q = nullptr;  ///< (D, kTreeRows): times scale and log2(e)
+  /// (kCoordinates, kTreeRows): coordinates times scale. A logit's variance over a node is their
+  /// product with its axis, squared, and the product of their squares with its variances.
+  const float* coordinates = nullptr;
+  const float* squares = nullptr;
+};
+
+/// Queries at positions order[begin, end) of `rows`. basis: (D, kCoordinates). In memory of the
+/// calling thread, valid until its next call.
+QueryLanes LoadLanes(const Rows& rows, std::int64_t begin, std::int64_t end, std::int64_t depth,
+                     double scale, const float* basis);
+
+/// Pseudo-logits of nodes `ids` in base 2, (ids, kTreeRows) each, count and variance included.
+void NodeLogits(const NodesView& nodes, const QueryLanes& lanes, std::span<const std::int32_t> ids,
+                float* logits);
+
+/// One softmax over the summaries of `closed` and the keys of `ranges`. `closed_logits` as
+/// NodeLogits gives them. Cost: kTreeRows (keys (D + Dv) + closed Dv) multiply-adds.
+BlockResult AttendNodes(const NodesView& nodes, const QueryLanes& lanes,
+                        std::span<const std::int32_t> closed, const float* closed_logits,
+                        std::span<const KeyRange> ranges);
+
+/// target (count, depth) = rows [begin, begin + count) as float32.
+void GatherRows(const Rows& rows, std::int64_t begin, std::int64_t count, std::int64_t depth,
+                float* target);
+
+/// gram (depth, depth) = sum over `count` rows of x x^T; rows contiguous.
+void Gram(const float* rows, std::int64_t count, std::int64_t depth, float* gram);
+
+/// target (count, kCoordinates) = rows [begin, begin + count) times basis (depth, kCoordinates).
+void Coordinates(const Rows& rows, std::int64_t begin, std::int64_t count, std::int64_t depth,
+                 const float* basis, float* target);
+
+/// Projections of rows order[0, count) of coordinates (N, kCoordinates) on their leading principal
+/// direction (two power iterations on at most 128 of them, leading 16 coordinates), as sort keys:
+/// float order in the high half, the row in the low half.
+void PrincipalKeys(const float* coordinates, std::span<const std::int32_t> order,
+                   std::uint64_t* keys);
+
+/// Mutable parts of a NodesView, and (nodes, kCoordinates) mean coordinates.
+struct NodeStatistics {
+  float* mean_keys = nullptr;
+  float* mean_values = nullptr;
+  float* mean_coordinates = nullptr;
+  float* axes = nullptr;
+  float* variances = nullptr;
+  float* log_counts = nullptr;
+  float* value_spreads = nullptr;
+};
+
+/// Fills in one node: a leaf from its rows in tree order, a parent from its children, whose counts
+/// weigh. `coordinates` (key_count, kCoordinates) in tree order.
+void SummarizeNode(const NodesView& nodes, std::int64_t id, const float* coordinates,
+                   const NodeStatistics& to);
+
+}  // namespace smyrf::kernels

@@ -1,0 +1,105 @@
+#include "plan/balanced_tree.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+
+#include "kernels/nodes.h"
+#include "kernels/parallel.h"
+
+namespace smyrf {
+namespace {
+
+constexpr std::int64_t kMaxRoots = 32;
+constexpr std::int64_t kLeavesARoot = 8;  // at least, or the roots alone cost as much as the keys
+
+void Split(const float* coordinates, std::span<std::int32_t> order, const Part& part,
+           std::uint64_t* keys) {
+  const auto rows = order.subspan(static_cast<std::size_t>(part.begin),
+                                  static_cast<std::size_t>(part.end - part.begin));
+  kernels::PrincipalKeys(coordinates, rows, keys);
+  std::nth_element(keys, keys + (part.Left().end - part.begin), keys + rows.size());
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    rows[i] = static_cast<std::int32_t>(keys[i] & 0xFFFFFFFFU);
+  }
+}
+
+void SplitAll(const float* coordinates, std::span<std::int32_t> order, const Part& part,
+              std::uint64_t* keys) {
+  if (part.leaves < 2) return;
+  Split(coordinates, order, part, keys + part.begin);
+  SplitAll(coordinates, order, part.Left(), keys);
+  SplitAll(coordinates, order, part.Right(), keys);
+}
+
+/// Halves every part that can be halved.
+std::vector<Part> Halved(const std::vector<Part>& parts) {
+  std::vector<Part> result;
+  for (const Part& part : parts) {
+    if (part.leaves < 2) {
+      result.push_back(part);
+    } else {
+      result.push_back(part.Left());
+      result.push_back(part.Right());
+    }
+  }
+  return result;
+}
+
+}  // namespace
+
+void BalanceOrder(const float* coordinates, std::span<std::int32_t> order, std::int64_t leaves,
+                  int threads) {
+  const auto keys = std::make_unique_for_overwrite<std::uint64_t[]>(order.size());
+  std::vector<Part> parts{{0, static_cast<std::int64_t>(order.size()), leaves}};
+  // The first levels a part a task, then whole subtrees.
+  while (threads > 1 && std::ssize(parts) < std::int64_t{4} * threads &&
+         std::ssize(parts) < leaves) {
+    ParallelFor(std::ssize(parts), threads, [&](std::int64_t i) {
+      const Part& part = parts[static_cast<std::size_t>(i)];
+      if (part.leaves > 1) Split(coordinates, order, part, keys.get() + part.begin);
+    });
+    parts = Halved(parts);
+  }
+  ParallelFor(std::ssize(parts), threads, [&](std::int64_t i) {
+    SplitAll(coordinates, order, parts[static_cast<std::size_t>(i)], keys.get());
+  });
+}
+
+std::vector<std::int32_t> LeafBounds(std::int32_t begin, std::int64_t rows, std::int64_t leaves) {
+  std::vector<Part> parts{{begin, begin + rows, leaves}};
+  while (std::ssize(parts) < leaves) parts = Halved(parts);
+  std::vector<std::int32_t> bounds{begin};
+  for (const Part& part : parts) bounds.push_back(static_cast<std::int32_t>(part.end));
+  return bounds;
+}
+
+void AddNodes(std::int32_t begin, std::int64_t rows, std::int64_t leaves, KeyTree& tree) {
+  std::vector<Part> level{{begin, begin + rows, leaves}};
+  while (std::ssize(level) < kMaxRoots && leaves >= 2 * kLeavesARoot * std::ssize(level)) {
+    level = Halved(level);
+  }
+  const auto add = [&](const Part& part) {
+    tree.nodes.push_back(
+        {static_cast<std::int32_t>(part.begin), static_cast<std::int32_t>(part.end), 0, 0});
+  };
+  for (const Part& part : level) add(part);
+  tree.roots = static_cast<std::int32_t>(tree.nodes.size());
+  std::size_t first = 0;  // node of the level's first part
+  while (!level.empty()) {
+    std::vector<Part> next;
+    const std::size_t next_first = tree.nodes.size();
+    for (std::size_t i = 0; i < level.size(); ++i) {
+      if (level[i].leaves < 2) continue;
+      const std::vector<Part> children = Halved(Halved({level[i]}));
+      tree.nodes[first + i].first_child = static_cast<std::int32_t>(tree.nodes.size());
+      tree.nodes[first + i].child_count = static_cast<std::int32_t>(children.size());
+      for (const Part& part : children) add(part);
+      next.insert(next.end(), children.begin(), children.end());
+    }
+    level = std::move(next);
+    first = next_first;
+  }
+}
+
+}  // namespace smyrf

@@ -1,0 +1,42 @@
+// Balanced trees over coordinates: every split halves a node's leaves along its leading principal
+// direction.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "smyrf/plan.h"
+
+namespace smyrf {
+
+/// Rows [begin, end) of an order, of `leaves` leaves.
+struct Part {
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+  std::int64_t leaves = 1;
+
+  /// The left half: floor(leaves / 2) of the leaves and as large a share of the rows, rounded down.
+  Part Left() const {
+    const std::int64_t half = leaves / 2;
+    return {begin, begin + (end - begin) * half / leaves, half};
+  }
+  Part Right() const {
+    const Part left = Left();
+    return {left.end, end, leaves - left.leaves};
+  }
+};
+
+/// Puts `order` (rows of coordinates, (N, kCoordinates)) into the order of a balanced tree with so
+/// many leaves. Same order for any number of threads; ties by row.
+/// Cost: log2(leaves) passes of a projection and a selection.
+void BalanceOrder(const float* coordinates, std::span<std::int32_t> order, std::int64_t leaves,
+                  int threads);
+
+/// The leaves' bounds of such an order, offset by `begin`: leaves + 1 of them.
+std::vector<std::int32_t> LeafBounds(std::int32_t begin, std::int64_t rows, std::int64_t leaves);
+
+/// Nodes of such an order for summaries: up to 32 roots, every other node at most 4 to a parent.
+void AddNodes(std::int32_t begin, std::int64_t rows, std::int64_t leaves, KeyTree& tree);
+
+}  // namespace smyrf

@@ -1,0 +1,35 @@
+// Which nodes a block of queries opens: coarse to fine, by expected error.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/nodes.h"
+#include "smyrf/plan.h"
+
+namespace smyrf {
+
+/// What one block evaluates. Together `ranges` and `closed` cover every key once.
+struct Opening {
+  std::vector<std::int32_t> closed;  ///< nodes that their summaries stand for
+  std::vector<float> closed_logits;  ///< (closed, kTreeRows): as kernels::NodeLogits gives them
+  std::vector<KeyRange> ranges;      ///< exact keys: the sinks, then opened leaves, ascending
+  std::int64_t visited = 0;          ///< nodes that were scored
+
+  std::int64_t exact_keys() const {
+    std::int64_t count = 0;
+    for (const KeyRange& range : ranges) count += range.end - range.begin;
+    return count;
+  }
+};
+
+/// Opens nodes whose score sqrt(mean_i(share_i^2 r_i (s^2 + mass_weight min(1, r_i / 4)))) is above
+/// `threshold`: to first order the error that the node's summary leaves in query i's output, RMS over
+/// the block. share_i: the node's part of query i's mass, among sinks, closed nodes and the level's
+/// candidates; r_i = min(u_i, n - 1), u_i the variance of its logits (n - 1: what one key that holds
+/// all the mass makes of it); s the RMS deviation of its values; the second part is the error of the
+/// mass, for keys whose values agree. Cost: kTreeRows visited (D + 2 kCoordinates) multiply-adds.
+void OpenBlock(const kernels::NodesView& nodes, const kernels::QueryLanes& lanes, float threshold,
+               float mass_weight, Opening& opening);
+
+}  // namespace smyrf

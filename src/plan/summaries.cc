@@ -1,0 +1,74 @@
+#include "plan/summaries.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <vector>
+
+#include "kernels/parallel.h"
+
+namespace smyrf {
+
+Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t key_head,
+                     const KeyTree& tree, int threads) {
+  constexpr std::int64_t kTask = 256;  // rows or nodes
+  const auto rows = static_cast<std::int64_t>(tree.key_order.size());
+  const auto count = static_cast<std::int64_t>(tree.nodes.size());
+  const auto floats = [](std::int64_t n, std::int64_t width) {
+    return std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(n * width));
+  };
+  keys_ = floats(rows, problem.depth);
+  values_ = floats(rows, problem.value_depth);
+  mean_keys_ = floats(count, problem.depth);
+  mean_values_ = floats(count, problem.value_depth);
+  axes_ = floats(count, kernels::kCoordinates);
+  variances_ = floats(count, kernels::kCoordinates);
+  log_counts_ = floats(count, 1);
+  value_spreads_ = floats(count, 1);
+  const Floats coordinates = floats(rows, kernels::kCoordinates);
+  const Floats mean_coordinates = floats(count, kernels::kCoordinates);
+  view_ = {problem.depth,      problem.value_depth, rows,
+           tree.sinks,         tree.nodes,          tree.roots,
+           keys_.get(),        values_.get(),       mean_keys_.get(),
+           mean_values_.get(), axes_.get(),         variances_.get(),
+           log_counts_.get(),  value_spreads_.get()};
+
+  const auto key_rows = kernels::RowsOf(problem.key, batch, key_head, tree.key_order);
+  const auto value_rows = kernels::RowsOf(problem.value, batch, key_head, tree.key_order);
+  ParallelFor((rows + kTask - 1) / kTask, threads, [&](std::int64_t task) {
+    const std::int64_t begin = task * kTask;
+    const std::int64_t n = std::min(kTask, rows - begin);
+    kernels::GatherRows(key_rows, begin, n, problem.depth, keys_.get() + begin * problem.depth);
+    kernels::GatherRows(value_rows, begin, n, problem.value_depth,
+                        values_.get() + begin * problem.value_depth);
+    kernels::Coordinates(key_rows, begin, n, problem.depth, tree.key_basis.data(),
+                         coordinates.get() + begin * kernels::kCoordinates);
+  });
+
+  // Children lie behind their parents, levels side by side: from the back, a level at a time.
+  std::vector<std::int64_t> level_begins{0};
+  for (std::int64_t end = tree.roots; end < count;) {
+    level_begins.push_back(end);
+    std::int64_t next = end;
+    for (std::int64_t id = level_begins[level_begins.size() - 2]; id < end; ++id) {
+      next += tree.nodes[static_cast<std::size_t>(id)].child_count;
+    }
+    end = next;
+  }
+  level_begins.push_back(count);
+  const kernels::NodeStatistics to{mean_keys_.get(),        mean_values_.get(),
+                                   mean_coordinates.get(),  axes_.get(),
+                                   variances_.get(),        log_counts_.get(),
+                                   value_spreads_.get()};
+  for (std::size_t level = level_begins.size() - 1; level > 0; --level) {
+    const std::int64_t first = level_begins[level - 1];
+    const std::int64_t last = level_begins[level];
+    ParallelFor((last - first + kTask - 1) / kTask, threads, [&](std::int64_t task) {
+      const std::int64_t begin = first + task * kTask;
+      for (std::int64_t id = begin; id < std::min(last, begin + kTask); ++id) {
+        kernels::SummarizeNode(view_, id, coordinates.get(), to);
+      }
+    });
+  }
+}
+
+}  // namespace smyrf

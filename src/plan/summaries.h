@@ -1,0 +1,29 @@
+// Summaries of a key tree's nodes, computed once from plan, k and v; planner, executors and (later)
+// backward read them.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "kernels/nodes.h"
+#include "smyrf/plan.h"
+#include "validate.h"
+
+namespace smyrf {
+
+class Summaries {
+ public:
+  /// Copies the head's keys and values in tree order, float32. `tree` must outlive it.
+  /// Memory: 4 (Nk (D + Dv) + nodes (D + Dv + 98)) bytes; about Nk / 6 nodes.
+  Summaries(const Problem& problem, std::int64_t batch, std::int64_t key_head, const KeyTree& tree,
+            int threads);
+
+  kernels::NodesView view() const { return view_; }
+
+ private:
+  using Floats = std::unique_ptr<float[]>;
+  Floats keys_, values_, mean_keys_, mean_values_, axes_, variances_, log_counts_, value_spreads_;
+  kernels::NodesView view_;
+};
+
+}  // namespace smyrf

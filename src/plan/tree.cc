@@ -1,0 +1,310 @@
+#include "plan/tree.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <numeric>
+#include <span>
+
+#include "kernels/parallel.h"
+#include "plan/balanced_tree.h"
+#include "plan/calibrate.h"
+#include "plan/open.h"
+#include "plan/random.h"
+
+namespace smyrf {
+namespace {
+
+using kernels::kCoordinates;
+using kernels::kTreeRows;
+
+constexpr std::int64_t kLeafKeys = 8;
+constexpr std::int64_t kSinks = 16;
+constexpr std::int64_t kSinkGroups = 2;       // of kTreeRows queries a head, which choose the sinks
+constexpr std::int64_t kMomentRows = 1024;    // sampled for the basis
+constexpr std::int64_t kTaskRows = 256;
+constexpr std::int64_t kFewestKeys = 64;      // with fewer there is nothing to summarise
+/// Dense is taken where calibration expects no more of `tree`.
+constexpr double kWorthwhile = 0.9;
+
+std::vector<std::int32_t> ValidPositions(const std::vector<std::vector<std::int32_t>>& valid,
+                                         std::int64_t batch, std::int64_t all) {
+  if (!valid.empty()) return valid[static_cast<std::size_t>(batch)];
+  std::vector<std::int32_t> positions(static_cast<std::size_t>(all));
+  std::iota(positions.begin(), positions.end(), 0);
+  return positions;
+}
+
+/// About `count` of the rows, evenly spread.
+std::vector<std::int32_t> Spread(std::span<const std::int32_t> rows, std::int64_t count) {
+  const std::int64_t n = std::ssize(rows);
+  if (n <= count) return {rows.begin(), rows.end()};
+  std::vector<std::int32_t> result;
+  for (std::int64_t i = 0; i < count; ++i) {
+    result.push_back(rows[static_cast<std::size_t>((2 * i + 1) * n / (2 * count))]);
+  }
+  return result;
+}
+
+/// A power of two that brings `size` to [1, 2): moments of huge or tiny rows neither overflow nor
+/// vanish.
+double Normalizer(float size) { return size > 0.0F ? std::ldexp(1.0, -std::ilogb(size)) : 1.0; }
+
+/// moment (D, D) += sum of x x^T, x = factor * row - centre; centre empty: 0.
+void AddMoment(const kernels::Rows& rows, std::int64_t count, std::int64_t depth, double factor,
+               bool centred, std::vector<double>& moment) {
+  const auto d = static_cast<std::size_t>(depth);
+  std::vector<float> x(static_cast<std::size_t>(count) * d);
+  std::vector<float> gram(d * d);
+  kernels::GatherRows(rows, 0, count, depth, x.data());
+  std::vector<double> mean(d);
+  const auto scale = static_cast<float>(factor);
+  for (auto row = x.begin(); row != x.end(); row += depth) {
+    for (std::size_t c = 0; c < d; ++c) {
+      row[static_cast<std::ptrdiff_t>(c)] *= scale;
+      mean[c] += static_cast<double>(row[static_cast<std::ptrdiff_t>(c)]);
+    }
+  }
+  if (centred) {
+    for (double& m : mean) m /= static_cast<double>(count);
+    for (auto row = x.begin(); row != x.end(); row += depth) {
+      for (std::size_t c = 0; c < d; ++c) {
+        row[static_cast<std::ptrdiff_t>(c)] -= static_cast<float>(mean[c]);
+      }
+    }
+  }
+  kernels::Gram(x.data(), count, depth, gram.data());
+  for (std::size_t i = 0; i < gram.size(); ++i) moment[i] += static_cast<double>(gram[i]);
+}
+
+/// The positions in the order of a balanced tree over the rows' coordinates in `basis`.
+std::vector<std::int32_t> TreeOrder(const TensorView& view, std::int64_t batch, std::int64_t head,
+                                    const std::vector<std::int32_t>& positions,
+                                    const std::vector<float>& basis, std::int64_t leaves,
+                                    int threads) {
+  const std::int64_t n = std::ssize(positions);
+  const auto coordinates =
+      std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(n * kCoordinates));
+  const auto rows = kernels::RowsOf(view, batch, head, positions);
+  ParallelFor((n + kTaskRows - 1) / kTaskRows, threads, [&](std::int64_t task) {
+    const std::int64_t begin = task * kTaskRows;
+    kernels::Coordinates(rows, begin, std::min(kTaskRows, n - begin), view.shape[3], basis.data(),
+                         coordinates.get() + begin * kCoordinates);
+  });
+  std::vector<std::int32_t> order(positions.size());
+  std::iota(order.begin(), order.end(), 0);
+  BalanceOrder(coordinates.get(), order, leaves, threads);
+  for (std::int32_t& row : order) row = positions[static_cast<std::size_t>(row)];
+  return order;
+}
+
+}  // namespace
+
+TreePlanner::TreePlanner(const Problem& problem, const Plan& plan, std::int64_t batch,
+                         std::int64_t key_head, int threads)
+    : problem_(problem),
+      plan_(plan),
+      batch_(batch),
+      key_head_(key_head),
+      head_count_(problem.query_heads / problem.key_heads),
+      threads_(threads),
+      queries_(ValidPositions(plan.valid_queries, batch, problem.queries)) {
+  first_head_ = key_head * head_count_;
+  std::vector<std::int32_t> keys = ValidPositions(plan.valid_keys, batch, problem.keys);
+  finite_heads_.assign(static_cast<std::size_t>(head_count_), 1);
+  if (queries_.empty() || keys.empty()) return;
+  tree_.key_order = keys;
+  FindCommonBasis();
+  if (!finite_keys_ || std::ssize(keys) < kFewestKeys || plan.tolerance == 0.0) return;
+
+  ChooseSinks(keys);
+  const auto n = std::ssize(keys);
+  const std::int64_t leaves = (n + kLeafKeys - 1) / kLeafKeys;
+  keys = TreeOrder(problem.key, batch, key_head, keys, basis_.key, leaves, threads);
+  tree_.key_order.resize(static_cast<std::size_t>(tree_.sinks));
+  tree_.key_order.insert(tree_.key_order.end(), keys.begin(), keys.end());
+  AddNodes(tree_.sinks, n, leaves, tree_);
+  tree_.query_basis = basis_.query;
+  tree_.key_basis = basis_.key;
+  summaries_ = std::make_unique<Summaries>(problem, batch, key_head, tree_, threads);
+}
+
+void TreePlanner::FindCommonBasis() {
+  const auto d = static_cast<std::size_t>(problem_.depth);
+  const auto keys = kernels::RowsOf(problem_.key, batch_, key_head_, tree_.key_order);
+  const auto key_count = std::ssize(tree_.key_order);
+  const float key_size = kernels::MaxAbs(keys, 0, key_count, problem_.depth);
+  finite_keys_ = std::isfinite(key_size);
+  std::vector<float> sizes(static_cast<std::size_t>(head_count_));
+  float query_size = 0.0F;
+  ParallelFor(head_count_, threads_, [&](std::int64_t i) {
+    const auto rows = kernels::RowsOf(problem_.query, batch_, first_head_ + i, queries_);
+    sizes[static_cast<std::size_t>(i)] =
+        kernels::MaxAbs(rows, 0, std::ssize(queries_), problem_.depth);
+  });
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    finite_heads_[i] = std::isfinite(sizes[i]) ? 1 : 0;
+    if (finite_heads_[i] != 0) query_size = std::max(query_size, sizes[i]);
+  }
+  if (!finite_keys_) return;
+  const double query_factor = Normalizer(query_size);
+  const double key_factor = Normalizer(key_size);
+
+  std::vector<double> covariance(d * d);
+  const std::vector<std::int32_t> some_keys = Spread(tree_.key_order, kMomentRows);
+  AddMoment(kernels::RowsOf(problem_.key, batch_, key_head_, some_keys), std::ssize(some_keys),
+            problem_.depth, key_factor, true, covariance);
+  for (double& x : covariance) x /= static_cast<double>(some_keys.size());
+  std::vector<double> moment(d * d);
+  double count = 0.0;
+  const std::vector<std::int32_t> some_queries =
+      Spread(queries_, std::max<std::int64_t>(64, kMomentRows / head_count_));
+  for (std::int64_t i = 0; i < head_count_; ++i) {
+    if (finite_heads_[static_cast<std::size_t>(i)] == 0) continue;
+    AddMoment(kernels::RowsOf(problem_.query, batch_, first_head_ + i, some_queries),
+              std::ssize(some_queries), problem_.depth, query_factor, false, moment);
+    count += static_cast<double>(some_queries.size());
+  }
+  for (double& x : moment) x /= std::max(count, 1.0);
+  basis_ = FindBasis(moment, covariance, problem_.depth, query_factor, key_factor);
+}
+
+/// Moves the keys that hold the largest part of the sampled queries' mass to the sinks.
+void TreePlanner::ChooseSinks(std::vector<std::int32_t>& keys) {
+  const auto n = std::ssize(keys);
+  const auto rows = kernels::RowsOf(problem_.key, batch_, key_head_, keys);
+  std::vector<std::vector<float>> parts(static_cast<std::size_t>(head_count_ * kSinkGroups));
+  ParallelFor(std::ssize(parts), threads_, [&](std::int64_t i) {
+    const std::int64_t head = i / kSinkGroups;
+    if (finite_heads_[static_cast<std::size_t>(head)] == 0) return;
+    // One query of each of the equal stretches of positions.
+    std::vector<std::int32_t> some;
+    const std::int64_t stretches = std::min(kSinkGroups * kTreeRows, std::ssize(queries_));
+    for (std::int64_t s = i % kSinkGroups; s < stretches; s += kSinkGroups) {
+      const std::int64_t low = s * std::ssize(queries_) / stretches;
+      const std::int64_t high = (s + 1) * std::ssize(queries_) / stretches;
+      const std::uint64_t bits = RandomBits(plan_.seed, 0x73696E6BU, static_cast<std::uint64_t>(s));
+      some.push_back(queries_[static_cast<std::size_t>(
+          low + static_cast<std::int64_t>(bits % static_cast<std::uint64_t>(high - low)))]);
+    }
+    std::vector<float>& shares = parts[static_cast<std::size_t>(i)];
+    shares.assign(static_cast<std::size_t>(n), 0.0F);
+    if (some.empty()) return;
+    const auto lanes = kernels::LoadLanes(
+        kernels::RowsOf(problem_.query, batch_, first_head_ + head, some), 0, std::ssize(some),
+        problem_.depth, problem_.scale, basis_.query.data());
+    AddShares(rows, n, problem_.depth, lanes, shares.data());
+  });
+  std::vector<float> shares(static_cast<std::size_t>(n));
+  for (const std::vector<float>& part : parts) {
+    for (std::size_t j = 0; j < part.size(); ++j) shares[j] += part[j];
+  }
+  std::vector<std::int32_t> ranks(static_cast<std::size_t>(n));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  std::nth_element(ranks.begin(), ranks.begin() + kSinks, ranks.end(),
+                   [&](std::int32_t a, std::int32_t b) {
+                     const float x = shares[static_cast<std::size_t>(a)];
+                     const float y = shares[static_cast<std::size_t>(b)];
+                     return x > y || (x == y && a < b);
+                   });
+  std::sort(ranks.begin(), ranks.begin() + kSinks);
+  std::vector<char> is_sink(static_cast<std::size_t>(n), 0);
+  tree_.sinks = static_cast<std::int32_t>(kSinks);
+  tree_.key_order.clear();
+  for (std::int64_t i = 0; i < kSinks; ++i) {
+    const auto rank = static_cast<std::size_t>(ranks[static_cast<std::size_t>(i)]);
+    is_sink[rank] = 1;
+    tree_.key_order.push_back(keys[rank]);
+  }
+  std::size_t kept = 0;
+  for (std::size_t j = 0; j < keys.size(); ++j) {
+    if (is_sink[j] == 0) keys[kept++] = keys[j];
+  }
+  keys.resize(kept);
+}
+
+kernels::QueryLanes TreePlanner::Lanes(std::int64_t query_head, const HeadPlan& head,
+                                       const QueryBlock& block) const {
+  return kernels::LoadLanes(kernels::RowsOf(problem_.query, batch_, query_head, head.query_order),
+                            block.begin, block.end, problem_.depth, problem_.scale,
+                            tree_.query_basis.data());
+}
+
+TreePlanner::Head TreePlanner::PlanHead(std::int64_t query_head) const {
+  Head head;
+  if (queries_.empty() || tree_.key_order.empty()) return head;
+  if (!finite_keys_ || finite_heads_[static_cast<std::size_t>(query_head - first_head_)] == 0) {
+    head.plan.non_finite = true;
+    return head;
+  }
+  head.plan.dense = true;
+  if (summaries_ == nullptr) return head;
+
+  const auto n = std::ssize(queries_);
+  const std::int64_t blocks = (n + kTreeRows - 1) / kTreeRows;
+  std::vector<std::int32_t> order = TreeOrder(problem_.query, batch_, query_head, queries_,
+                                              basis_.query_tree, blocks, threads_);
+
+  CalibrationTask task;
+  task.queries = kernels::RowsOf(problem_.query, batch_, query_head, order);
+  task.bounds = LeafBounds(0, n, blocks);
+  task.scale = problem_.scale;
+  task.basis = tree_.query_basis.data();
+  task.tolerance = plan_.tolerance;
+  task.max_density = plan_.max_density;
+  task.seed = plan_.seed;
+  task.threads = threads_;
+  const std::optional<Calibration> found = Calibrate(summaries_->view(), task);
+  if (!found || (found->work >= kWorthwhile && !plan_.max_density)) return head;
+  head.plan.dense = false;
+  head.plan.query_order = std::move(order);
+  for (std::size_t i = 0; i + 1 < task.bounds.size(); ++i) {
+    head.plan.blocks.push_back({task.bounds[i], task.bounds[i + 1], 0, 0, 0, 0});
+  }
+  head.plan.expected_error = found->error;
+  head.plan.expected_lse_error = found->lse_error;
+  head.threshold = found->threshold;
+  head.mass_weight = found->mass_weight;
+  head.work = found->work;
+  return head;
+}
+
+void PlanTree(const Problem& problem, Plan& plan) {
+  const int threads = problem.num_threads > 0 ? problem.num_threads : DefaultThreads();
+  plan.key_trees.assign(static_cast<std::size_t>(problem.batch * problem.key_heads), {});
+  plan.heads.assign(static_cast<std::size_t>(problem.batch * problem.query_heads), {});
+  const std::int64_t groups = problem.batch * problem.key_heads;
+  const std::int64_t group_heads = problem.key_heads > 0 ? problem.query_heads / problem.key_heads : 0;
+  const bool over_groups = groups >= std::int64_t{2} * threads;
+  ParallelFor(groups, over_groups ? threads : 1, [&](std::int64_t i) {
+    const std::int64_t b = i / problem.key_heads;
+    const std::int64_t g = i % problem.key_heads;
+    const int inner = over_groups ? 1 : threads;
+    TreePlanner planner(problem, plan, b, g, inner);
+    for (std::int64_t h = g * group_heads; h < (g + 1) * group_heads; ++h) {
+      TreePlanner::Head head = planner.PlanHead(h);
+      std::vector<Opening> openings(head.plan.blocks.size());
+      ParallelFor(std::ssize(openings), inner, [&](std::int64_t block) {
+        const auto at = static_cast<std::size_t>(block);
+        OpenBlock(planner.nodes(), planner.Lanes(h, head.plan, head.plan.blocks[at]),
+                  head.threshold, head.mass_weight, openings[at]);
+        openings[at].closed_logits = {};
+      });
+      for (std::size_t block = 0; block < openings.size(); ++block) {
+        QueryBlock& to = head.plan.blocks[block];
+        to.first_range = static_cast<std::uint32_t>(head.plan.ranges.size());
+        to.first_node = static_cast<std::uint32_t>(head.plan.nodes.size());
+        head.plan.ranges.insert(head.plan.ranges.end(), openings[block].ranges.begin(),
+                                openings[block].ranges.end());
+        head.plan.nodes.insert(head.plan.nodes.end(), openings[block].closed.begin(),
+                               openings[block].closed.end());
+        to.last_range = static_cast<std::uint32_t>(head.plan.ranges.size());
+        to.last_node = static_cast<std::uint32_t>(head.plan.nodes.size());
+      }
+      plan.heads[static_cast<std::size_t>(b * problem.query_heads + h)] = std::move(head.plan);
+    }
+    plan.key_trees[static_cast<std::size_t>(i)] = planner.TakeKeyTree();
+  });
+}
+
+}  // namespace smyrf

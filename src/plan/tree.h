@@ -1,0 +1,61 @@
+// The planner of `tree`: error-controlled attention over balanced trees.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "kernels/nodes.h"
+#include "plan/basis.h"
+#include "plan/summaries.h"
+#include "smyrf/plan.h"
+#include "validate.h"
+
+namespace smyrf {
+
+/// One (batch, key head) with its group of query heads. Dials and padding are the plan's.
+class TreePlanner {
+ public:
+  /// Basis, sinks, key tree and summaries. Same for any number of threads.
+  TreePlanner(const Problem& problem, const Plan& plan, std::int64_t batch, std::int64_t key_head,
+              int threads);
+
+  /// Order, blocks without their lists, and threshold of a query head of the group. A head that is
+  /// not finite, sees no key, or is cheaper done as dense has no blocks.
+  struct Head {
+    HeadPlan plan;
+    float threshold = 0.0F;
+    float mass_weight = 0.0F;
+    double work = 1.0;  ///< time over dense attention's, as calibration expects
+  };
+  Head PlanHead(std::int64_t query_head) const;
+
+  const KeyTree& key_tree() const { return tree_; }
+  kernels::NodesView nodes() const { return summaries_->view(); }
+  /// The lanes of one block, in memory of the calling thread until its next call.
+  kernels::QueryLanes Lanes(std::int64_t query_head, const HeadPlan& head,
+                            const QueryBlock& block) const;
+  KeyTree TakeKeyTree() { return std::move(tree_); }
+
+ private:
+  void FindCommonBasis();
+  void ChooseSinks(std::vector<std::int32_t>& keys);
+
+  const Problem& problem_;
+  const Plan& plan_;
+  std::int64_t batch_, key_head_;
+  std::int64_t first_head_, head_count_;  ///< of the group
+  int threads_;
+  std::vector<std::int32_t> queries_;  ///< valid positions
+  std::vector<char> finite_heads_;
+  bool finite_keys_ = true;
+  Basis basis_;
+  KeyTree tree_;
+  std::unique_ptr<Summaries> summaries_;
+};
+
+/// Fills plan.key_trees and plan.heads.
+void PlanTree(const Problem& problem, Plan& plan);
+
+}  // namespace smyrf

@@ -1,0 +1,16 @@
+// `tree` as a whole: plans and carries out, a block at a time or from a stored plan.
+#pragma once
+
+#include "smyrf/attention.h"
+#include "validate.h"
+
+namespace smyrf {
+
+/// `header`: an empty plan with dials and padding. Plans each block and carries it out at once, so
+/// that no plan is stored and pseudo-logits are computed once.
+void AttendTree(const Problem& problem, const Plan& header, const Outputs& outputs);
+
+/// Carries out a plan of PlanTree.
+void AttendTreePlan(const Problem& problem, const Plan& plan, const Outputs& outputs);
+
+}  // namespace smyrf
