@@ -160,8 +160,8 @@ const smyrf::Plan* ToPlan(nb::handle object) {
 smyrf::Method ToMethod(nb::handle object) {
   std::string name;
   if (nb::try_cast(object, name)) {
-    for (const auto method : {smyrf::Method::kAuto, smyrf::Method::kDense, smyrf::Method::kLsh,
-                              smyrf::Method::kTree}) {
+    for (const auto method :
+         {smyrf::Method::kAuto, smyrf::Method::kDense, smyrf::Method::kLsh, smyrf::Method::kTree}) {
       if (name == smyrf::Name(method)) return method;
     }
   }
@@ -189,8 +189,8 @@ struct Call {
   Call(nb::handle query_, nb::handle key_, nb::handle value_, nb::handle attn_mask_,
        nb::handle key_padding_mask_, nb::handle query_padding_mask_, nb::handle is_causal,
        nb::handle scale, nb::handle enable_gqa, nb::handle method, nb::handle n_hashes,
-       nb::handle cluster_size, nb::handle tolerance, nb::handle max_density, nb::handle seed, nb::handle window, nb::handle layout,
-       nb::handle num_threads) {
+       nb::handle cluster_size, nb::handle tolerance, nb::handle max_density, nb::handle seed,
+       nb::handle window, nb::handle layout, nb::handle num_threads) {
     heads_last = ToHeadsLast(layout);
     query.emplace("query", query_);
     key.emplace("key", key_);
@@ -251,12 +251,13 @@ std::optional<smyrf::Statistics> Attention(
     nb::handle query, nb::handle key, nb::handle value, nb::handle out, nb::handle lse,
     nb::handle attn_mask, nb::handle key_padding_mask, nb::handle query_padding_mask,
     nb::handle is_causal, nb::handle scale, nb::handle enable_gqa, nb::handle method,
-    nb::handle n_hashes, nb::handle cluster_size, nb::handle tolerance, nb::handle max_density, nb::handle seed, nb::handle window,
-    nb::handle layout, nb::handle num_threads, nb::handle plan_, bool with_statistics) {
+    nb::handle n_hashes, nb::handle cluster_size, nb::handle tolerance, nb::handle max_density,
+    nb::handle seed, nb::handle window, nb::handle layout, nb::handle num_threads, nb::handle plan_,
+    bool with_statistics) {
   const smyrf::Plan* plan = ToPlan(plan_);
   const Call call(query, key, value, attn_mask, key_padding_mask, query_padding_mask, is_causal,
-                  scale, enable_gqa, method, n_hashes, cluster_size, tolerance, max_density, seed, window, layout,
-                  num_threads);
+                  scale, enable_gqa, method, n_hashes, cluster_size, tolerance, max_density, seed,
+                  window, layout, num_threads);
   const Output out_array("out", out);
   std::optional<Output> lse_array;
   smyrf::Outputs outputs{out_array.view(call.heads_last), {}, nullptr};
@@ -275,11 +276,11 @@ smyrf::Plan MakePlan(nb::handle query, nb::handle key, nb::handle value, nb::han
                      nb::handle key_padding_mask, nb::handle query_padding_mask,
                      nb::handle is_causal, nb::handle scale, nb::handle enable_gqa,
                      nb::handle method, nb::handle n_hashes, nb::handle cluster_size,
-                     nb::handle tolerance, nb::handle max_density, nb::handle seed, nb::handle window, nb::handle layout,
-                     nb::handle num_threads) {
-  const Call call(query, key, value, attn_mask, key_padding_mask, query_padding_mask,
-                  is_causal, scale, enable_gqa, method, n_hashes, cluster_size, tolerance, max_density, seed, window,
-                  layout, num_threads);
+                     nb::handle tolerance, nb::handle max_density, nb::handle seed,
+                     nb::handle window, nb::handle layout, nb::handle num_threads) {
+  const Call call(query, key, value, attn_mask, key_padding_mask, query_padding_mask, is_causal,
+                  scale, enable_gqa, method, n_hashes, cluster_size, tolerance, max_density, seed,
+                  window, layout, num_threads);
   const nb::gil_scoped_release release;
   return smyrf::plan(call.arguments, call.options);
 }
@@ -288,12 +289,13 @@ void Reference(nb::handle query, nb::handle key, nb::handle value,
                nb::ndarray<double, nb::c_contig> out, nb::ndarray<double, nb::c_contig> lse,
                nb::handle attn_mask, nb::handle key_padding_mask, nb::handle query_padding_mask,
                nb::handle is_causal, nb::handle scale, nb::handle enable_gqa, nb::handle method,
-               nb::handle n_hashes, nb::handle cluster_size, nb::handle tolerance, nb::handle max_density, nb::handle seed, nb::handle window,
-               nb::handle layout, nb::handle plan_) {
+               nb::handle n_hashes, nb::handle cluster_size, nb::handle tolerance,
+               nb::handle max_density, nb::handle seed, nb::handle window, nb::handle layout,
+               nb::handle plan_) {
   const smyrf::Plan* plan = ToPlan(plan_);
   const Call call(query, key, value, attn_mask, key_padding_mask, query_padding_mask, is_causal,
-                  scale, enable_gqa, method, n_hashes, cluster_size, tolerance, max_density, seed, window, layout,
-                  nb::int_(1));
+                  scale, enable_gqa, method, n_hashes, cluster_size, tolerance, max_density, seed,
+                  window, layout, nb::int_(1));
   const auto& [b, h, n, d] = call.arguments.query.shape;
   const std::size_t rows = static_cast<std::size_t>(b * h * n);
   if (call.arguments.query.rank == 4 && call.arguments.value.rank == 4 &&
@@ -474,7 +476,8 @@ and for every node (begin, end, first_child, child_count) into that order.)");
           [](const smyrf::Statistics& s) {
             return HeadArray<bool>(s, [](const auto& head) { return head.non_finite; });
           },
-          kOwned, "(B, Hq) bool: 'lsh' or 'tree' met a valid query or key that is not finite; out is NaN.")
+          kOwned,
+          "(B, Hq) bool: 'lsh' or 'tree' met a valid query or key that is not finite; out is NaN.")
       .def_ro("planning_seconds", &smyrf::Statistics::planning_seconds,
               "Wall seconds; 0 where a plan was passed in.")
       .def_ro("execution_seconds", &smyrf::Statistics::execution_seconds, "Wall seconds.")
@@ -484,18 +487,19 @@ and for every node (begin, end, first_child, child_count) into that order.)");
         "lse"_a.none(), "attn_mask"_a.none(), "key_padding_mask"_a.none(),
         "query_padding_mask"_a.none(), "is_causal"_a.none(), "scale"_a.none(),
         "enable_gqa"_a.none(), "method"_a.none(), "n_hashes"_a.none(), "cluster_size"_a.none(),
-        "tolerance"_a.none(), "max_density"_a.none(), "seed"_a.none(), "window"_a.none(), "layout"_a.none(), "num_threads"_a.none(),
-        "plan"_a.none(), "with_statistics"_a);
+        "tolerance"_a.none(), "max_density"_a.none(), "seed"_a.none(), "window"_a.none(),
+        "layout"_a.none(), "num_threads"_a.none(), "plan"_a.none(), "with_statistics"_a);
   m.def("plan", &MakePlan, "query"_a.none(), "key"_a.none(), "value"_a.none(), "attn_mask"_a.none(),
         "key_padding_mask"_a.none(), "query_padding_mask"_a.none(), "is_causal"_a.none(),
         "scale"_a.none(), "enable_gqa"_a.none(), "method"_a.none(), "n_hashes"_a.none(),
-        "cluster_size"_a.none(), "tolerance"_a.none(), "max_density"_a.none(), "seed"_a.none(), "window"_a.none(), "layout"_a.none(),
-        "num_threads"_a.none());
+        "cluster_size"_a.none(), "tolerance"_a.none(), "max_density"_a.none(), "seed"_a.none(),
+        "window"_a.none(), "layout"_a.none(), "num_threads"_a.none());
   m.def("reference", &Reference, "query"_a.none(), "key"_a.none(), "value"_a.none(),
         "out"_a.noconvert(), "lse"_a.noconvert(), "attn_mask"_a.none(), "key_padding_mask"_a.none(),
         "query_padding_mask"_a.none(), "is_causal"_a.none(), "scale"_a.none(),
         "enable_gqa"_a.none(), "method"_a.none(), "n_hashes"_a.none(), "cluster_size"_a.none(),
-        "tolerance"_a.none(), "max_density"_a.none(), "seed"_a.none(), "window"_a.none(), "layout"_a.none(), "plan"_a.none());
+        "tolerance"_a.none(), "max_density"_a.none(), "seed"_a.none(), "window"_a.none(),
+        "layout"_a.none(), "plan"_a.none());
   m.def("instruction_sets", &smyrf::instruction_sets,
         "Instruction sets that this machine and build can run, best first.");
   m.def(

@@ -63,9 +63,9 @@ void CountDenseHeads(Statistics& statistics) {
   const auto dense = std::count_if(statistics.heads.begin(), statistics.heads.end(),
                                    [](const Statistics::Head& head) { return head.dense; });
   if (dense == 0) return;
-  statistics.reason += Message("; ", dense, " of ", statistics.heads.size(), " heads done as dense: ",
-                               statistics.method == Method::kLsh ? "a single cluster"
-                                                                 : "not slower at this tolerance");
+  statistics.reason += Message(
+      "; ", dense, " of ", statistics.heads.size(), " heads done as dense: ",
+      statistics.method == Method::kLsh ? "a single cluster" : "not slower at this tolerance");
 }
 
 /// Later rounds only add pairs.
@@ -92,10 +92,9 @@ void attention(const Arguments& arguments, const Options& options, const Outputs
   if (plan == nullptr) made = CheckMethod(arguments, options, problem);
   const std::int64_t rounds = plan != nullptr ? plan->rounds() : made.rounds();
   // Without rows there is nothing to plan more than once for.
-  const std::int64_t at_once =
-      made.method != Method::kLsh || problem.queries * problem.keys == 0
-          ? 1
-          : RoundsAtOnce(problem, made.cluster_size);
+  const std::int64_t at_once = made.method != Method::kLsh || problem.queries * problem.keys == 0
+                                   ? 1
+                                   : RoundsAtOnce(problem, made.cluster_size);
   const auto plan_of_rounds = [&](std::int64_t first_round) -> const Plan& {
     const auto planning_start = std::chrono::steady_clock::now();
     if (plan == nullptr && made.method == Method::kLsh) {

@@ -100,9 +100,9 @@ void AttendTree(const Problem& problem, const Plan& header, const Outputs& outpu
       for (const std::int64_t count : pairs) all += count;
       if (head.plan.non_finite) to.density = 0.0;
       if (blocks > 0) {
-        to.density = static_cast<double>(all) /
-                     (static_cast<double>(head.plan.query_order.size()) *
-                      static_cast<double>(planner.key_tree().key_order.size()));
+        to.density =
+            static_cast<double>(all) / (static_cast<double>(head.plan.query_order.size()) *
+                                        static_cast<double>(planner.key_tree().key_order.size()));
       }
     }
   });
@@ -132,8 +132,8 @@ void AttendTreePlan(const Problem& problem, const Plan& plan, const Outputs& out
           const kernels::QueryLanes lanes = kernels::LoadLanes(
               kernels::RowsOf(problem.query, b, h, head.query_order), block.begin, block.end,
               problem.depth, problem.scale, tree.query_basis.data());
-          const auto closed = std::span(head.nodes).subspan(block.first_node,
-                                                            block.last_node - block.first_node);
+          const auto closed =
+              std::span(head.nodes).subspan(block.first_node, block.last_node - block.first_node);
           logits.resize(closed.size() * static_cast<std::size_t>(kernels::kTreeRows));
           kernels::NodeLogits(nodes, lanes, closed, logits.data());
           const auto ranges = std::span(head.ranges)

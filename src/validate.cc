@@ -265,8 +265,8 @@ Problem CheckProblem(const Arguments& arguments, const Options& options, bool wi
   constexpr double kSmallest = std::numeric_limits<float>::min();
   const double size = std::abs(scale);
   if (!(size <= kLargest) || (size > 0.0 && size < kSmallest)) {
-    Fail(ErrorKind::kValue, "scale: got ", scale, ", expected a finite float32 number: 0 or of a size from ", kSmallest, " to ",
-         kLargest);
+    Fail(ErrorKind::kValue, "scale: got ", scale,
+         ", expected a finite float32 number: 0 or of a size from ", kSmallest, " to ", kLargest);
   }
   CheckWindow(options.window);
   if (options.num_threads < 0) {
@@ -376,8 +376,8 @@ void CheckStructure(const Plan& plan) {
   const auto part = [](std::int64_t begin, std::int64_t end, std::size_t size) {
     return begin >= 0 && begin <= end && end <= static_cast<std::int64_t>(size);
   };
-  for (const auto& [lists, size] : {std::pair{&plan.valid_queries, plan.queries},
-                                    {&plan.valid_keys, plan.keys}}) {
+  for (const auto& [lists, size] :
+       {std::pair{&plan.valid_queries, plan.queries}, {&plan.valid_keys, plan.keys}}) {
     require(lists->empty() || std::ssize(*lists) == plan.batch, "padding lists");
     for (const auto& list : *lists) {
       require(within(list, size) && std::is_sorted(list.begin(), list.end()), "padding lists");
@@ -385,16 +385,18 @@ void CheckStructure(const Plan& plan) {
   }
   if (plan.method == Method::kDense) return;
   const bool is_tree = plan.method == Method::kTree;
-  require(std::ssize(plan.heads) == plan.rounds() * plan.batch * plan.query_heads && plan.rounds() > 0,
-          "heads");
+  require(
+      std::ssize(plan.heads) == plan.rounds() * plan.batch * plan.query_heads && plan.rounds() > 0,
+      "heads");
   require(!is_tree || std::ssize(plan.key_trees) == plan.batch * plan.key_heads, "key trees");
   for (const KeyTree& tree : plan.key_trees) {
     require(within(tree.key_order, plan.keys) && part(0, tree.sinks, tree.key_order.size()) &&
                 part(0, tree.roots, tree.nodes.size()),
             "key trees");
     const auto basis = static_cast<std::size_t>(plan.depth * kernels::kCoordinates);
-    require(tree.nodes.empty() || (tree.query_basis.size() == basis && tree.key_basis.size() == basis),
-            "bases");
+    require(
+        tree.nodes.empty() || (tree.query_basis.size() == basis && tree.key_basis.size() == basis),
+        "bases");
     for (std::size_t id = 0; id < tree.nodes.size(); ++id) {
       const Node& node = tree.nodes[id];
       require(node.begin < node.end && part(node.begin, node.end, tree.key_order.size()) &&
@@ -473,7 +475,8 @@ void CheckPlan(const Plan& plan, const Arguments& arguments, const Options& opti
          " takes padding masks only; use a dense plan");
   }
   if (plan.has_attn_mask != arguments.attn_mask.has_value()) {
-    Fail(ErrorKind::kValue, "attn_mask: the plan was made ", plan.has_attn_mask ? "with" : "without",
+    Fail(ErrorKind::kValue, "attn_mask: the plan was made ",
+         plan.has_attn_mask ? "with" : "without",
          " one, which it does not hold; pass it to both calls or to neither");
   }
   if (plan.method == Method::kTree) differs("scale", problem.scale, plan.scale);

@@ -36,8 +36,8 @@ struct Options {
   /// The relative error of out that `tree` aims for in every (batch, query head), and the RMS error
   /// of lse in nats; at least 0 and below 1. Default kDefaultTolerance; 0 evaluates every pair.
   std::optional<double> tolerance{};
-  /// Most pairs, exact and summary, over all pairs that `tree` may evaluate, above 0 to 1: where the
-  /// tolerance would need more, statistics say what error to expect instead. Default no limit.
+  /// Most pairs, exact and summary, over all pairs that `tree` may evaluate, above 0 to 1: where
+  /// the tolerance would need more, statistics say what error to expect instead. Default no limit.
   std::optional<double> max_density{};
   /// Chooses the hash directions (`lsh`) and the calibration rows (`tree`).
   std::uint64_t seed = 0;

@@ -43,8 +43,8 @@ struct KeyTree {
   std::int32_t sinks = 0;               ///< keys that are always exact and under no node
   std::vector<Node> nodes;              ///< the roots first; children of a node side by side
   std::int32_t roots = 0;
-  /// (D, kCoordinates): the common basis, so that (q query_basis) (k key_basis)^T = q k^T up to what
-  /// the leading coordinates leave out. Constants under differentiation.
+  /// (D, kCoordinates): the common basis, so that (q query_basis) (k key_basis)^T = q k^T up to
+  /// what the leading coordinates leave out. Constants under differentiation.
   std::vector<float> query_basis;
   std::vector<float> key_basis;
 };

@@ -12,8 +12,8 @@ namespace smyrf {
 void HeadOutput::Store(std::int64_t position, const float* row, float lse) const {
   const MutableTensorView& out = outputs.out;
   auto* target = static_cast<std::byte*>(out.data) +
-                 SizeOf(out.dtype) * (batch * out.strides[0] + head * out.strides[1] +
-                                      position * out.strides[2]);
+                 SizeOf(out.dtype) *
+                     (batch * out.strides[0] + head * out.strides[1] + position * out.strides[2]);
   kernels::StoreRow(row, out.shape[3], out.dtype, target);
   if (outputs.lse) {
     const std::int64_t index = (batch * out.shape[1] + head) * out.shape[2] + position;

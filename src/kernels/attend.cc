@@ -33,8 +33,8 @@ constexpr std::int64_t kFewRows = 4;
 constexpr float kLog2E = 1.44269504088896340736F;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-/// An additive mask's value in the logits' base. Finite ones stay finite, or a row masked by the most
-/// negative float alone would become a row that sees nothing; NaN and infinities pass.
+/// An additive mask's value in the logits' base. Finite ones stay finite, or a row masked by the
+/// most negative float alone would become a row that sees nothing; NaN and infinities pass.
 inline float BiasInBase2(float bias) {
   constexpr float kMax = std::numeric_limits<float>::max();
   return std::isfinite(bias) ? std::clamp(bias * kLog2E, -kMax, kMax) : bias;

@@ -90,8 +90,8 @@ void GramImpl(const float* rows, std::int64_t count, std::int64_t depth, float* 
 
 void CoordinatesImpl(const Rows& rows, std::int64_t begin, std::int64_t count, std::int64_t depth,
                      const float* basis, float* target) {
-  float* converted = ThreadNodeRowScratch().converted.Need(
-      static_cast<std::size_t>(kRowTile * depth));
+  float* converted =
+      ThreadNodeRowScratch().converted.Need(static_cast<std::size_t>(kRowTile * depth));
   const float* pointers[kRowTile];
   for (std::int64_t first = 0; first < count; first += kRowTile) {
     const std::int64_t tile = std::min(kRowTile, count - first);
@@ -178,8 +178,8 @@ void PrincipalKeysImpl(const float* coordinates, std::span<const std::int32_t> o
     const auto bits = std::bit_cast<std::uint32_t>(Dot(direction, row(i)) + 0.0F);
     // Flipping the sign bit, or all bits of a negative number, makes unsigned order float order.
     const std::uint32_t key = bits ^ ((bits >> 31) != 0 ? 0xFFFFFFFFU : 0x80000000U);
-    keys[i] = std::uint64_t{key} << 32 |
-              static_cast<std::uint32_t>(order[static_cast<std::size_t>(i)]);
+    keys[i] =
+        std::uint64_t{key} << 32 | static_cast<std::uint32_t>(order[static_cast<std::size_t>(i)]);
   }
 }
 
@@ -203,7 +203,8 @@ void LeadingAxis(const NodesView& nodes, const Node& node, const float* coordina
     ++count;
   };
   if (node.child_count == 0) {
-    for (std::int64_t j = node.begin; j < std::min<std::int64_t>(node.end, node.begin + kMost); ++j) {
+    for (std::int64_t j = node.begin; j < std::min<std::int64_t>(node.end, node.begin + kMost);
+         ++j) {
       add(coordinates + j * kCoordinates, mean, std::sqrt(1.0F / n));
     }
   } else {
@@ -241,7 +242,8 @@ void LeadingAxis(const NodesView& nodes, const Node& node, const float* coordina
       squares += along * along;
       for (std::int64_t c = 0; c < kCoordinates; c += lanes) {
         hn::StoreU(hn::MulAdd(hn::Set(d, along), hn::LoadU(d, rows + j * kCoordinates + c),
-                              hn::LoadU(d, next + c)), d, next + c);
+                              hn::LoadU(d, next + c)),
+                   d, next + c);
       }
     }
     if (iteration == 2) {
@@ -327,8 +329,8 @@ void SummarizeNodeImpl(const NodesView& nodes, std::int64_t id, const float* coo
   LeadingAxis(nodes, node, coordinates, to, id);
   float value_spread = 0.0F;
   ForLanes(nodes.value_depth, [&](auto d, std::int64_t c) HWY_ATTR {
-    value_spread += hn::GetLane(hn::SumOfLanes(
-        d, spread(d, nodes.values, to.mean_values, nullptr, nodes.value_depth, c)));
+    value_spread += hn::GetLane(
+        hn::SumOfLanes(d, spread(d, nodes.values, to.mean_values, nullptr, nodes.value_depth, c)));
   });
   for (std::int64_t k = node.first_child; k < node.first_child + node.child_count; ++k) {
     const Node& child = nodes.nodes[static_cast<std::size_t>(k)];

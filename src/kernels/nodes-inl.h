@@ -65,15 +65,15 @@ HWY_INLINE void NodeLogitsTile(const NodesView& nodes, const QueryLanes& lanes,
     for (std::int64_t j = 0; j < tile; ++j) {
       const std::int64_t id = ids[begin + j];
       const float log_count = nodes.log_counts[id];
-      const auto others = hn::Set(
-          d, static_cast<float>(nodes.nodes[static_cast<std::size_t>(id)].end -
-                                nodes.nodes[static_cast<std::size_t>(id)].begin - 1));
+      const auto others =
+          hn::Set(d, static_cast<float>(nodes.nodes[static_cast<std::size_t>(id)].end -
+                                        nodes.nodes[static_cast<std::size_t>(id)].begin - 1));
       const auto ln = hn::Set(d, log_count);
       const auto twice = hn::Set(d, 2.0F * log_count);
       for (std::int64_t c = 0; c < kTreeRows; c += step) {
         const auto axis = hn::LoadU(d, along + j * kTreeRows + c);
-        const auto variance = hn::Min(hn::MulAdd(axis, axis, hn::LoadU(d, u + j * kTreeRows + c)),
-                                      hn::Set(d, kHuge));
+        const auto variance =
+            hn::Min(hn::MulAdd(axis, axis, hn::LoadU(d, u + j * kTreeRows + c)), hn::Set(d, kHuge));
         // ln n + c: ln n + u / 2, or sqrt(2 u ln n).
         const auto narrow = hn::MulAdd(variance, hn::Set(d, 0.5F), ln);
         const auto wide = hn::Sqrt(hn::Mul(variance, twice));

@@ -1,5 +1,5 @@
-// What `tree` works on: a key head's rows in tree order, its nodes' summaries, and blocks of queries
-// as SIMD lanes.
+// What `tree` works on: a key head's rows in tree order, its nodes' summaries, and blocks of
+// queries as SIMD lanes.
 #pragma once
 
 #include <cstdint>

@@ -188,7 +188,8 @@ void MergePart(float* out, float* max, float* sum, const float* other, float oth
   const float largest = std::max(*max, other_max);
   // Equal largest logits, infinite ones included, weigh by their sums alone.
   const float own = *max == largest ? *sum : *sum * std::exp2(*max - largest);
-  const float others = other_max == largest ? other_sum : other_sum * std::exp2(other_max - largest);
+  const float others =
+      other_max == largest ? other_sum : other_sum * std::exp2(other_max - largest);
   *max = largest;
   *sum = own + others;
   HWY_DYNAMIC_DISPATCH(BlendRowImpl)(out, own / *sum, other, others / *sum, count);

@@ -166,8 +166,7 @@ struct ValuePanels {
   template <int kRows, int kCols>
   HWY_INLINE void Run(std::int64_t row, std::int64_t vector) const {
     const std::int64_t at = vector * static_cast<std::int64_t>(hn::Lanes(FloatTag()));
-    ValueMicro<kWidth, kRows, kCols>(rows, row, p + at, count, rescale + at,
-                                     o + row * kWidth + at);
+    ValueMicro<kWidth, kRows, kCols>(rows, row, p + at, count, rescale + at, o + row * kWidth + at);
   }
 };
 

@@ -1,5 +1,5 @@
-// The common basis of queries and keys: the coordinates in which a difference of keys counts by what
-// it does to logits.
+// The common basis of queries and keys: the coordinates in which a difference of keys counts by
+// what it does to logits.
 #pragma once
 
 #include <cstdint>

@@ -26,7 +26,7 @@ using kernels::kTreeRows;
 
 constexpr std::int64_t kBlocks = 32;
 constexpr std::int64_t kRowsABlock = 4;
-constexpr std::uint64_t kRowStream = 1;  // of random numbers
+constexpr std::uint64_t kRowStream = 1;                         // of random numbers
 constexpr std::int64_t kGroupBlocks = kTreeRows / kRowsABlock;  // their rows fill the lanes
 /// Thresholds that are tried at once, of a geometric grid. First a coarse grid on one group of
 /// blocks: from kLargest times the tolerance times the values' RMS down. (The errors that n equal
@@ -47,10 +47,10 @@ using Sums = std::array<double, kThresholds>;
 
 /// Adds up over groups, in order.
 struct Measured {
-  Sums out_error{}, lse_error{};           ///< squares, a row
-  Sums out_error_2{}, lse_error_2{};       ///< their squares
-  Sums exact{}, closed{}, visited{};     ///< keys and nodes, a block
-  double out = 0.0;                      ///< squares
+  Sums out_error{}, lse_error{};      ///< squares, a row
+  Sums out_error_2{}, lse_error_2{};  ///< their squares
+  Sums exact{}, closed{}, visited{};  ///< keys and nodes, a block
+  double out = 0.0;                   ///< squares
   std::int64_t rows = 0, blocks = 0;
 };
 
@@ -116,7 +116,8 @@ HWY_INLINE void Weigh(std::int64_t count, float* scores, float* max, float* sum)
   const auto step = static_cast<std::int64_t>(hn::Lanes(d));
   for (std::int64_t c = 0; c < kTreeRows; c += step) {
     auto m = hn::Set(d, -std::numeric_limits<float>::infinity());
-    for (std::int64_t j = 0; j < count; ++j) m = hn::Max(m, hn::LoadU(d, scores + j * kTreeRows + c));
+    for (std::int64_t j = 0; j < count; ++j)
+      m = hn::Max(m, hn::LoadU(d, scores + j * kTreeRows + c));
     auto total = hn::Zero(d);
     for (std::int64_t j = 0; j < count; ++j) {
       const auto w = Exp2(d, hn::Sub(hn::LoadU(d, scores + j * kTreeRows + c), m));
@@ -149,14 +150,15 @@ void AddSharesImpl(const Rows& keys, std::int64_t count, std::int64_t depth,
 }
 
 /// What OpenBlock decides for one block at every threshold.
-HWY_INLINE void Decide(const NodesView& nodes, const QueryLanes& lanes, const Thresholds& thresholds,
-                       float mass_weight, CalibrateScratch& scratch, Decisions& decisions, Measured& measured) {
+HWY_INLINE void Decide(const NodesView& nodes, const QueryLanes& lanes,
+                       const Thresholds& thresholds, float mass_weight, CalibrateScratch& scratch,
+                       Decisions& decisions, Measured& measured) {
   const FloatTag d;
   const auto step = static_cast<std::int64_t>(hn::Lanes(d));
   const std::size_t tried = thresholds.size();
   decisions.closed.assign(nodes.nodes.size(), 0);
   decisions.opened.assign(nodes.nodes.size(), 0);
-  HWY_ALIGN float reference[kTreeRows];  // base-2 logit that weights are relative to
+  HWY_ALIGN float reference[kTreeRows];           // base-2 logit that weights are relative to
   HWY_ALIGN float mass[kThresholds * kTreeRows];  // of sinks and closed nodes, by threshold
   const auto add = [&](const float* weights, float* sum) HWY_ATTR {
     for (std::int64_t c = 0; c < kTreeRows; c += step) {
@@ -203,8 +205,8 @@ HWY_INLINE void Decide(const NodesView& nodes, const QueryLanes& lanes, const Th
         const std::int64_t at = j * kTreeRows + c;
         const auto logit = hn::Sub(hn::LoadU(d, weights + at), hn::LoadU(d, reference + c));
         const auto w = Exp2(d, hn::Min(logit, hn::Set(d, 60.0F)));
-        const auto risk = hn::Mul(NodeError(hn::LoadU(d, risks + at), spread, mass_weight),
-                                  hn::Set(d, share));
+        const auto risk =
+            hn::Mul(NodeError(hn::LoadU(d, risks + at), spread, mass_weight), hn::Set(d, share));
         hn::StoreU(w, d, weights + at);
         hn::StoreU(hn::Mul(hn::Mul(w, w), risk), d, risks + at);
       }
@@ -266,12 +268,12 @@ HWY_INLINE void Decide(const NodesView& nodes, const QueryLanes& lanes, const Th
 /// threshold. Columns: Dv value columns and one of ones, kTreeRows lanes each.
 struct Subtrees {
   const NodesView& nodes;
-  const float* weights;         ///< (key_count, kTreeRows): exact
-  const float* masses;          ///< (nodes, kTreeRows): of the summaries
-  const Decisions* decisions;   ///< of the group's blocks
+  const float* weights;        ///< (key_count, kTreeRows): exact
+  const float* masses;         ///< (nodes, kTreeRows): of the summaries
+  const Decisions* decisions;  ///< of the group's blocks
   std::int64_t blocks;
   const std::int64_t* block_lanes;  ///< (blocks + 1): lanes of each block
-  float* sums;                  ///< (levels, columns, kTreeRows)
+  float* sums;                      ///< (levels, columns, kTreeRows)
   float* bins;  ///< (kThresholds, columns, kTreeRows): changes from one threshold to the next
   const float* ones;
   int tried;
@@ -386,8 +388,8 @@ HWY_INLINE void MeasureErrors(const NodesView& nodes, const QueryLanes& lanes, s
   float* ones = scratch.ones.Need(kTreeRows);
   std::fill_n(bins, tried * size, 0.0F);
   std::fill_n(ones, kTreeRows, 1.0F);
-  const Subtrees subtrees{nodes,  exact,       masses,         scratch.decisions.data(),
-                          blocks, block_lanes, sums + size,    bins,
+  const Subtrees subtrees{nodes,  exact,       masses,      scratch.decisions.data(),
+                          blocks, block_lanes, sums + size, bins,
                           ones,   tried};
   float* total = sums;
   std::fill_n(total, size, 0.0F);
@@ -421,7 +423,8 @@ HWY_INLINE void MeasureErrors(const NodesView& nodes, const QueryLanes& lanes, s
       double squares = 0.0;
       for (std::int64_t c = 0; c < nodes.value_depth; ++c) {
         const double sum = total[c * kTreeRows + i];
-        const double error = (sum - static_cast<double>(bin[c * kTreeRows + i])) / left - sum / whole;
+        const double error =
+            (sum - static_cast<double>(bin[c * kTreeRows + i])) / left - sum / whole;
         squares += error * error;
       }
       measured.out_error[static_cast<std::size_t>(t)] += squares;
@@ -434,7 +437,8 @@ void MeasureGroup(const NodesView& nodes, const GroupTask& group, Measured& meas
   CalibrateScratch& scratch = ThreadCalibrateScratch();
   const CalibrationTask& task = group.task;
   scratch.ids.resize(nodes.nodes.size());
-  for (std::size_t i = 0; i < scratch.ids.size(); ++i) scratch.ids[i] = static_cast<std::int32_t>(i);
+  for (std::size_t i = 0; i < scratch.ids.size(); ++i)
+    scratch.ids[i] = static_cast<std::int32_t>(i);
   std::vector<std::int32_t> sampled;
   std::array<std::int64_t, static_cast<std::size_t>(kGroupBlocks) + 1> block_lanes{};
   std::int64_t blocks = 0;
@@ -444,8 +448,8 @@ void MeasureGroup(const NodesView& nodes, const GroupTask& group, Measured& meas
     const std::int64_t count = task.bounds[block + 1] - begin;
     const QueryLanes lanes =
         LoadLanes(task.queries, begin, begin + count, nodes.depth, task.scale, task.basis);
-    Decide(nodes, lanes, group.thresholds, group.mass_weight, scratch, scratch.decisions[static_cast<std::size_t>(blocks)],
-           measured);
+    Decide(nodes, lanes, group.thresholds, group.mass_weight, scratch,
+           scratch.decisions[static_cast<std::size_t>(blocks)], measured);
     // kRowsABlock different rows: one from each equal part of the block.
     const std::int64_t wanted = std::min(count, kRowsABlock);
     for (std::int64_t r = 0; r < wanted; ++r) {
@@ -460,8 +464,8 @@ void MeasureGroup(const NodesView& nodes, const GroupTask& group, Measured& meas
   }
   Rows rows = task.queries;
   rows.order = sampled.data();
-  const QueryLanes lanes = LoadLanes(rows, 0, static_cast<std::int64_t>(sampled.size()), nodes.depth,
-                                     task.scale, task.basis);
+  const QueryLanes lanes = LoadLanes(rows, 0, static_cast<std::int64_t>(sampled.size()),
+                                     nodes.depth, task.scale, task.basis);
   MeasureErrors(nodes, lanes, blocks, block_lanes.data(), static_cast<int>(group.thresholds.size()),
                 group.levels, scratch, measured);
 }
@@ -548,7 +552,8 @@ Measured Measure(const kernels::NodesView& nodes, const CalibrationTask& task,
   ParallelFor(wanted, task.threads, [&](std::int64_t g) {
     using namespace kernels;
     HWY_DYNAMIC_DISPATCH(MeasureGroup)
-    (nodes, {task, sampled, g, groups, thresholds, mass_weight, levels}, parts[static_cast<std::size_t>(g)]);
+    (nodes, {task, sampled, g, groups, thresholds, mass_weight, levels},
+     parts[static_cast<std::size_t>(g)]);
   });
   Measured sum;
   for (const Measured& part : parts) {
@@ -582,8 +587,12 @@ Calibration Between(const Calibration& a, const Calibration& b, double part) {
   const auto blend = [part](double x, double y) {
     return x > 0.0 && y > 0.0 ? x * std::pow(y / x, part) : x + (y - x) * part;
   };
-  return {static_cast<float>(blend(a.threshold, b.threshold)), a.mass_weight, blend(a.error, b.error),
-          blend(a.lse_error, b.lse_error), blend(a.density, b.density), blend(a.work, b.work)};
+  return {static_cast<float>(blend(a.threshold, b.threshold)),
+          a.mass_weight,
+          blend(a.error, b.error),
+          blend(a.lse_error, b.lse_error),
+          blend(a.density, b.density),
+          blend(a.work, b.work)};
 }
 
 /// What was found on a grid, and which of its thresholds (descending) is the largest that meets the
@@ -598,12 +607,14 @@ struct Found {
     const auto blocks = static_cast<double>(sum.blocks);
     const double size = std::max(sum.out / rows, 1e-4 * variance);
     for (std::size_t t = 0; t < thresholds.size(); ++t) {
-      grid.push_back({thresholds[t], 0.0F,
-                      size > 0.0 ? Bound(sum.out_error[t], sum.out_error_2[t], rows, kOutErrors) / std::sqrt(size) : 0.0,
-                      Bound(sum.lse_error[t], sum.lse_error_2[t], rows, kLseErrors),
-                      (sum.exact[t] + sum.closed[t]) / blocks / static_cast<double>(nodes.key_count),
-                      Work(nodes, sum.exact[t] / blocks, sum.visited[t] / blocks,
-                           sum.closed[t] / blocks)});
+      grid.push_back(
+          {thresholds[t], 0.0F,
+           size > 0.0
+               ? Bound(sum.out_error[t], sum.out_error_2[t], rows, kOutErrors) / std::sqrt(size)
+               : 0.0,
+           Bound(sum.lse_error[t], sum.lse_error_2[t], rows, kLseErrors),
+           (sum.exact[t] + sum.closed[t]) / blocks / static_cast<double>(nodes.key_count),
+           Work(nodes, sum.exact[t] / blocks, sum.visited[t] / blocks, sum.closed[t] / blocks)});
     }
     chosen = grid.size();
     while (chosen > 0 && Excess(grid[chosen - 1], task.tolerance) <= 1.0) --chosen;

@@ -1,5 +1,5 @@
-// Finds a head's threshold: exact attention of sampled rows gives the true error of any threshold on
-// them.
+// Finds a head's threshold: exact attention of sampled rows gives the true error of any threshold
+// on them.
 #pragma once
 
 #include <cstdint>
@@ -26,16 +26,16 @@ struct CalibrationTask {
 struct Calibration {
   float threshold = 0.0F;    ///< for OpenBlock
   float mass_weight = 0.0F;  ///< for OpenBlock
-  double error = 0.0;      ///< relative error of out
-  double lse_error = 0.0;  ///< RMS, nats
-  double density = 1.0;    ///< exact and summary pairs over all pairs
-  double work = 1.0;       ///< time over that of dense attention, planning of blocks included
+  double error = 0.0;        ///< relative error of out
+  double lse_error = 0.0;    ///< RMS, nats
+  double density = 1.0;      ///< exact and summary pairs over all pairs
+  double work = 1.0;         ///< time over that of dense attention, planning of blocks included
 };
 
 /// The largest threshold whose errors, of out (relative) and of lse (RMS, nats), are within the
 /// tolerance on 4 queries of each of 32 blocks; no value where none is. Errors between the
-/// thresholds of a fixed geometric grid are interpolated. Rows follow from (seed, number of blocks).
-/// Cost: 128 exact rows, and all nodes scored for the 32 blocks.
+/// thresholds of a fixed geometric grid are interpolated. Rows follow from (seed, number of
+/// blocks). Cost: 128 exact rows, and all nodes scored for the 32 blocks.
 std::optional<Calibration> Calibrate(const kernels::NodesView& nodes, const CalibrationTask& task);
 
 /// shares (count) += the softmax weights of every key, summed over the lanes' queries.

@@ -215,12 +215,13 @@ std::int64_t RoundsAtOnce(const Problem& problem, std::int64_t cluster_size) {
   constexpr std::int64_t kFewest = 6;  // directions that one pass over the rows is good for
   const std::int64_t rows =
       problem.query_heads * problem.queries + problem.key_heads * problem.keys;
-  const std::int64_t clusters =
-      std::clamp<std::int64_t>(problem.keys / cluster_size, 1, std::max<std::int64_t>(1, problem.queries));
-  const auto structure = static_cast<std::int64_t>(
-      sizeof(HeadPlan) + static_cast<std::size_t>(clusters) * (sizeof(QueryBlock) + sizeof(KeyRange)));
-  const std::int64_t plans = problem.batch * problem.query_heads *
-                             (structure + 4 * (problem.queries + problem.keys));
+  const std::int64_t clusters = std::clamp<std::int64_t>(
+      problem.keys / cluster_size, 1, std::max<std::int64_t>(1, problem.queries));
+  const auto structure =
+      static_cast<std::int64_t>(sizeof(HeadPlan) + static_cast<std::size_t>(clusters) *
+                                                       (sizeof(QueryBlock) + sizeof(KeyRange)));
+  const std::int64_t plans =
+      problem.batch * problem.query_heads * (structure + 4 * (problem.queries + problem.keys));
   return std::max(kFewest, kBytes / std::max<std::int64_t>(1, plans + 4 * (rows + problem.depth)));
 }
 

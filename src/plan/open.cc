@@ -106,8 +106,7 @@ void OpenBlockImpl(const NodesView& nodes, const QueryLanes& lanes, float thresh
         const auto w = Exp2(d, hn::Sub(hn::LoadU(d, logits + j * kTreeRows + c), m));
         total = hn::Add(total, w);
         const auto risk = hn::LoadU(d, risks + j * kTreeRows + c);
-        const float spread =
-            nodes.value_spreads[candidates[static_cast<std::size_t>(j)]];
+        const float spread = nodes.value_spreads[candidates[static_cast<std::size_t>(j)]];
         hn::StoreU(hn::Mul(hn::Mul(w, w), NodeError(risk, spread, mass_weight)), d,
                    risks + j * kTreeRows + c);
       }

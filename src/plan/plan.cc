@@ -9,8 +9,9 @@ double Plan::density(std::int64_t batch_index, std::int64_t head_index) const {
   if (heads.empty()) return 1.0;  // dense: every allowed pair, once
   const auto count = [&](const std::vector<std::vector<std::int32_t>>& valid, std::int64_t all) {
     return static_cast<double>(
-        valid.empty() ? all
-                      : static_cast<std::int64_t>(valid[static_cast<std::size_t>(batch_index)].size()));
+        valid.empty()
+            ? all
+            : static_cast<std::int64_t>(valid[static_cast<std::size_t>(batch_index)].size()));
   };
   const double allowed = count(valid_queries, queries) * count(valid_keys, keys);
   double evaluated = 0.0;

@@ -26,11 +26,10 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
   value_spreads_ = floats(count, 1);
   const Floats coordinates = floats(rows, kernels::kCoordinates);
   const Floats mean_coordinates = floats(count, kernels::kCoordinates);
-  view_ = {problem.depth,      problem.value_depth, rows,
-           tree.sinks,         tree.nodes,          tree.roots,
-           keys_.get(),        values_.get(),       mean_keys_.get(),
-           mean_values_.get(), axes_.get(),         variances_.get(),
-           log_counts_.get(),  value_spreads_.get()};
+  view_ = {problem.depth,     problem.value_depth, rows,        tree.sinks,
+           tree.nodes,        tree.roots,          keys_.get(), values_.get(),
+           mean_keys_.get(),  mean_values_.get(),  axes_.get(), variances_.get(),
+           log_counts_.get(), value_spreads_.get()};
 
   const auto key_rows = kernels::RowsOf(problem.key, batch, key_head, tree.key_order);
   const auto value_rows = kernels::RowsOf(problem.value, batch, key_head, tree.key_order);
@@ -55,9 +54,8 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
     end = next;
   }
   level_begins.push_back(count);
-  const kernels::NodeStatistics to{mean_keys_.get(),        mean_values_.get(),
-                                   mean_coordinates.get(),  axes_.get(),
-                                   variances_.get(),        log_counts_.get(),
+  const kernels::NodeStatistics to{mean_keys_.get(),    mean_values_.get(), mean_coordinates.get(),
+                                   axes_.get(),         variances_.get(),   log_counts_.get(),
                                    value_spreads_.get()};
   for (std::size_t level = level_begins.size() - 1; level > 0; --level) {
     const std::int64_t first = level_begins[level - 1];

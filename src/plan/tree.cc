@@ -20,10 +20,10 @@ using kernels::kTreeRows;
 
 constexpr std::int64_t kLeafKeys = 8;
 constexpr std::int64_t kSinks = 16;
-constexpr std::int64_t kSinkGroups = 2;       // of kTreeRows queries a head, which choose the sinks
-constexpr std::int64_t kMomentRows = 1024;    // sampled for the basis
+constexpr std::int64_t kSinkGroups = 2;     // of kTreeRows queries a head, which choose the sinks
+constexpr std::int64_t kMomentRows = 1024;  // sampled for the basis
 constexpr std::int64_t kTaskRows = 256;
-constexpr std::int64_t kFewestKeys = 64;      // with fewer there is nothing to summarise
+constexpr std::int64_t kFewestKeys = 64;  // with fewer there is nothing to summarise
 /// Dense is taken where calibration expects no more of `tree`.
 constexpr double kWorthwhile = 0.9;
 
@@ -190,9 +190,9 @@ void TreePlanner::ChooseSinks(std::vector<std::int32_t>& keys) {
     std::vector<float>& shares = parts[static_cast<std::size_t>(i)];
     shares.assign(static_cast<std::size_t>(n), 0.0F);
     if (some.empty()) return;
-    const auto lanes = kernels::LoadLanes(
-        kernels::RowsOf(problem_.query, batch_, first_head_ + head, some), 0, std::ssize(some),
-        problem_.depth, problem_.scale, basis_.query.data());
+    const auto lanes =
+        kernels::LoadLanes(kernels::RowsOf(problem_.query, batch_, first_head_ + head, some), 0,
+                           std::ssize(some), problem_.depth, problem_.scale, basis_.query.data());
     AddShares(rows, n, problem_.depth, lanes, shares.data());
   });
   std::vector<float> shares(static_cast<std::size_t>(n));
@@ -242,8 +242,8 @@ TreePlanner::Head TreePlanner::PlanHead(std::int64_t query_head) const {
 
   const auto n = std::ssize(queries_);
   const std::int64_t blocks = (n + kTreeRows - 1) / kTreeRows;
-  std::vector<std::int32_t> order = TreeOrder(problem_.query, batch_, query_head, queries_,
-                                              basis_.query_tree, blocks, threads_);
+  std::vector<std::int32_t> order =
+      TreeOrder(problem_.query, batch_, query_head, queries_, basis_.query_tree, blocks, threads_);
 
   CalibrationTask task;
   task.queries = kernels::RowsOf(problem_.query, batch_, query_head, order);
@@ -274,7 +274,8 @@ void PlanTree(const Problem& problem, Plan& plan) {
   plan.key_trees.assign(static_cast<std::size_t>(problem.batch * problem.key_heads), {});
   plan.heads.assign(static_cast<std::size_t>(problem.batch * problem.query_heads), {});
   const std::int64_t groups = problem.batch * problem.key_heads;
-  const std::int64_t group_heads = problem.key_heads > 0 ? problem.query_heads / problem.key_heads : 0;
+  const std::int64_t group_heads =
+      problem.key_heads > 0 ? problem.query_heads / problem.key_heads : 0;
   const bool over_groups = groups >= std::int64_t{2} * threads;
   ParallelFor(groups, over_groups ? threads : 1, [&](std::int64_t i) {
     const std::int64_t b = i / problem.key_heads;
