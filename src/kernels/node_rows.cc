@@ -125,6 +125,18 @@ HWY_INLINE float Dot(const float* a, const float* b) {
   return hn::GetLane(hn::SumOfLanes(d, sum));
 }
 
+HWY_INLINE float Distance(const float* a, const float* b) {
+  const SplitTag d;
+  auto sum = hn::Zero(d);
+  SMYRF_UNROLL
+  for (int c = 0; c < kSplitVectors; ++c) {
+    const std::size_t at = static_cast<std::size_t>(c) * hn::Lanes(d);
+    const auto x = hn::Sub(hn::LoadU(d, a + at), hn::LoadU(d, b + at));
+    sum = hn::MulAdd(x, x, sum);
+  }
+  return hn::GetLane(hn::SumOfLanes(d, sum));
+}
+
 /// y += a x over the leading coordinates.
 HWY_INLINE void Add(float a, const float* x, float* y) {
   const SplitTag d;
@@ -152,8 +164,8 @@ void PrincipalKeysImpl(const float* coordinates, std::span<const std::int32_t> o
   float farthest = -1.0F;
   std::int64_t start = 0;
   for (std::int64_t i = 0; i < count; i += step) {
-    const float distance = Dot(row(i), row(i)) - 2.0F * Dot(row(i), mean);
-    if (distance > farthest || i == 0) {
+    const float distance = Distance(row(i), mean);
+    if (distance > farthest) {
       farthest = distance;
       start = i;
     }

@@ -27,7 +27,8 @@ inline constexpr int kVectors = 4;  // of 32 registers: 24 + 4 + 1
 #else
 inline constexpr int kVectors = 2;  // of 16 registers: 12 + 2 + 1
 #endif
-constexpr int PanelRows(int vectors) { return 2 * vectors <= kVectors ? 12 : 6; }
+// More rows than 8 have no registers left for their addresses.
+constexpr int PanelRows(int vectors) { return 2 * vectors <= kVectors ? 8 : 6; }
 #define SMYRF_UNROLL _Pragma("GCC unroll 16")
 
 /// s[r][lanes] = sum over c of rows[r][c] * q[c][lanes]: kRows keys by kCols vectors of queries.
@@ -112,11 +113,13 @@ HWY_INLINE void ForPanels(std::int64_t rows, std::int64_t col, const Micro& micr
   for (; r + PanelRows(kCols) <= rows; r += PanelRows(kCols)) {
     micro.template Run<PanelRows(kCols), kCols>(r, col);
   }
-  if (PanelRows(kCols) > 6 && r + 6 <= rows) {
-    micro.template Run<6, kCols>(r, col);
-    r += 6;
-  }
   switch (rows - r) {
+    case 7:
+      if constexpr (PanelRows(kCols) > 7) return micro.template Run<7, kCols>(r, col);
+      return;
+    case 6:
+      if constexpr (PanelRows(kCols) > 6) return micro.template Run<6, kCols>(r, col);
+      return;
     case 5:
       return micro.template Run<5, kCols>(r, col);
     case 4:

@@ -33,12 +33,13 @@ constexpr std::int64_t kGroupBlocks = kTreeRows / kRowsABlock;  // their rows fi
 /// summaries leave add up to sqrt(n) times one, so the useful thresholds lie within sqrt(number of
 /// nodes) and the ratio of the output's size to the values'.) Then a fine grid around what it finds
 /// on all groups, moved until the answer lies inside.
-constexpr int kCoarse = 16;
-constexpr double kCoarseRatio = 1.9;
+constexpr int kCoarse = 12;
+constexpr double kCoarseRatio = 2.2;
+constexpr std::int64_t kCoarseGroups = 1;
 constexpr double kLargest = 2.0;
-constexpr int kFine = 8;
-constexpr double kFineRatio = 1.35;
-constexpr int kFineAbove = 3;  // of the fine grid, above what the coarse one found
+constexpr int kFine = 10;
+constexpr double kFineRatio = 1.5;
+constexpr int kFineAbove = 6;  // of the fine grid, above what the coarse one found
 constexpr int kMoves = 4;
 constexpr int kThresholds = std::max(kCoarse, kFine);
 
@@ -417,14 +418,15 @@ HWY_INLINE void MeasureErrors(const NodesView& nodes, const QueryLanes& lanes, s
     for (std::int64_t i = 0; i < lanes.rows; ++i) {
       const double whole = total_mass[i];
       const double left = whole - static_cast<double>(lost_mass[i]);
+      const double of_sum = 1.0 / left - 1.0 / whole;
+      const double of_lost = 1.0 / left;
       const double lse_error = std::log(std::max(left / whole, 1e-30));
       measured.lse_error[static_cast<std::size_t>(t)] += lse_error * lse_error;
       measured.lse_error_2[static_cast<std::size_t>(t)] += std::pow(lse_error, 4);
       double squares = 0.0;
       for (std::int64_t c = 0; c < nodes.value_depth; ++c) {
-        const double sum = total[c * kTreeRows + i];
-        const double error =
-            (sum - static_cast<double>(bin[c * kTreeRows + i])) / left - sum / whole;
+        const double error = of_sum * static_cast<double>(total[c * kTreeRows + i]) -
+                             of_lost * static_cast<double>(bin[c * kTreeRows + i]);
         squares += error * error;
       }
       measured.out_error[static_cast<std::size_t>(t)] += squares;
@@ -541,12 +543,12 @@ struct ValueSize {
   }
 };
 
-/// Sums over groups: all of them, or the first one alone.
+/// Sums over groups: all of them, or the first few alone.
 Measured Measure(const kernels::NodesView& nodes, const CalibrationTask& task,
                  std::span<const std::int64_t> sampled, const Thresholds& thresholds,
                  float mass_weight, bool first_only) {
   const std::int64_t groups = (std::ssize(sampled) + kGroupBlocks - 1) / kGroupBlocks;
-  const std::int64_t wanted = first_only ? 1 : groups;
+  const std::int64_t wanted = first_only ? std::min(kCoarseGroups, groups) : groups;
   std::vector<Measured> parts(static_cast<std::size_t>(wanted));
   const std::int64_t levels = Levels(nodes);
   ParallelFor(wanted, task.threads, [&](std::int64_t g) {
@@ -630,7 +632,7 @@ struct Found {
   static double Bound(double sum, double squares, double rows, double errors) {
     const double mean = sum / rows;
     const double variance = std::max(0.0, squares / rows - mean * mean);
-    return std::sqrt(mean + errors * std::sqrt(variance / rows));
+    return std::sqrt(mean + errors * std::sqrt(variance / (kBlocks * kRowsABlock)));
   }
   static double Excess(const Calibration& at, double tolerance) {
     return kSafety * std::max(at.error, at.lse_error) / tolerance;
@@ -662,7 +664,8 @@ std::optional<Calibration> Calibrate(const kernels::NodesView& nodes, const Cali
   };
   const Thresholds coarse =
       Grid(kLargest * task.tolerance * std::sqrt(size.square), kCoarseRatio, kCoarse);
-  const std::size_t start = measure(coarse, true).chosen;
+  // One group that meets the tolerance at the largest thresholds has missed the rare large errors.
+  const std::size_t start = std::max<std::size_t>(measure(coarse, true).chosen, kCoarse / 3);
   // An error of the mass by a part of itself counts as much as one of out by that part of its size.
   mass_weight = static_cast<float>(out_square);
   double largest = static_cast<double>(coarse[std::min(start, coarse.size() - 1)]) *
