@@ -30,6 +30,8 @@ DEFAULTS: dict[str, Any] = {
     "method": "dense",
     "n_hashes": None,
     "cluster_size": None,
+        "tolerance": None,
+        "max_density": None,
     "seed": 0,
     "window": None,
     "layout": "BHND",

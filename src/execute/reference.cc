@@ -1,10 +1,13 @@
 #include "execute/reference.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <numeric>
+#include <utility>
 #include <vector>
 
 #include "kernels/half.h"
@@ -35,7 +38,8 @@ struct Row {
 
 /// Summaries of one (batch, key head), by the definitions.
 struct NodeMeans {
-  std::vector<double> keys, values, variances;  ///< (nodes, D), (nodes, Dv), (nodes, coordinates)
+  std::vector<double> keys, values;                  ///< (nodes, D), (nodes, Dv)
+  std::vector<double> coordinates, axes, variances;  ///< (nodes, coordinates)
 };
 
 class Reference {
@@ -161,20 +165,96 @@ class Reference {
            means.keys);
       mean([&](auto j, auto c) { return Element(problem_.value, b, g, j, c); },
            problem_.value_depth, means.values);
+    }
+    // Children lie behind their parents, whose components are made of theirs.
+    const auto size = static_cast<std::size_t>(kCoordinates) * tree.nodes.size();
+    means.coordinates.resize(size);
+    means.axes.resize(size);
+    means.variances.resize(size);
+    for (std::size_t id = tree.nodes.size(); id-- > 0;) AddComponents(b, g, tree, id, means);
+    return means;
+  }
+
+  /// A node's leading component and what it leaves of the variances of its coordinates: two power
+  /// iterations from the longest of the rows whose Gram matrix is the covariance (a leaf's keys, or
+  /// its children's means and components), by counts.
+  void AddComponents(std::int64_t b, std::int64_t g, const KeyTree& tree, std::size_t id,
+                     NodeMeans& means) const {
+    using Coordinates = std::array<double, static_cast<std::size_t>(kCoordinates)>;
+    const auto at = [](const std::vector<double>& of, std::size_t n) {
+      Coordinates row{};
+      std::copy_n(of.begin() + static_cast<std::ptrdiff_t>(n) * kCoordinates, kCoordinates,
+                  row.begin());
+      return row;
+    };
+    const auto dot = [](const Coordinates& x, const Coordinates& y) {
+      return std::inner_product(x.begin(), x.end(), y.begin(), 0.0);
+    };
+    const Node& node = tree.nodes[id];
+    const double n = node.end - node.begin;
+    Coordinates mean{};
+    std::vector<std::pair<Coordinates, double>> members;  // and their weights
+    std::vector<Coordinates> rows;
+    for (std::int32_t j = node.begin; node.child_count == 0 && j < node.end; ++j) {
+      Coordinates x{};
       for (std::int64_t c = 0; c < kCoordinates; ++c) {
-        std::vector<double> x;
-        for (std::int32_t j = node.begin; j < node.end; ++j) {
-          x.push_back(Coordinate(problem_.key, b, g, tree.key_order[static_cast<std::size_t>(j)],
-                                 tree.key_basis, c));
-        }
-        double centre = 0.0;
-        for (const double v : x) centre += v / n;
-        double variance = 0.0;
-        for (const double v : x) variance += (v - centre) * (v - centre) / n;
-        means.variances.push_back(variance);
+        x[static_cast<std::size_t>(c)] = Coordinate(
+            problem_.key, b, g, tree.key_order[static_cast<std::size_t>(j)], tree.key_basis, c);
+      }
+      members.emplace_back(x, 1.0 / n);
+    }
+    Coordinates variances{};
+    for (std::int32_t k = 0; k < node.child_count; ++k) {
+      const auto child = static_cast<std::size_t>(node.first_child + k);
+      const double weight = (tree.nodes[child].end - tree.nodes[child].begin) / n;
+      members.emplace_back(at(means.coordinates, child), weight);
+      Coordinates axis = at(means.axes, child);
+      const Coordinates left = at(means.variances, child);
+      for (std::size_t c = 0; c < axis.size(); ++c) {
+        variances[c] += weight * (left[c] + axis[c] * axis[c]);
+        axis[c] *= std::sqrt(weight);
+      }
+      rows.push_back(axis);
+    }
+    for (const auto& [x, weight] : members) {
+      for (std::size_t c = 0; c < mean.size(); ++c) mean[c] += weight * x[c];
+    }
+    for (std::size_t m = 0; m < members.size(); ++m) {
+      auto [x, weight] = members[m];
+      for (std::size_t c = 0; c < mean.size(); ++c) {
+        x[c] = std::sqrt(weight) * (x[c] - mean[c]);
+        variances[c] += x[c] * x[c];
+      }
+      // A child's mean before its component, so that ties choose alike.
+      rows.insert(
+          node.child_count == 0 ? rows.end() : rows.begin() + static_cast<std::ptrdiff_t>(2 * m),
+          x);
+    }
+    Coordinates axis = *std::max_element(
+        rows.begin(), rows.end(),
+        [&](const Coordinates& x, const Coordinates& y) { return dot(x, x) < dot(y, y); });
+    double factor = 0.0;
+    for (int iteration = 0; iteration < 3 && dot(axis, axis) > 0.0; ++iteration) {
+      const double norm = std::sqrt(dot(axis, axis));
+      Coordinates next{};
+      double squares = 0.0;
+      for (const Coordinates& row : rows) {
+        const double along = dot(axis, row) / norm;
+        squares += along * along;
+        for (std::size_t c = 0; c < next.size(); ++c) next[c] += along * row[c];
+      }
+      if (iteration == 2) {
+        factor = std::sqrt(squares) / norm;
+      } else {
+        axis = next;
       }
     }
-    return means;
+    for (std::size_t c = 0; c < axis.size(); ++c) {
+      const std::size_t to = id * axis.size() + c;
+      means.coordinates[to] = mean[c];
+      means.axes[to] = factor * axis[c];
+      means.variances[to] = std::max(0.0, variances[c] - means.axes[to] * means.axes[to]);
+    }
   }
 
   /// ln n + scale q.mean(k) + c, with c = u / 2, or sqrt(2 u ln n) - ln n where u > 2 ln n.
@@ -189,10 +269,14 @@ class Reference {
              means.keys[static_cast<std::size_t>(id * problem_.depth + c)];
     }
     double u = 0.0;
+    double along = 0.0;
     for (std::int64_t c = 0; c < kCoordinates; ++c) {
+      const auto at = static_cast<std::size_t>(id * kCoordinates + c);
       const double y = problem_.scale * Coordinate(problem_.query, b, h, i, tree.query_basis, c);
-      u += y * y * means.variances[static_cast<std::size_t>(id * kCoordinates + c)];
+      u += y * y * means.variances[at];
+      along += y * means.axes[at];
     }
+    u += along * along;
     const double log_count = std::log(node.end - node.begin);
     const double added = u > 2.0 * log_count ? std::sqrt(2.0 * u * log_count) : log_count + u / 2.0;
     row.keys.push_back(-1 - std::int64_t{id});

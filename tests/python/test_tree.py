@@ -1,0 +1,140 @@
+"""`tree`: the dial on real heads, both ends of it, and what calls refuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import Array
+from test_real_heads import HEADS, head
+
+import smyrf
+from smyrf.collector import relative_error
+
+TOLERANCES = (0.05, 0.1, 0.2)
+
+
+def errors(arrays: tuple[Array, Array, Array], **dials: Any) -> tuple[float, float, float]:
+    """Relative error of out, RMS error of lse in nats, density."""
+    expected, expected_lse = smyrf.attention(*arrays, method="dense", return_lse=True)
+    out, lse, statistics = smyrf.attention(
+        *arrays, method="tree", return_lse=True, return_stats=True, **dials
+    )
+    error = relative_error(out, expected, arrays[2])[0, 0]
+    return (
+        float(error),
+        float(np.sqrt(np.mean((lse - expected_lse) ** 2))),
+        float(statistics.density[0, 0]),
+    )
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_dial(name: str) -> None:
+    """Approximate: the tolerance is met, or nearly; a dial that costs too much would show too."""
+    for tolerance in TOLERANCES:
+        found = [errors(head(name), tolerance=tolerance, seed=seed) for seed in range(3)]
+        assert max(error for error, _, _ in found) < 1.5 * tolerance
+        assert np.median([error for error, _, _ in found]) <= 1.1 * tolerance
+        assert np.median([lse for _, lse, _ in found]) <= tolerance
+        dense = [density == 1 for _, _, density in found]
+        assert all(dense) or np.median([error for error, _, _ in found]) > 0.2 * tolerance
+
+
+def test_it_skips_most_pairs_where_heads_are_easy() -> None:
+    """Approximate: densities at tolerance .1, a quarter above what was measured."""
+    for name, most in (("smollm2-7-2", 0.2), ("minilm-4-0", 0.35), ("whisper-0-5", 0.3)):
+        assert errors(head(name), tolerance=0.1)[2] < most
+
+
+@pytest.mark.parametrize("name", ["minilm-5-6", "smollm2-18-8"])
+def test_it_is_far_closer_than_lsh_at_a_quarter_of_the_pairs(name: str) -> None:
+    """Relative: the heads that the paper's method finds hardest."""
+    arrays = head(name)
+    expected = smyrf.attention(*arrays, method="dense")
+    dials = {"n_hashes": round(0.25 * arrays[1].shape[2] / 32), "cluster_size": 32}
+    lsh = smyrf.attention(*arrays, method="lsh", **dials)
+    theirs = float(relative_error(lsh, expected, arrays[2])[0, 0])
+    ours, _, density = errors(arrays, tolerance=0.3, max_density=0.25)
+    assert density < 0.3
+    assert ours < 0.5 * theirs
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.1])
+def test_the_order_of_keys_does_not_matter(tolerance: float) -> None:
+    query, key, value = head("smollm2-7-2")
+    order = np.random.default_rng(0).permutation(key.shape[2])
+    shuffled = (query, key[:, :, order].copy(), value[:, :, order].copy())
+    error, lse, _ = errors(shuffled, tolerance=tolerance)
+    assert error <= max(1e-6, 1.1 * tolerance)
+    assert lse <= max(1e-5, tolerance)
+
+
+def test_statistics_say_what_was_done() -> None:
+    arrays = head("smollm2-7-2")
+    statistics = smyrf.attention(*arrays, method="tree", tolerance=0.2, return_stats=True)[1]
+    assert statistics.method == "tree"
+    for name in ("density", "expected_error", "expected_lse_error", "head_planning_seconds"):
+        value = getattr(statistics, name)
+        assert value.shape == (1, 1)
+        assert 0 < value[0, 0] < 1
+    assert not statistics.dense_heads.any()
+    hard = smyrf.attention(*head("minilm-5-6"), method="tree", tolerance=0.001, return_stats=True)
+    assert hard[1].dense_heads.all()
+    assert hard[1].density[0, 0] == 1
+    assert "1 of 1 heads done as dense" in hard[1].reason
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_tensors_plans_and_layouts(dtype: torch.dtype) -> None:
+    query, key, value = (torch.from_numpy(x).to(dtype) for x in head("smollm2-7-2"))
+    dials: dict[str, Any] = {"method": "tree", "tolerance": 0.2}
+    out = smyrf.attention(query, key, value, **dials)
+    heads_last = [x.transpose(1, 2).contiguous() for x in (query, key, value)]
+    other = smyrf.attention(*heads_last, layout="BNHD", **dials)
+    assert torch.equal(other.transpose(1, 2), out)
+    plan = smyrf.plan(query, key, value=value, **dials)
+    assert plan.method == "tree"
+    planned = smyrf.attention(query, key, value, plan=plan)
+    tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(planned, out, rtol=tolerance, atol=tolerance)
+    key_order, sinks, nodes = plan.tree(0, 0)
+    assert sorted(key_order) == list(range(key.shape[2]))
+    assert len(plan.nodes(0, 0)) == len(plan.head(0, 0, 0)[2])
+    assert nodes[0][0] == sinks
+
+
+@pytest.mark.parametrize(
+    ("dials", "error", "says"),
+    [
+        ({"tolerance": -0.1}, ValueError, "tolerance: got -0.1"),
+        ({"tolerance": 1.0}, ValueError, "tolerance: got 1"),
+        ({"tolerance": float("nan")}, ValueError, "tolerance: got nan"),
+        ({"tolerance": "x"}, TypeError, "tolerance: got 'x'"),
+        ({"max_density": 0.0}, ValueError, "max_density: got 0"),
+        ({"max_density": 2.0}, ValueError, "max_density: got 2"),
+        ({"n_hashes": 4}, ValueError, "n_hashes: is a dial of method lsh"),
+        ({"is_causal": True}, NotImplementedError, "is_causal: method tree"),
+        ({"window": (3, 3)}, NotImplementedError, "window: method tree"),
+        ({"attn_mask": np.ones((4, 9), bool)}, NotImplementedError, "attn_mask: method tree"),
+        ({"method": "dense", "tolerance": 0.1}, ValueError, "tolerance: is a dial of method tree"),
+        ({"method": "lsh", "max_density": 0.1}, ValueError, "max_density: is a dial of method"),
+    ],
+    ids=str,
+)
+def test_what_it_refuses(dials: dict[str, Any], error: type[Exception], says: str) -> None:
+    arrays = [np.ones((1, 1, n, 8), np.float32) for n in (4, 9, 9)]
+    with pytest.raises(error, match=says.replace("(", r"\(")):
+        smyrf.attention(*arrays, **{"method": "tree", **dials})
+
+
+def test_plans_are_made_from_values_and_for_a_scale() -> None:
+    query, key, value = head("minilm-4-0")
+    with pytest.raises(ValueError, match="value: method tree plans"):
+        smyrf.plan(query, key, method="tree")
+    plan = smyrf.plan(query, key, value=value, method="tree", tolerance=0.2)
+    with pytest.raises(ValueError, match="plan: was made for scale"):
+        smyrf.attention(query, key, value, plan=plan, scale=0.5)
+    with pytest.raises(ValueError, match="tolerance: differs from the plan's"):
+        smyrf.attention(query, key, value, plan=plan, tolerance=0.1)
