@@ -398,7 +398,7 @@ NB_MODULE(_core, m) {
 `smyrf.attention(..., plan=plan)`. Holds indices, no rows of key or value.)")
       .def_prop_ro(
           "method", [](const smyrf::Plan& p) { return smyrf::Name(p.method); },
-          "'dense' or 'lsh', never 'auto'.")
+          "'dense', 'lsh' or 'tree', never 'auto'.")
       .def_ro("reason", &smyrf::Plan::reason, "Why this method.")
       .def_ro("batch", &smyrf::Plan::batch)
       .def_ro("query_heads", &smyrf::Plan::query_heads)
@@ -430,7 +430,7 @@ and for every node (begin, end, first_child, child_count) into that order.)");
   nb::class_<smyrf::Statistics>(m, "Statistics", "What a call did, by (batch, query head).")
       .def_prop_ro(
           "method", [](const smyrf::Statistics& s) { return smyrf::Name(s.method); },
-          "The method taken: 'dense' or 'lsh'.")
+          "The method taken: 'dense', 'lsh' or 'tree'.")
       .def_ro("reason", &smyrf::Statistics::reason, "Why it was taken.")
       .def_prop_ro(
           "density",

@@ -71,7 +71,9 @@ def attention(
         scale: factor on the logits, default 1/sqrt(D). Finite; above 0 for `lsh`.
         enable_gqa: lets keys have fewer heads: query head h uses key head h // (Hq / Hkv).
         method: "dense" (every allowed pair), "lsh" (balanced clusters of an asymmetric hash, SMYRF,
-            Daras et al., NeurIPS 2020) or "auto", which in this release is "dense".
+            Daras et al., NeurIPS 2020), "tree" (balanced trees of queries and keys: far nodes of
+            keys are summarised, near ones opened until sampled rows meet the tolerance) or "auto",
+            which in this release is "dense".
         n_hashes: rounds of hashing, 1 to 4096, default 8. `lsh` only.
         cluster_size: keys a cluster, at least 1, default 32. `lsh` only.
         tolerance: relative error of out aimed for in every (batch, query head), and RMS error of
@@ -176,8 +178,10 @@ def plan(
 ) -> Plan:
     """The structure that `attention` would carry out for these arguments.
 
-    Arguments and errors are those of `attention`. A plan depends on query and key, not on value; it
-    can be reused for other tensors of the same shapes, counted and drawn.
+    Arguments and errors are those of `attention`. A plan of `dense` or `lsh` depends on query and
+    key, not on value; `tree` needs value too. Plans can be reused for other tensors of the same
+    shapes, counted and drawn. They hold no attn_mask: a call must pass the one that its plan was
+    made with.
     """
     options = {
         "attn_mask": attn_mask,

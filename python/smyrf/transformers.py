@@ -29,7 +29,7 @@ from smyrf._forward import Layer, attention_forward, forget, keep, kept
 from smyrf._masks import smyrf_mask
 
 NAME = "smyrf"
-DIALS = ("n_hashes", "cluster_size", "seed")
+DIALS = ("n_hashes", "cluster_size", "tolerance", "max_density", "seed")
 
 # A forward that takes nothing but these can only attend from its states to themselves.
 _SELF_ATTENTION_PARAMETERS = frozenset(
@@ -86,7 +86,7 @@ def enable(
             A string: a shell pattern (`fnmatch`, case counts) on the module's name as in
             `model.named_modules()`, e.g. "encoder.layer.*". A callable: called with the name and
             the module of each attention module, returns whether it takes the method.
-        dials: n_hashes, cluster_size, seed: as in `smyrf.attention`.
+        dials: n_hashes, cluster_size, tolerance, max_density, seed: as in `smyrf.attention`.
 
     Returns:
         Names of the modules that take the method.
