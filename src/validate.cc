@@ -480,11 +480,9 @@ void CheckPlan(const Plan& plan, const Arguments& arguments, const Options& opti
          " one, which it does not hold; pass it to both calls or to neither");
   }
   if (plan.method == Method::kTree) differs("scale", problem.scale, plan.scale);
-  if (plan.method == Method::kLsh) {
-    if (problem.scale <= 0.0) {
-      Fail(ErrorKind::kValue, "scale: got ", problem.scale,
-           ", the plan's method lsh needs a scale above 0");
-    }
+  if (plan.method == Method::kLsh && problem.scale <= 0.0) {
+    Fail(ErrorKind::kValue, "scale: got ", problem.scale,
+         ", the plan's method lsh needs a scale above 0");
   }
 }
 

@@ -15,7 +15,8 @@ _SCHEMA = (
     "attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, "
     "Tensor? key_padding_mask, Tensor? query_padding_mask, bool is_causal, float? scale, "
     "bool enable_gqa, str method, SymInt? n_hashes, SymInt? cluster_size, float? tolerance, "
-    "float? max_density, SymInt seed, SymInt[]? window, str layout, SymInt? num_threads) -> (Tensor out, Tensor lse)"
+    "float? max_density, SymInt seed, SymInt[]? window, str layout, "
+    "SymInt? num_threads) -> (Tensor out, Tensor lse)"
 )
 _NAMES = (
     "attn_mask",

@@ -205,7 +205,7 @@ class Reference {
     }
     Coordinates variances{};
     for (std::int32_t k = 0; k < node.child_count; ++k) {
-      const auto child = static_cast<std::size_t>(node.first_child + k);
+      const auto child = static_cast<std::size_t>(node.first_child) + static_cast<std::size_t>(k);
       const double weight = (tree.nodes[child].end - tree.nodes[child].begin) / n;
       members.emplace_back(at(means.coordinates, child), weight);
       Coordinates axis = at(means.axes, child);

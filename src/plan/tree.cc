@@ -40,6 +40,7 @@ std::vector<std::int32_t> Spread(std::span<const std::int32_t> rows, std::int64_
   const std::int64_t n = std::ssize(rows);
   if (n <= count) return {rows.begin(), rows.end()};
   std::vector<std::int32_t> result;
+  result.reserve(static_cast<std::size_t>(count));
   for (std::int64_t i = 0; i < count; ++i) {
     result.push_back(rows[static_cast<std::size_t>((2 * i + 1) * n / (2 * count))]);
   }

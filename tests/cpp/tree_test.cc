@@ -103,7 +103,8 @@ TEST(Tree, PlansCoverEveryValidPairOnce) {
         for (const Node& node : tree.nodes) {
           std::int32_t at = node.begin;
           for (std::int32_t k = 0; k < node.child_count; ++k) {
-            const Node& child = tree.nodes[static_cast<std::size_t>(node.first_child + k)];
+            const Node& child = tree.nodes[static_cast<std::size_t>(node.first_child) +
+                                           static_cast<std::size_t>(k)];
             ASSERT_EQ(child.begin, at);
             at = child.end;
           }
