@@ -355,6 +355,7 @@ std::vector<std::vector<std::int32_t>> PlanNodes(const smyrf::Plan& plan, std::i
   CheckIndex("head", head, plan.query_heads);
   const smyrf::HeadPlan& part = plan.head(0, batch, head);
   std::vector<std::vector<std::int32_t>> blocks;
+  blocks.reserve(part.blocks.size());
   for (const smyrf::QueryBlock& block : part.blocks) {
     blocks.emplace_back(part.nodes.begin() + block.first_node,
                         part.nodes.begin() + block.last_node);
@@ -372,6 +373,7 @@ std::tuple<std::vector<std::int32_t>, std::int32_t, Nodes> PlanTree(const smyrf:
   CheckIndex("key_head", key_head, plan.key_heads);
   const smyrf::KeyTree& tree = plan.key_tree(batch, key_head);
   Nodes nodes;
+  nodes.reserve(tree.nodes.size());
   for (const smyrf::Node& node : tree.nodes) {
     nodes.emplace_back(node.begin, node.end, node.first_child, node.child_count);
   }

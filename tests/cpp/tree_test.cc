@@ -320,7 +320,8 @@ TEST(Tree, DensityIsCappedAndTheErrorToExpectIsSaid) {
   Call call = TreeCall({1, 1, 1, 600, 800, 32, 16}, 0.01);
   FillGrouped(random, call);
   call.options.max_density = 0.15;
-  const Statistics::Head& head = Attend(call).statistics.heads[0];
+  const Result result = Attend(call);
+  const Statistics::Head& head = result.statistics.heads[0];
   EXPECT_FALSE(head.dense);
   EXPECT_LE(head.density, 0.15 * 1.25);
   EXPECT_GT(head.expected_error, 0.01);
