@@ -12,6 +12,7 @@
 #include "message.h"
 #include "plan/lsh.h"
 #include "plan/tree.h"
+#include "statistics.h"
 #include "tree_attention.h"
 #include "validate.h"
 
@@ -48,12 +49,7 @@ void FillStatistics(const Plan& plan, Statistics& statistics) {
     for (std::int64_t h = 0; h < plan.query_heads; ++h) {
       auto& head = statistics.heads[static_cast<std::size_t>(b * plan.query_heads + h)];
       head.density = plan.density(b, h);
-      if (plan.heads.empty()) continue;
-      const HeadPlan& planned = plan.head(0, b, h);
-      head.dense = planned.dense;
-      head.non_finite = planned.non_finite;
-      head.expected_error = planned.expected_error;
-      head.expected_lse_error = planned.expected_lse_error;
+      if (!plan.heads.empty()) DescribeHead(plan.head(0, b, h), head);
     }
   }
 }
@@ -90,7 +86,8 @@ void attention(const Arguments& arguments, const Options& options, const Outputs
   double planning = 0.0;
   Plan made;
   if (plan == nullptr) made = CheckMethod(arguments, options, problem);
-  const std::int64_t rounds = plan != nullptr ? plan->rounds() : made.rounds();
+  const Plan& current = plan != nullptr ? *plan : made;
+  const std::int64_t rounds = current.rounds();
   // Without rows there is nothing to plan more than once for.
   const std::int64_t at_once = made.method != Method::kLsh || problem.queries * problem.keys == 0
                                    ? 1
@@ -101,17 +98,14 @@ void attention(const Arguments& arguments, const Options& options, const Outputs
       PlanLsh(problem, first_round, std::min(at_once, rounds - first_round), made);
       planning += SecondsSince(planning_start);
     }
-    const Plan& current = plan != nullptr ? *plan : made;
     if (outputs.statistics != nullptr) {
       first_round == 0 ? FillStatistics(current, *outputs.statistics)
                        : AddDensity(current, *outputs.statistics);
     }
     return current;
   };
-  if ((plan != nullptr ? plan->method : made.method) == Method::kTree) {
-    if (outputs.statistics != nullptr) {
-      FillStatistics(plan != nullptr ? *plan : made, *outputs.statistics);
-    }
+  if (current.method == Method::kTree) {
+    if (outputs.statistics != nullptr) FillStatistics(current, *outputs.statistics);
     plan != nullptr ? AttendTreePlan(problem, *plan, outputs) : AttendTree(problem, made, outputs);
   } else {
     ExecuteForward(problem, rounds, plan_of_rounds, outputs);

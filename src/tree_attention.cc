@@ -1,9 +1,9 @@
 #include "tree_attention.h"
 
-#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -11,41 +11,13 @@
 #include "kernels/parallel.h"
 #include "plan/open.h"
 #include "plan/tree.h"
+#include "statistics.h"
 
 namespace smyrf {
 namespace {
 
 double Now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-/// body(batch, key head, threads inside): whole groups side by side where there are enough of them.
-template <class Body>
-void ForEachGroup(const Problem& problem, const Body& body) {
-  const int threads = problem.num_threads > 0 ? problem.num_threads : DefaultThreads();
-  const std::int64_t groups = problem.batch * problem.key_heads;
-  const bool over_groups = groups >= std::int64_t{2} * threads;
-  ParallelFor(groups, over_groups ? threads : 1, [&](std::int64_t i) {
-    body(i / problem.key_heads, i % problem.key_heads, over_groups ? 1 : threads);
-  });
-}
-
-/// What no block writes: padded queries, and all rows of a head without blocks that is not dense.
-void FillUncovered(const Problem& problem, const Plan& plan, const HeadPlan& head,
-                   const HeadOutput& output) {
-  const bool whole = head.blocks.empty();
-  if (!whole && plan.valid_queries.empty()) return;
-  std::vector<char> valid(static_cast<std::size_t>(problem.queries),
-                          plan.valid_queries.empty() ? 1 : 0);
-  if (!plan.valid_queries.empty()) {
-    for (const std::int32_t i : plan.valid_queries[static_cast<std::size_t>(output.batch)]) {
-      valid[static_cast<std::size_t>(i)] = 1;
-    }
-  }
-  for (std::int64_t i = 0; i < problem.queries; ++i) {
-    const bool is_valid = valid[static_cast<std::size_t>(i)] != 0;
-    if (whole || !is_valid) output.Fill(i, is_valid && head.non_finite);
-  }
 }
 
 std::span<const std::int32_t> Positions(const HeadPlan& head, const QueryBlock& block) {
@@ -57,13 +29,13 @@ std::span<const std::int32_t> Positions(const HeadPlan& head, const QueryBlock& 
 }  // namespace
 
 void AttendTree(const Problem& problem, const Plan& header, const Outputs& outputs) {
-  const std::int64_t group_heads =
-      problem.key_heads > 0 ? problem.query_heads / problem.key_heads : 0;
-  ForEachGroup(problem, [&](std::int64_t b, std::int64_t g, int threads) {
+  ForEachGroup(problem, [&](const HeadGroup& group) {
+    const std::int64_t b = group.batch;
+    const int threads = group.threads;
     const double start = Now();
-    const TreePlanner planner(problem, header, b, g, threads);
-    const double shared = (Now() - start) / static_cast<double>(group_heads);
-    for (std::int64_t h = g * group_heads; h < (g + 1) * group_heads; ++h) {
+    const TreePlanner planner(problem, header, b, group.key_head, threads);
+    const double shared = (Now() - start) / static_cast<double>(group.last_head - group.first_head);
+    for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
       const double head_start = Now();
       const TreePlanner::Head head = planner.PlanHead(h);
       const double planning = shared + Now() - head_start;
@@ -73,12 +45,13 @@ void AttendTree(const Problem& problem, const Plan& header, const Outputs& outpu
       if (head.plan.dense) {
         ExecuteDenseHead(problem, header, b, h, threads, outputs);
       } else {
-        FillUncovered(problem, header, head.plan, output);
+        FillUncovered(header, &head.plan, output);
         const kernels::NodesView nodes = blocks > 0 ? planner.nodes() : kernels::NodesView{};
         ParallelFor(static_cast<std::int64_t>(blocks), threads, [&](std::int64_t i) {
           thread_local Opening opening;
           const QueryBlock& block = head.plan.blocks[static_cast<std::size_t>(i)];
-          const kernels::QueryLanes lanes = planner.Lanes(h, head.plan, block);
+          const kernels::QueryLanes lanes =
+              BlockLanes(problem, b, h, head.plan, block, planner.key_tree());
           OpenBlock(nodes, lanes, head.threshold, head.mass_weight, opening);
           pairs[static_cast<std::size_t>(i)] =
               (block.end - block.begin) *
@@ -90,10 +63,7 @@ void AttendTree(const Problem& problem, const Plan& header, const Outputs& outpu
       if (outputs.statistics == nullptr) continue;
       Statistics::Head& to =
           outputs.statistics->heads[static_cast<std::size_t>(b * problem.query_heads + h)];
-      to.dense = head.plan.dense;
-      to.non_finite = head.plan.non_finite;
-      to.expected_error = head.plan.expected_error;
-      to.expected_lse_error = head.plan.expected_lse_error;
+      DescribeHead(head.plan, to);
       to.seconds = shared + Now() - head_start;
       to.planning_seconds = planning;
       std::int64_t all = 0;
@@ -109,29 +79,27 @@ void AttendTree(const Problem& problem, const Plan& header, const Outputs& outpu
 }
 
 void AttendTreePlan(const Problem& problem, const Plan& plan, const Outputs& outputs) {
-  const std::int64_t group_heads =
-      problem.key_heads > 0 ? problem.query_heads / problem.key_heads : 0;
-  ForEachGroup(problem, [&](std::int64_t b, std::int64_t g, int threads) {
-    const KeyTree& tree = plan.key_tree(b, g);
+  ForEachGroup(problem, [&](const HeadGroup& group) {
+    const std::int64_t b = group.batch;
+    const int threads = group.threads;
+    const KeyTree& tree = plan.key_tree(b, group.key_head);
     std::unique_ptr<Summaries> summaries;
-    for (std::int64_t h = g * group_heads; h < (g + 1) * group_heads; ++h) {
+    for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
       const double start = Now();
       const HeadPlan& head = plan.head(0, b, h);
       if (head.dense) {
         ExecuteDenseHead(problem, plan, b, h, threads, outputs);
       } else {
         const HeadOutput output{outputs, b, h};
-        FillUncovered(problem, plan, head, output);
+        FillUncovered(plan, &head, output);
         if (!head.blocks.empty() && summaries == nullptr) {
-          summaries = std::make_unique<Summaries>(problem, b, g, tree, threads);
+          summaries = std::make_unique<Summaries>(problem, b, group.key_head, tree, threads);
         }
         ParallelFor(std::ssize(head.blocks), threads, [&](std::int64_t i) {
           thread_local std::vector<float> logits;
           const kernels::NodesView nodes = summaries->view();
           const QueryBlock& block = head.blocks[static_cast<std::size_t>(i)];
-          const kernels::QueryLanes lanes = kernels::LoadLanes(
-              kernels::RowsOf(problem.query, b, h, head.query_order), block.begin, block.end,
-              problem.depth, problem.scale, tree.query_basis.data());
+          const kernels::QueryLanes lanes = BlockLanes(problem, b, h, head, block, tree);
           const auto closed =
               std::span(head.nodes).subspan(block.first_node, block.last_node - block.first_node);
           logits.resize(closed.size() * static_cast<std::size_t>(kernels::kTreeRows));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -34,6 +35,10 @@ Plan CheckMethod(const Arguments& arguments, const Options& options, const Probl
 /// Throws unless the plan was made for such a problem and the call asks for nothing else.
 void CheckPlan(const Plan& plan, const Arguments& arguments, const Options& options,
                const Problem& problem);
+
+/// Original indices of the valid rows of each batch entry; empty if nothing is padded.
+std::vector<std::vector<std::int32_t>> ValidRows(const std::optional<TensorView>& mask,
+                                                 std::int64_t batch, std::int64_t length);
 
 void CheckOutputs(const Outputs& outputs, const Problem& problem);
 

@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "execute/output.h"
 #include "kernels/kernels.h"
 #include "kernels/parallel.h"
 #include "plan/dense.h"
@@ -53,13 +54,13 @@ class Forward {
     plan_ = &plan;
     if (first_round == 0) {
       SplitKeys();
-      FillUncovered();
+      FillUncoveredRows();
     }
     // A query's rounds are merged in order, so they may not overlap: either whole heads run side by
     // side, each through all its rounds, or the blocks of one round at a time. Same bits either
     // way.
     const std::int64_t heads = problem_.batch * problem_.query_heads;
-    const int threads = problem_.num_threads > 0 ? problem_.num_threads : DefaultThreads();
+    const int threads = ThreadsFor(problem_.num_threads);
     if (plan.rounds() > 1 && heads >= std::int64_t{2} * threads) {
       ParallelFor(heads, threads, [&](std::int64_t head) {
         for (std::int64_t round = 0; round < plan.rounds(); ++round) {
@@ -103,9 +104,7 @@ class Forward {
     return (b * problem_.query_heads + h) * problem_.queries + i;
   }
   std::byte* OutRow(std::int64_t b, std::int64_t h, std::int64_t i) const {
-    const MutableTensorView& out = outputs_.out;
-    return static_cast<std::byte*>(out.data) +
-           SizeOf(out.dtype) * (b * out.strides[0] + h * out.strides[1] + i * out.strides[2]);
+    return HeadOutput{outputs_, b, h}.Row(i);
   }
   /// The float32 row that rounds are merged in, and its lse.
   float* RunningRow(std::int64_t b, std::int64_t h, std::int64_t i) {
@@ -116,9 +115,8 @@ class Forward {
     float* lse = outputs_.lse ? static_cast<float*>(outputs_.lse->data) : running_lse_.data();
     return lse + RowIndex(b, h, i);
   }
-  void Store(std::int64_t b, std::int64_t h, std::int64_t i, const float* row, float lse) {
-    kernels::StoreRow(row, problem_.value_depth, outputs_.out.dtype, OutRow(b, h, i));
-    if (outputs_.lse) *Lse(b, h, i) = lse;
+  void Store(std::int64_t b, std::int64_t h, std::int64_t i, const float* row, float lse) const {
+    HeadOutput{outputs_, b, h}.Store(i, row, lse);
   }
 
   static std::span<const std::int32_t> Valid(const std::vector<std::vector<std::int32_t>>& rows,
@@ -131,32 +129,17 @@ class Forward {
     return rows.empty() ? all : static_cast<std::int64_t>(rows[static_cast<std::size_t>(b)].size());
   }
 
-  /// Rows that no block writes: padded queries, and all rows of a head without blocks.
-  void FillUncovered() {
-    const std::vector<float> zeros(static_cast<std::size_t>(problem_.value_depth), 0.0F);
-    const std::vector<float> nans(static_cast<std::size_t>(problem_.value_depth),
-                                  std::numeric_limits<float>::quiet_NaN());
-    const auto fill = [&](std::int64_t b, std::int64_t h, std::int64_t i, bool valid_nan) {
-      Store(b, h, i, valid_nan ? nans.data() : zeros.data(), valid_nan ? nans[0] : -kInfinity);
-      if (merges_) {
-        std::copy_n(valid_nan ? nans.data() : zeros.data(), problem_.value_depth,
-                    RunningRow(b, h, i));
-      }
-    };
+  void FillUncoveredRows() {
     for (std::int64_t b = 0; b < problem_.batch; ++b) {
       for (std::int64_t h = 0; h < problem_.query_heads; ++h) {
         const HeadPlan* head = plan_->method == Method::kLsh ? &plan_->head(0, b, h) : nullptr;
-        const bool whole = head != nullptr && head->blocks.empty();
-        if (!whole && plan_->valid_queries.empty()) continue;
-        std::span<const std::int32_t> valid = Valid(plan_->valid_queries, b);
-        for (std::int64_t i = 0; i < problem_.queries; ++i) {
-          bool is_valid = plan_->valid_queries.empty();
-          if (!valid.empty() && valid.front() == i) {
-            is_valid = true;
-            valid = valid.subspan(1);
-          }
-          if (!is_valid || whole) fill(b, h, i, is_valid && head != nullptr && head->non_finite);
-        }
+        FillUncovered(*plan_, head, b, problem_.value_depth,
+                      [&](std::int64_t i, const float* row, float lse) {
+                        Store(b, h, i, row, lse);
+                        if (merges_) {
+                          std::copy_n(row, problem_.value_depth, RunningRow(b, h, i));
+                        }
+                      });
       }
     }
   }

@@ -1,32 +1,11 @@
 #include "execute/tree.h"
 
-#include <algorithm>
 #include <cstddef>
-#include <limits>
-#include <vector>
+#include <type_traits>
 
 #include "execute/forward.h"
 
 namespace smyrf {
-
-void HeadOutput::Store(std::int64_t position, const float* row, float lse) const {
-  const MutableTensorView& out = outputs.out;
-  auto* target = static_cast<std::byte*>(out.data) +
-                 SizeOf(out.dtype) *
-                     (batch * out.strides[0] + head * out.strides[1] + position * out.strides[2]);
-  kernels::StoreRow(row, out.shape[3], out.dtype, target);
-  if (outputs.lse) {
-    const std::int64_t index = (batch * out.shape[1] + head) * out.shape[2] + position;
-    static_cast<float*>(outputs.lse->data)[index] = lse;
-  }
-}
-
-void HeadOutput::Fill(std::int64_t position, bool with_nan) const {
-  constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-  const std::vector<float> row(static_cast<std::size_t>(outputs.out.shape[3]),
-                               with_nan ? kNaN : 0.0F);
-  Store(position, row.data(), with_nan ? kNaN : -std::numeric_limits<float>::infinity());
-}
 
 void ExecuteNodes(const kernels::NodesView& nodes, const kernels::QueryLanes& lanes,
                   std::span<const std::int32_t> closed, const float* closed_logits,

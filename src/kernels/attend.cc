@@ -48,11 +48,6 @@ struct Scratch {
   std::int32_t key_positions[kTileKeys];
 };
 
-Scratch& ThreadScratch() {
-  thread_local Scratch scratch;
-  return scratch;
-}
-
 }  // namespace
 }  // namespace smyrf::kernels
 #endif
@@ -60,22 +55,6 @@ Scratch& ThreadScratch() {
 HWY_BEFORE_NAMESPACE();
 namespace smyrf::kernels::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-/// pointers[i] = row begin + i as float32: in place, or converted into `buffer`.
-HWY_INLINE void FloatRows(const Rows& rows, std::int64_t begin, std::int64_t count,
-                          std::int64_t depth, Buffer& buffer, const float** pointers) {
-  if (rows.dtype == DType::kFloat32) {
-    for (std::int64_t i = 0; i < count; ++i) {
-      pointers[i] = reinterpret_cast<const float*>(rows.Row(begin + i));
-    }
-    return;
-  }
-  float* to = buffer.Need(static_cast<std::size_t>(std::max(count, kTileKeys) * depth));
-  for (std::int64_t i = 0; i < count; ++i, to += depth) {
-    LoadRow(rows.Row(begin + i), rows.dtype, depth, to);
-    pointers[i] = to;
-  }
-}
 
 /// Calls body(count, partial) for tiles of at most kTileKeys keys, in order, with scratch's keys,
 /// values and (for partial tiles) key_positions set.
@@ -269,7 +248,7 @@ BlockResult AttendFew(const BlockTask& task, Scratch& scratch) {
 }
 
 BlockResult AttendBlockImpl(const BlockTask& task) {
-  Scratch& scratch = ThreadScratch();
+  Scratch& scratch = OfThread<Scratch>();
   const std::int64_t rows = task.query_end - task.query_begin;
   const auto quarter =
       std::max<std::int64_t>(1, static_cast<std::int64_t>(hn::Lanes(FloatTag())) / 4);

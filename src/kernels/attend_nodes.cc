@@ -24,13 +24,8 @@ namespace smyrf::kernels {
 namespace {
 
 struct NodeScratch {
-  Buffer rows, coordinates, q, lanes, squares, scores, out, result;
+  Buffer rows, coordinates, q, lanes, squares, scores, shares, out, result;
 };
-
-NodeScratch& ThreadNodeScratch() {
-  thread_local NodeScratch scratch;
-  return scratch;
-}
 
 }  // namespace
 }  // namespace smyrf::kernels
@@ -43,18 +38,10 @@ namespace hn = hwy::HWY_NAMESPACE;
 QueryLanes LoadLanesImpl(const Rows& rows, std::int64_t begin, std::int64_t end, std::int64_t depth,
                          double scale, const float* basis) {
   constexpr double kLog2E = 1.44269504088896340736;
-  NodeScratch& scratch = ThreadNodeScratch();
+  NodeScratch& scratch = OfThread<NodeScratch>();
   const std::int64_t count = end - begin;
   const float* pointers[kTreeRows];
-  float* converted = scratch.rows.Need(static_cast<std::size_t>(kTreeRows * depth));
-  for (std::int64_t i = 0; i < count; ++i) {
-    if (rows.dtype == DType::kFloat32) {
-      pointers[i] = reinterpret_cast<const float*>(rows.Row(begin + i));
-    } else {
-      LoadRow(rows.Row(begin + i), rows.dtype, depth, converted + i * depth);
-      pointers[i] = converted + i * depth;
-    }
-  }
+  FloatRows(rows, begin, count, depth, scratch.rows, pointers);
   float* q = scratch.q.Need(static_cast<std::size_t>(depth * kTreeRows));
   float* lanes = scratch.lanes.Need(kCoordinates * kTreeRows);
   float* squares = scratch.squares.Need(kCoordinates * kTreeRows);
@@ -83,7 +70,7 @@ void NodeLogitsImpl(const NodesView& nodes, const QueryLanes& lanes,
 BlockResult AttendNodesImpl(const NodesView& nodes, const QueryLanes& lanes,
                             std::span<const std::int32_t> closed, const float* closed_logits,
                             std::span<const KeyRange> ranges) {
-  NodeScratch& scratch = ThreadNodeScratch();
+  NodeScratch& scratch = OfThread<NodeScratch>();
   const std::int64_t dv = nodes.value_depth;
   const std::int64_t vectors = TreeVectors();
   float* s = scratch.scores.Need(kNodeTile * kTreeRows);
@@ -132,6 +119,26 @@ BlockResult AttendNodesImpl(const NodesView& nodes, const QueryLanes& lanes,
   return {result, lse, nullptr, nullptr};
 }
 
+void AddSharesImpl(const Rows& keys, std::int64_t count, std::int64_t depth,
+                   const QueryLanes& lanes, float* shares) {
+  const FloatTag d;
+  const auto step = static_cast<std::int64_t>(hn::Lanes(d));
+  NodeScratch& scratch = OfThread<NodeScratch>();
+  float* scores = scratch.shares.Need(static_cast<std::size_t>(count * kTreeRows));
+  HWY_ALIGN float max[kTreeRows];
+  HWY_ALIGN float sum[kTreeRows];
+  ScoreRows(keys, count, depth, lanes, scratch.rows, scores);
+  Weigh(count, scores, max, sum);
+  for (std::int64_t i = 0; i < kTreeRows; ++i) sum[i] = i < lanes.rows ? 1.0F / sum[i] : 0.0F;
+  for (std::int64_t j = 0; j < count; ++j) {
+    auto share = hn::Zero(d);
+    for (std::int64_t c = 0; c < kTreeRows; c += step) {
+      share = hn::MulAdd(hn::LoadU(d, scores + j * kTreeRows + c), hn::LoadU(d, sum + c), share);
+    }
+    shares[j] += hn::GetLane(hn::SumOfLanes(d, share));
+  }
+}
+
 }  // namespace smyrf::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -141,6 +148,7 @@ namespace smyrf::kernels {
 HWY_EXPORT(LoadLanesImpl);
 HWY_EXPORT(NodeLogitsImpl);
 HWY_EXPORT(AttendNodesImpl);
+HWY_EXPORT(AddSharesImpl);
 
 QueryLanes LoadLanes(const Rows& rows, std::int64_t begin, std::int64_t end, std::int64_t depth,
                      double scale, const float* basis) {
@@ -156,6 +164,11 @@ BlockResult AttendNodes(const NodesView& nodes, const QueryLanes& lanes,
                         std::span<const std::int32_t> closed, const float* closed_logits,
                         std::span<const KeyRange> ranges) {
   return HWY_DYNAMIC_DISPATCH(AttendNodesImpl)(nodes, lanes, closed, closed_logits, ranges);
+}
+
+void AddShares(const Rows& keys, std::int64_t count, std::int64_t depth, const QueryLanes& lanes,
+               float* shares) {
+  HWY_DYNAMIC_DISPATCH(AddSharesImpl)(keys, count, depth, lanes, shares);
 }
 
 }  // namespace smyrf::kernels

@@ -6,6 +6,8 @@
 
 #include "hwy/highway.h"
 #include "kernels/half.h"
+#include "kernels/kernels.h"
+#include "kernels/scratch.h"
 #include "smyrf/tensor.h"
 
 #if defined(SMYRF_CONVERT_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -61,6 +63,22 @@ HWY_INLINE void LoadRow(const std::byte* source, DType dtype, std::int64_t count
     }
   }
   for (; i < count; ++i) target[i] = LoadElement(source + i * SizeOf(dtype), dtype);
+}
+
+/// pointers[i] = row begin + i as float32: in place, or converted into `buffer`.
+HWY_INLINE void FloatRows(const Rows& rows, std::int64_t begin, std::int64_t count,
+                          std::int64_t depth, Buffer& buffer, const float** pointers) {
+  if (rows.dtype == DType::kFloat32) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      pointers[i] = reinterpret_cast<const float*>(rows.Row(begin + i));
+    }
+    return;
+  }
+  float* to = buffer.Need(static_cast<std::size_t>(count * depth));
+  for (std::int64_t i = 0; i < count; ++i, to += depth) {
+    LoadRow(rows.Row(begin + i), rows.dtype, depth, to);
+    pointers[i] = to;
+  }
 }
 
 /// float32 to the 16 bits of a narrow type, in the low halves; nearest even, NaN stays NaN.

@@ -1,6 +1,5 @@
 // What `tree`'s planner does to rows: moments, coordinates, principal directions, node statistics.
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -8,6 +7,7 @@
 
 #include "kernels/nodes.h"
 #include "kernels/scratch.h"
+#include "kernels/sort.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/node_rows.cc"
@@ -28,11 +28,6 @@ constexpr std::int64_t kRowTile = 128;
 struct NodeRowScratch {
   Buffer converted, tile;
 };
-
-NodeRowScratch& ThreadNodeRowScratch() {
-  thread_local NodeRowScratch scratch;
-  return scratch;
-}
 
 }  // namespace
 }  // namespace smyrf::kernels
@@ -63,7 +58,7 @@ void GatherRowsImpl(const Rows& rows, std::int64_t begin, std::int64_t count, st
 
 void GramImpl(const float* rows, std::int64_t count, std::int64_t depth, float* gram) {
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(FloatTag()));
-  NodeRowScratch& scratch = ThreadNodeRowScratch();
+  NodeRowScratch& scratch = OfThread<NodeRowScratch>();
   float* columns = scratch.tile.Need(kRowTile * kBlockRows);
   float* block = scratch.converted.Need(static_cast<std::size_t>(depth * kBlockRows));
   float ones[kBlockRows];
@@ -90,20 +85,10 @@ void GramImpl(const float* rows, std::int64_t count, std::int64_t depth, float* 
 
 void CoordinatesImpl(const Rows& rows, std::int64_t begin, std::int64_t count, std::int64_t depth,
                      const float* basis, float* target) {
-  float* converted =
-      ThreadNodeRowScratch().converted.Need(static_cast<std::size_t>(kRowTile * depth));
   const float* pointers[kRowTile];
   for (std::int64_t first = 0; first < count; first += kRowTile) {
     const std::int64_t tile = std::min(kRowTile, count - first);
-    for (std::int64_t i = 0; i < tile; ++i) {
-      const std::byte* row = rows.Row(begin + first + i);
-      if (rows.dtype == DType::kFloat32) {
-        pointers[i] = reinterpret_cast<const float*>(row);
-      } else {
-        LoadRow(row, rows.dtype, depth, converted + i * depth);
-        pointers[i] = converted + i * depth;
-      }
-    }
+    FloatRows(rows, begin + first, tile, depth, OfThread<NodeRowScratch>().converted, pointers);
     ScoreTile<static_cast<int>(kCoordinates)>(
         pointers, tile, basis, depth,
         kCoordinates / static_cast<std::int64_t>(hn::Lanes(FloatTag())),
@@ -187,11 +172,8 @@ void PrincipalKeysImpl(const float* coordinates, std::span<const std::int32_t> o
     for (std::int64_t c = 0; c < kSplitCoordinates; ++c) direction[c] = next[c] / norm;
   }
   for (std::int64_t i = 0; i < count; ++i) {
-    const auto bits = std::bit_cast<std::uint32_t>(Dot(direction, row(i)) + 0.0F);
-    // Flipping the sign bit, or all bits of a negative number, makes unsigned order float order.
-    const std::uint32_t key = bits ^ ((bits >> 31) != 0 ? 0xFFFFFFFFU : 0x80000000U);
-    keys[i] =
-        std::uint64_t{key} << 32 | static_cast<std::uint32_t>(order[static_cast<std::size_t>(i)]);
+    keys[i] = std::uint64_t{OrderedBits(Dot(direction, row(i)))} << 32 |
+              static_cast<std::uint32_t>(order[static_cast<std::size_t>(i)]);
   }
 }
 

@@ -1,8 +1,10 @@
 // Pseudo-logits of nodes, inlined into opening, calibration and execution.
+#include <algorithm>
 #include <cstdint>
-#include <span>
+#include <limits>
 
 #include "hwy/highway.h"
+#include "kernels/exp-inl.h"
 #include "kernels/nodes.h"
 #include "kernels/tile-inl.h"
 
@@ -85,6 +87,43 @@ HWY_INLINE void NodeLogitsTile(const NodesView& nodes, const QueryLanes& lanes,
         }
       }
     }
+  }
+}
+
+/// scores (sinks, kTreeRows) in base 2; at most kNodeTile sinks.
+HWY_INLINE void SinkScores(const NodesView& nodes, const QueryLanes& lanes, float* scores) {
+  const float* keys[kNodeTile];
+  for (std::int64_t j = 0; j < nodes.sinks; ++j) keys[j] = nodes.keys + j * nodes.depth;
+  ScoreTile<kTreeRows>(keys, nodes.sinks, lanes.q, nodes.depth, TreeVectors(), scores);
+}
+
+/// scores (count, kTreeRows) of keys as they lie in `rows`, base 2.
+HWY_INLINE void ScoreRows(const Rows& rows, std::int64_t count, std::int64_t depth,
+                          const QueryLanes& lanes, Buffer& buffer, float* scores) {
+  const float* keys[kNodeTile];
+  for (std::int64_t begin = 0; begin < count; begin += kNodeTile) {
+    const std::int64_t tile = std::min(kNodeTile, count - begin);
+    FloatRows(rows, begin, tile, depth, buffer, keys);
+    ScoreTile<kTreeRows>(keys, tile, lanes.q, depth, TreeVectors(), scores + begin * kTreeRows);
+  }
+}
+
+/// Logits become weights relative to their own largest, which goes to max; sums to sum.
+HWY_INLINE void Weigh(std::int64_t count, float* scores, float* max, float* sum) {
+  const FloatTag d;
+  const auto step = static_cast<std::int64_t>(hn::Lanes(d));
+  for (std::int64_t c = 0; c < kTreeRows; c += step) {
+    auto m = hn::Set(d, -std::numeric_limits<float>::infinity());
+    for (std::int64_t j = 0; j < count; ++j)
+      m = hn::Max(m, hn::LoadU(d, scores + j * kTreeRows + c));
+    auto total = hn::Zero(d);
+    for (std::int64_t j = 0; j < count; ++j) {
+      const auto w = Exp2(d, hn::Sub(hn::LoadU(d, scores + j * kTreeRows + c), m));
+      total = hn::Add(total, w);
+      hn::StoreU(w, d, scores + j * kTreeRows + c);
+    }
+    hn::StoreU(m, d, max + c);
+    hn::StoreU(total, d, sum + c);
   }
 }
 

@@ -58,6 +58,10 @@ BlockResult AttendNodes(const NodesView& nodes, const QueryLanes& lanes,
                         std::span<const std::int32_t> closed, const float* closed_logits,
                         std::span<const KeyRange> ranges);
 
+/// shares (count) += the softmax weights of every key, summed over the lanes' queries.
+void AddShares(const Rows& keys, std::int64_t count, std::int64_t depth, const QueryLanes& lanes,
+               float* shares);
+
 /// target (count, depth) = rows [begin, begin + count) as float32.
 void GatherRows(const Rows& rows, std::int64_t begin, std::int64_t count, std::int64_t depth,
                 float* target);

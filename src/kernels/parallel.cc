@@ -50,6 +50,15 @@ int DefaultThreads() {
   return 1;
 }
 
+int ThreadsFor(int num_threads) { return num_threads > 0 ? num_threads : DefaultThreads(); }
+
+void ParallelOuter(std::int64_t count, int num_threads,
+                   const std::function<void(std::int64_t, int)>& body) {
+  const int threads = ThreadsFor(num_threads);
+  const bool outer = count >= std::int64_t{2} * threads;
+  ParallelFor(count, outer ? threads : 1, [&](std::int64_t i) { body(i, outer ? 1 : threads); });
+}
+
 void ParallelFor(std::int64_t count, int num_threads,
                  const std::function<void(std::int64_t)>& body) {
 #if defined(_OPENMP)

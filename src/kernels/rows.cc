@@ -26,11 +26,6 @@ struct RowScratch {
   Buffer converted, transposed, products;
 };
 
-RowScratch& ThreadRowScratch() {
-  thread_local RowScratch scratch;
-  return scratch;
-}
-
 }  // namespace
 }  // namespace smyrf::kernels
 #endif
@@ -66,7 +61,7 @@ void BlendRowImpl(float* out, float weight, const float* other, float other_weig
 float MaxAbsImpl(const Rows& rows, std::int64_t begin, std::int64_t end, std::int64_t depth) {
   const FloatTag d;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  float* row = ThreadRowScratch().converted.Need(static_cast<std::size_t>(depth + lanes));
+  float* row = OfThread<RowScratch>().converted.Need(static_cast<std::size_t>(depth + lanes));
   auto largest = hn::Zero(d);
   auto poison = hn::Zero(d);  // x * 0 is NaN where x is NaN or infinite
   for (std::int64_t i = begin; i < end; ++i) {
@@ -87,15 +82,11 @@ void ProjectRowsImpl(const ProjectTask& task) {
   const FloatTag d;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
   constexpr std::int64_t kDirections = 64;  // a tile
-  RowScratch& scratch = ThreadRowScratch();
+  RowScratch& scratch = OfThread<RowScratch>();
   const std::int64_t rows = task.end - task.begin;
   const std::int64_t vectors = (rows + lanes - 1) / lanes;
   const float* pointers[kBlockRows];
-  float* converted = scratch.converted.Need(static_cast<std::size_t>(kBlockRows * task.depth));
-  for (std::int64_t i = 0; i < rows; ++i) {
-    LoadRow(task.rows.Row(task.begin + i), task.rows.dtype, task.depth, converted + i * task.depth);
-    pointers[i] = converted + i * task.depth;
-  }
+  FloatRows(task.rows, task.begin, rows, task.depth, scratch.converted, pointers);
   float* x = scratch.transposed.Need(static_cast<std::size_t>(kBlockRows * task.depth));
   std::fill_n(x, kBlockRows * task.depth, 0.0F);
   TransposeRows(pointers, rows, task.depth, task.factor, kBlockRows, x);

@@ -26,4 +26,11 @@ class Buffer {
   std::size_t size_ = 0;
 };
 
+/// The calling thread's own Scratch, a struct of Buffers and the like; one a type.
+template <class Scratch>
+Scratch& OfThread() {
+  thread_local Scratch scratch;
+  return scratch;
+}
+
 }  // namespace smyrf::kernels

@@ -10,6 +10,13 @@
 
 namespace smyrf {
 
+/// Bits whose unsigned order is the order of floats (-0 equals 0): flipping the sign bit, or all
+/// bits of a negative number. Not for NaN.
+inline std::uint32_t OrderedBits(float x) {
+  const auto bits = std::bit_cast<std::uint32_t>(x + 0.0F);
+  return bits ^ ((bits >> 31) != 0 ? 0xFFFFFFFFU : 0x80000000U);
+}
+
 /// Indices of `keys` in ascending order of key; equal keys by index (-0 equals 0). Keys must not be
 /// NaN. Radix sort, least significant byte first: 4 passes over 8 bytes a key.
 inline std::vector<std::int32_t> SortedOrder(std::span<const float> keys) {
@@ -22,9 +29,7 @@ inline std::vector<std::int32_t> SortedOrder(std::span<const float> keys) {
   std::vector<Entry> next(n);
   std::array<std::array<std::uint32_t, 256>, 4> counts{};
   for (std::size_t i = 0; i < n; ++i) {
-    const auto bits = std::bit_cast<std::uint32_t>(keys[i] + 0.0F);
-    // Flipping the sign bit, or all bits of a negative number, makes unsigned order float order.
-    const std::uint32_t key = bits ^ ((bits >> 31) != 0 ? 0xFFFFFFFFU : 0x80000000U);
+    const std::uint32_t key = OrderedBits(keys[i]);
     entries[i] = {key, static_cast<std::int32_t>(i)};
     for (std::size_t byte = 0; byte < 4; ++byte) ++counts[byte][(key >> (8 * byte)) & 0xFFU];
   }

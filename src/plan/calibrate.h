@@ -38,8 +38,4 @@ struct Calibration {
 /// blocks). Cost: 128 exact rows, and all nodes scored for the 32 blocks.
 std::optional<Calibration> Calibrate(const kernels::NodesView& nodes, const CalibrationTask& task);
 
-/// shares (count) += the softmax weights of every key, summed over the lanes' queries.
-void AddShares(const kernels::Rows& keys, std::int64_t count, std::int64_t depth,
-               const kernels::QueryLanes& lanes, float* shares);
-
 }  // namespace smyrf

@@ -203,10 +203,8 @@ void PlanLsh(const Problem& problem, std::int64_t first_round, std::int64_t roun
   plan.heads.assign(static_cast<std::size_t>(rounds * plan.batch * plan.query_heads), {});
   const Directions directions(plan, first_round);
   // Threads share the batch where it is large enough, else the heads and rounds of one entry.
-  const int threads = problem.num_threads > 0 ? problem.num_threads : DefaultThreads();
-  const bool over_batch = problem.batch >= std::int64_t{2} * threads;
-  ParallelFor(problem.batch, over_batch ? threads : 1, [&](std::int64_t b) {
-    PlanBatchEntry(problem, directions, first_round, b, over_batch ? 1 : threads, plan);
+  ParallelOuter(problem.batch, problem.num_threads, [&](std::int64_t b, int threads) {
+    PlanBatchEntry(problem, directions, first_round, b, threads, plan);
   });
 }
 

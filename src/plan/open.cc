@@ -24,11 +24,6 @@ struct OpenScratch {
   std::vector<KeyRange> leaves;
 };
 
-OpenScratch& ThreadOpenScratch() {
-  thread_local OpenScratch scratch;
-  return scratch;
-}
-
 /// Appends [begin, end), joined to the last range where they touch.
 void AddRange(std::int32_t begin, std::int32_t end, std::vector<KeyRange>& ranges) {
   if (!ranges.empty() && ranges.back().end == begin) {
@@ -50,7 +45,7 @@ void OpenBlockImpl(const NodesView& nodes, const QueryLanes& lanes, float thresh
                    float mass_weight, Opening& opening) {
   const FloatTag d;
   const auto step = static_cast<std::int64_t>(hn::Lanes(d));
-  OpenScratch& scratch = ThreadOpenScratch();
+  OpenScratch& scratch = OfThread<OpenScratch>();
   opening.closed.clear();
   opening.closed_logits.clear();
   opening.ranges.clear();
@@ -65,9 +60,7 @@ void OpenBlockImpl(const NodesView& nodes, const QueryLanes& lanes, float thresh
   if (nodes.sinks > 0) {
     opening.ranges.push_back({0, static_cast<std::int32_t>(nodes.sinks), false});
     float* s = scratch.logits.Need(static_cast<std::size_t>(nodes.sinks * kTreeRows));
-    const float* keys[kNodeTile];
-    for (std::int64_t j = 0; j < nodes.sinks; ++j) keys[j] = nodes.keys + j * nodes.depth;
-    ScoreTile<kTreeRows>(keys, nodes.sinks, lanes.q, nodes.depth, TreeVectors(), s);
+    SinkScores(nodes, lanes, s);
     for (std::int64_t c = 0; c < kTreeRows; c += step) {
       auto m = hn::LoadU(d, s + c);
       for (std::int64_t j = 1; j < nodes.sinks; ++j) {

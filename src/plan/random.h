@@ -21,6 +21,13 @@ inline std::uint64_t RandomBits(std::uint64_t seed, std::uint64_t stream, std::u
   return mix(mix(mix(seed + kGolden) + stream * kGolden) + (counter + 1) * kGolden);
 }
 
+/// A number of [low, high), from number `counter` of a stream.
+inline std::int64_t RandomBetween(std::int64_t low, std::int64_t high, std::uint64_t seed,
+                                  std::uint64_t stream, std::uint64_t counter) {
+  const std::uint64_t bits = RandomBits(seed, stream, counter);
+  return low + static_cast<std::int64_t>(bits % static_cast<std::uint64_t>(high - low));
+}
+
 /// ln x for finite x > 0: 2 atanh((m - 1) / (m + 1)) with x = m 2^e and m near 1. Error below
 /// 1e-15.
 inline double PortableLog(double x) {

@@ -20,8 +20,9 @@ using kernels::kTreeRows;
 
 constexpr std::int64_t kLeafKeys = 8;
 constexpr std::int64_t kSinks = 16;
-constexpr std::int64_t kSinkGroups = 2;     // of kTreeRows queries a head, which choose the sinks
-constexpr std::int64_t kMomentRows = 1024;  // sampled for the basis
+constexpr std::int64_t kSinkGroups = 2;  // of kTreeRows queries a head, which choose the sinks
+constexpr std::uint64_t kSinkStream = 0x73696E6BU;  // of random numbers
+constexpr std::int64_t kMomentRows = 1024;          // sampled for the basis
 constexpr std::int64_t kTaskRows = 256;
 constexpr std::int64_t kFewestKeys = 64;  // with fewer there is nothing to summarise
 /// Dense is taken where calibration expects no more of `tree`.
@@ -51,7 +52,7 @@ std::vector<std::int32_t> Spread(std::span<const std::int32_t> rows, std::int64_
 /// vanish.
 double Normalizer(float size) { return size > 0.0F ? std::ldexp(1.0, -std::ilogb(size)) : 1.0; }
 
-/// moment (D, D) += sum of x x^T, x = factor * row - centre; centre empty: 0.
+/// moment (D, D) += sum of x x^T, x = factor * row, less their mean where `centred`.
 void AddMoment(const kernels::Rows& rows, std::int64_t count, std::int64_t depth, double factor,
                bool centred, std::vector<double>& moment) {
   const auto d = static_cast<std::size_t>(depth);
@@ -184,9 +185,8 @@ void TreePlanner::ChooseSinks(std::vector<std::int32_t>& keys) {
     for (std::int64_t s = i % kSinkGroups; s < stretches; s += kSinkGroups) {
       const std::int64_t low = s * std::ssize(queries_) / stretches;
       const std::int64_t high = (s + 1) * std::ssize(queries_) / stretches;
-      const std::uint64_t bits = RandomBits(plan_.seed, 0x73696E6BU, static_cast<std::uint64_t>(s));
       some.push_back(queries_[static_cast<std::size_t>(
-          low + static_cast<std::int64_t>(bits % static_cast<std::uint64_t>(high - low)))]);
+          RandomBetween(low, high, plan_.seed, kSinkStream, static_cast<std::uint64_t>(s)))]);
     }
     std::vector<float>& shares = parts[static_cast<std::size_t>(i)];
     shares.assign(static_cast<std::size_t>(n), 0.0F);
@@ -194,7 +194,7 @@ void TreePlanner::ChooseSinks(std::vector<std::int32_t>& keys) {
     const auto lanes =
         kernels::LoadLanes(kernels::RowsOf(problem_.query, batch_, first_head_ + head, some), 0,
                            std::ssize(some), problem_.depth, problem_.scale, basis_.query.data());
-    AddShares(rows, n, problem_.depth, lanes, shares.data());
+    kernels::AddShares(rows, n, problem_.depth, lanes, shares.data());
   });
   std::vector<float> shares(static_cast<std::size_t>(n));
   for (const std::vector<float>& part : parts) {
@@ -224,11 +224,11 @@ void TreePlanner::ChooseSinks(std::vector<std::int32_t>& keys) {
   keys.resize(kept);
 }
 
-kernels::QueryLanes TreePlanner::Lanes(std::int64_t query_head, const HeadPlan& head,
-                                       const QueryBlock& block) const {
-  return kernels::LoadLanes(kernels::RowsOf(problem_.query, batch_, query_head, head.query_order),
-                            block.begin, block.end, problem_.depth, problem_.scale,
-                            tree_.query_basis.data());
+kernels::QueryLanes BlockLanes(const Problem& problem, std::int64_t batch, std::int64_t query_head,
+                               const HeadPlan& head, const QueryBlock& block, const KeyTree& tree) {
+  return kernels::LoadLanes(kernels::RowsOf(problem.query, batch, query_head, head.query_order),
+                            block.begin, block.end, problem.depth, problem.scale,
+                            tree.query_basis.data());
 }
 
 TreePlanner::Head TreePlanner::PlanHead(std::int64_t query_head) const {
@@ -266,29 +266,31 @@ TreePlanner::Head TreePlanner::PlanHead(std::int64_t query_head) const {
   head.plan.expected_lse_error = found->lse_error;
   head.threshold = found->threshold;
   head.mass_weight = found->mass_weight;
-  head.work = found->work;
   return head;
 }
 
+void ForEachGroup(const Problem& problem, const std::function<void(const HeadGroup&)>& body) {
+  ParallelOuter(
+      problem.batch * problem.key_heads, problem.num_threads, [&](std::int64_t i, int threads) {
+        const std::int64_t heads = problem.query_heads / problem.key_heads;
+        const std::int64_t key_head = i % problem.key_heads;
+        body({i / problem.key_heads, key_head, key_head * heads, (key_head + 1) * heads, threads});
+      });
+}
+
 void PlanTree(const Problem& problem, Plan& plan) {
-  const int threads = problem.num_threads > 0 ? problem.num_threads : DefaultThreads();
   plan.key_trees.assign(static_cast<std::size_t>(problem.batch * problem.key_heads), {});
   plan.heads.assign(static_cast<std::size_t>(problem.batch * problem.query_heads), {});
-  const std::int64_t groups = problem.batch * problem.key_heads;
-  const std::int64_t group_heads =
-      problem.key_heads > 0 ? problem.query_heads / problem.key_heads : 0;
-  const bool over_groups = groups >= std::int64_t{2} * threads;
-  ParallelFor(groups, over_groups ? threads : 1, [&](std::int64_t i) {
-    const std::int64_t b = i / problem.key_heads;
-    const std::int64_t g = i % problem.key_heads;
-    const int inner = over_groups ? 1 : threads;
-    TreePlanner planner(problem, plan, b, g, inner);
-    for (std::int64_t h = g * group_heads; h < (g + 1) * group_heads; ++h) {
+  ForEachGroup(problem, [&](const HeadGroup& group) {
+    TreePlanner planner(problem, plan, group.batch, group.key_head, group.threads);
+    for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
       TreePlanner::Head head = planner.PlanHead(h);
       std::vector<Opening> openings(head.plan.blocks.size());
-      ParallelFor(std::ssize(openings), inner, [&](std::int64_t block) {
+      ParallelFor(std::ssize(openings), group.threads, [&](std::int64_t block) {
         const auto at = static_cast<std::size_t>(block);
-        OpenBlock(planner.nodes(), planner.Lanes(h, head.plan, head.plan.blocks[at]),
+        OpenBlock(planner.nodes(),
+                  BlockLanes(problem, group.batch, h, head.plan, head.plan.blocks[at],
+                             planner.key_tree()),
                   head.threshold, head.mass_weight, openings[at]);
         openings[at].closed_logits = {};
       });
@@ -303,9 +305,11 @@ void PlanTree(const Problem& problem, Plan& plan) {
         to.last_range = static_cast<std::uint32_t>(head.plan.ranges.size());
         to.last_node = static_cast<std::uint32_t>(head.plan.nodes.size());
       }
-      plan.heads[static_cast<std::size_t>(b * problem.query_heads + h)] = std::move(head.plan);
+      plan.heads[static_cast<std::size_t>(group.batch * problem.query_heads + h)] =
+          std::move(head.plan);
     }
-    plan.key_trees[static_cast<std::size_t>(i)] = planner.TakeKeyTree();
+    plan.key_trees[static_cast<std::size_t>(group.batch * problem.key_heads + group.key_head)] =
+        planner.TakeKeyTree();
   });
 }
 

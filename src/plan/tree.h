@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -27,15 +28,11 @@ class TreePlanner {
     HeadPlan plan;
     float threshold = 0.0F;
     float mass_weight = 0.0F;
-    double work = 1.0;  ///< time over dense attention's, as calibration expects
   };
   Head PlanHead(std::int64_t query_head) const;
 
   const KeyTree& key_tree() const { return tree_; }
   kernels::NodesView nodes() const { return summaries_->view(); }
-  /// The lanes of one block, in memory of the calling thread until its next call.
-  kernels::QueryLanes Lanes(std::int64_t query_head, const HeadPlan& head,
-                            const QueryBlock& block) const;
   KeyTree TakeKeyTree() { return std::move(tree_); }
 
  private:
@@ -54,6 +51,20 @@ class TreePlanner {
   KeyTree tree_;
   std::unique_ptr<Summaries> summaries_;
 };
+
+/// The lanes of one block of a query head, in memory of the calling thread until its next call.
+kernels::QueryLanes BlockLanes(const Problem& problem, std::int64_t batch, std::int64_t query_head,
+                               const HeadPlan& head, const QueryBlock& block, const KeyTree& tree);
+
+/// One (batch, key head) and its query heads [first_head, last_head).
+struct HeadGroup {
+  std::int64_t batch = 0;
+  std::int64_t key_head = 0;
+  std::int64_t first_head = 0;
+  std::int64_t last_head = 0;
+  int threads = 1;  ///< that its work may use
+};
+void ForEachGroup(const Problem& problem, const std::function<void(const HeadGroup&)>& body);
 
 /// Fills plan.key_trees and plan.heads.
 void PlanTree(const Problem& problem, Plan& plan);

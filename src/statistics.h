@@ -1,0 +1,17 @@
+// What statistics say of a planned head.
+#pragma once
+
+#include "smyrf/plan.h"
+#include "smyrf/statistics.h"
+
+namespace smyrf {
+
+/// All but density and times, which depend on how the plan is carried out.
+inline void DescribeHead(const HeadPlan& plan, Statistics::Head& head) {
+  head.dense = plan.dense;
+  head.non_finite = plan.non_finite;
+  head.expected_error = plan.expected_error;
+  head.expected_lse_error = plan.expected_lse_error;
+}
+
+}  // namespace smyrf
