@@ -1,9 +1,11 @@
 #include "plan/calibrate.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "plan/measure.h"
@@ -11,19 +13,16 @@
 namespace smyrf {
 namespace {
 
-/// Thresholds that are tried at once, of a geometric grid. First a coarse grid on one group of
-/// blocks: from kLargest times the tolerance times the values' RMS down. (The errors that n equal
-/// summaries leave add up to sqrt(n) times one, so the useful thresholds lie within sqrt(number of
-/// nodes) and the ratio of the output's size to the values'.) Then a fine grid around what it finds
-/// on all groups, moved until the answer lies inside.
-constexpr int kCoarse = 12;
-constexpr double kCoarseRatio = 2.2;
-constexpr double kLargest = 2.0;
-constexpr int kFine = 10;
-constexpr double kFineRatio = 1.5;
-constexpr int kFineAbove = 6;  // of the fine grid, above what the coarse one found
-constexpr int kMoves = 4;
-static_assert(std::max(kCoarse, kFine) <= static_cast<int>(kMostThresholds));
+/// The thresholds that are tried: a geometric grid from kLargest times the values' RMS down, where
+/// nearly all nodes stay closed. Small ones cost time, so all are tried on one group of blocks
+/// first, and on all groups those down to kBelow steps below what it finds (kLeast at least: one
+/// group alone may have missed the rare large errors), then kMore more until the answer lies
+/// inside.
+constexpr double kLargest = 32.0;
+constexpr double kRatio = 1.4;
+constexpr std::size_t kBelow = 5;
+constexpr std::size_t kLeast = 26;
+constexpr std::size_t kMore = 8;
 
 /// Estimates are upper bounds: a mean square and so many of its standard errors, which heavy tails
 /// widen, times a factor. With 128 sampled rows and neither, one head in ten errs by a quarter more
@@ -41,7 +40,7 @@ double Work(const kernels::NodesView& nodes, double exact, double visited, doubl
   const auto d = static_cast<double>(nodes.depth);
   const auto dv = static_cast<double>(nodes.value_depth);
   const double pair = d + dv + kExp;
-  const double node = d + static_cast<double>(kernels::kCoordinates) + 2.0 * kExp;
+  const double node = d + 2.0 * static_cast<double>(kernels::kCoordinates) + 2.0 * kExp;
   return kSlower * (exact * pair + visited * node + closed * (dv + kExp)) /
          (static_cast<double>(nodes.key_count) * pair);
 }
@@ -74,15 +73,6 @@ struct ValueSize {
   }
 };
 
-/// `count` thresholds from `largest` down.
-Thresholds Grid(double largest, double ratio, int count) {
-  Thresholds thresholds;
-  for (int t = 0; t < count; ++t) {
-    thresholds.push_back(static_cast<float>(largest * std::pow(ratio, -t)));
-  }
-  return thresholds;
-}
-
 /// Between two calibrations, geometrically: part 0 is the first, 1 the second.
 Calibration Between(const Calibration& a, const Calibration& b, double part) {
   const auto blend = [part](double x, double y) {
@@ -97,13 +87,15 @@ Calibration Between(const Calibration& a, const Calibration& b, double part) {
 }
 
 /// What was found on a grid, and which of its thresholds (descending) is the largest that meets the
-/// tolerance together with all smaller ones: size() where none does.
+/// tolerance together with all smaller ones: size() where none does. `capped`: a larger one, for
+/// max_density.
 struct Found {
   std::vector<Calibration> grid;
   std::size_t chosen = 0;
+  bool capped = false;
 
   Found(const kernels::NodesView& nodes, const CalibrationTask& task, const Measured& sum,
-        const Thresholds& thresholds, float mass_weight, double variance) {
+        std::span<const float> thresholds, float mass_weight, double variance) {
     const auto rows = static_cast<double>(sum.rows);
     const auto blocks = static_cast<double>(sum.blocks);
     const double size = std::max(sum.out / rows, 1e-4 * variance);
@@ -120,10 +112,12 @@ struct Found {
     chosen = grid.size();
     while (chosen > 0 && Excess(grid[chosen - 1], task.tolerance) <= 1.0) --chosen;
     if (!task.max_density) return;
-    // Where the tolerance asks for more pairs than allowed, the smallest threshold that does not.
-    while (chosen > 0 && (chosen == grid.size() || grid[chosen].density > *task.max_density) &&
-           grid[chosen - 1].density > *task.max_density) {
-      --chosen;
+    // The smallest threshold that asks for no more pairs than allowed, where the tolerance's does.
+    std::size_t allowed = 0;
+    while (allowed < grid.size() && grid[allowed].density <= *task.max_density) ++allowed;
+    if (allowed <= chosen && allowed < grid.size()) {
+      chosen = std::max<std::size_t>(allowed, 1) - 1;
+      capped = true;
     }
   }
 
@@ -140,38 +134,39 @@ struct Found {
 
 }  // namespace
 
-std::optional<Calibration> Calibrate(const kernels::NodesView& nodes, const CalibrationTask& task) {
+std::optional<Calibration> Calibrate(const kernels::NodesView& nodes, const ValueSketch& values,
+                                     const CalibrationTask& task) {
   if (nodes.nodes.empty()) return std::nullopt;
   const ValueSize size(nodes);
-  float mass_weight = 0.0F;
-  double out_square = 0.0;
-  const auto measure = [&](const Thresholds& thresholds, bool first_only) {
-    const Measured sum = Measure(nodes, task, thresholds, mass_weight, first_only);
-    out_square = sum.out / static_cast<double>(sum.rows);
-    return Found(nodes, task, sum, thresholds, mass_weight, size.variance);
-  };
-  const Thresholds coarse =
-      Grid(kLargest * task.tolerance * std::sqrt(size.square), kCoarseRatio, kCoarse);
-  // One group that meets the tolerance at the largest thresholds has missed the rare large errors.
-  const std::size_t start = std::max<std::size_t>(measure(coarse, true).chosen, kCoarse / 3);
+  // Values that are all zero have no error but lse's.
+  const double square = size.square > 0.0 ? size.square : 1.0;
+  std::array<float, kMostThresholds> thresholds{};
+  for (std::size_t t = 0; t < kMostThresholds; ++t) {
+    thresholds[t] = static_cast<float>(kLargest * std::sqrt(square) *
+                                       std::pow(kRatio, -static_cast<double>(t)));
+  }
+  const kernels::NodesView sketch = values.View(nodes);
+  const SampledRows rows(nodes, sketch, task);
   // An error of the mass by a part of itself counts as much as one of out by that part of its size.
-  mass_weight = static_cast<float>(out_square);
-  double largest = static_cast<double>(coarse[std::min(start, coarse.size() - 1)]) *
-                   std::pow(kFineRatio, kFineAbove);
-  const double highest = static_cast<double>(coarse.front());
-  const double lowest = static_cast<double>(coarse.back());
-  for (int move = 0;; ++move) {
-    const Found fine = measure(Grid(largest, kFineRatio, kFine), false);
-    const bool too_low = fine.chosen == 0 && largest < highest;
-    const bool too_high = fine.chosen == fine.grid.size() && largest > lowest;
-    if ((too_low || too_high) && move < kMoves) {
-      largest *= std::pow(kFineRatio, too_low ? kFine - 1 : 1 - kFine);
-      continue;
+  const auto mass_weight = static_cast<float>(std::max(rows.MeanSquareOutput(), 1e-4 * square));
+  const auto find = [&](std::size_t count, bool first_only) {
+    const std::span<const float> tried = std::span(thresholds).first(count);
+    return Found(nodes, task, rows.Measure(tried, mass_weight, first_only), tried, mass_weight,
+                 size.variance);
+  };
+  std::size_t count = std::max(find(kMostThresholds, true).chosen + kBelow, kLeast);
+  for (;; count += kMore) {
+    count = std::min(count, kMostThresholds);
+    const Found found = find(count, false);
+    if (found.capped) return found.grid[found.chosen];
+    if (found.chosen == count) {
+      if (count < kMostThresholds) continue;
+      if (!task.max_density) return std::nullopt;
+      return found.grid.back();
     }
-    if (fine.chosen == fine.grid.size()) return std::nullopt;
-    const Calibration& low = fine.grid[fine.chosen];
-    if (fine.chosen == 0) return low;
-    const Calibration& high = fine.grid[fine.chosen - 1];
+    const Calibration& low = found.grid[found.chosen];
+    if (found.chosen == 0) return low;
+    const Calibration& high = found.grid[found.chosen - 1];
     const double below = std::max(Found::Excess(low, task.tolerance), 1e-6);
     const double above = Found::Excess(high, task.tolerance);
     if (!(above > 1.0 && below <= 1.0) || !std::isfinite(above)) return low;

@@ -24,29 +24,30 @@ namespace {
 
 using kernels::kTreeRows;
 
-constexpr std::uint64_t kRowStream = 1;                         // of random numbers
-constexpr std::int64_t kGroupBlocks = kTreeRows / kRowsABlock;  // their rows fill the lanes
+constexpr std::uint64_t kRowStream = 1;  // of random numbers
 
-/// What all thresholds do in one block.
+/// What thresholds [0, tried), descending, do to each node in one block: closed by
+/// [enter, leave), opened from `leave` on, out of sight before `enter`.
 struct Decisions {
-  std::vector<std::uint32_t> closed;  ///< (nodes): bit t where threshold t keeps the summary
-  std::vector<std::uint32_t> opened;  ///< (nodes): bit t where it opens the node
+  std::vector<std::uint8_t> enter, leave;
 };
+static_assert(kMostThresholds < 256);
 
-/// Rows and thresholds of one group of blocks.
+/// What is measured of one group of blocks.
 struct GroupTask {
+  const kernels::NodesView& nodes;
+  const kernels::NodesView& sketch;
   const CalibrationTask& task;
-  std::span<const std::int64_t> sampled;  ///< blocks of the query tree
-  std::int64_t first, step;               ///< the group: sampled[first], [first + step] and so on
-  const Thresholds& thresholds;
+  const SampledGroup& group;
+  std::span<const float> thresholds;
   float mass_weight;
   std::int64_t levels;
 };
 
 struct MeasureScratch {
-  kernels::Buffer logits, risks, exact, masses, sums, bins, ones;
-  std::vector<std::int32_t> ids, candidates, next;
-  std::vector<std::uint32_t> active, next_active;
+  kernels::Buffer keys, exact, logits, risks, masses, sums, bins, error;
+  std::vector<std::int32_t> candidates, next, closed;
+  std::vector<std::uint8_t> enters, next_enters;
   std::array<Decisions, static_cast<std::size_t>(kGroupBlocks)> decisions;
 };
 
@@ -58,28 +59,49 @@ HWY_BEFORE_NAMESPACE();
 namespace smyrf::kernels::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-/// What OpenBlock decides for one block at every threshold.
-HWY_INLINE void Decide(const NodesView& nodes, const QueryLanes& lanes,
-                       const Thresholds& thresholds, float mass_weight, MeasureScratch& scratch,
+/// weights (key_count, kTreeRows) of all keys, relative to the largest logit (base 2), which goes
+/// to max.
+HWY_INLINE void WeighKeys(const NodesView& nodes, const QueryLanes& lanes, MeasureScratch& scratch,
+                          float* weights, float* max) {
+  HWY_ALIGN float sum[kTreeRows];
+  const Rows keys{reinterpret_cast<const std::byte*>(nodes.keys),
+                  nodes.depth * static_cast<std::int64_t>(sizeof(float)), DType::kFloat32, nullptr};
+  ScoreRows(keys, nodes.key_count, nodes.depth, lanes, scratch.keys, weights);
+  Weigh(nodes.key_count, weights, max, sum);
+}
+
+HWY_INLINE QueryLanes SampledLanes(const GroupTask& group) {
+  Rows rows = group.task.queries;
+  rows.order = group.group.queries.data();
+  return LoadLanes(rows, 0, std::ssize(group.group.queries), group.nodes.depth, group.task.scale,
+                   group.task.basis);
+}
+
+/// What OpenBlock decides for one block at every threshold, were the shares those that the smallest
+/// threshold finds.
+HWY_INLINE void Decide(const GroupTask& group, const QueryLanes& lanes, MeasureScratch& scratch,
                        Decisions& decisions, Measured& measured) {
+  const NodesView& nodes = group.nodes;
   const FloatTag d;
   const auto step = static_cast<std::int64_t>(hn::Lanes(d));
-  const std::size_t tried = thresholds.size();
-  decisions.closed.assign(nodes.nodes.size(), 0);
-  decisions.opened.assign(nodes.nodes.size(), 0);
-  HWY_ALIGN float reference[kTreeRows];               // base-2 logit that weights are relative to
-  HWY_ALIGN float mass[kMostThresholds * kTreeRows];  // of sinks and closed nodes, by threshold
-  const auto add = [&](const float* weights, float* sum) HWY_ATTR {
-    for (std::int64_t c = 0; c < kTreeRows; c += step) {
-      hn::StoreU(hn::Add(hn::LoadU(d, sum + c), hn::LoadU(d, weights + c)), d, sum + c);
-    }
-  };
+  const auto tried = static_cast<std::uint8_t>(group.thresholds.size());
+  std::array<float, kMostThresholds> limits{};
+  for (std::size_t t = 0; t < tried; ++t) limits[t] = group.thresholds[t] * group.thresholds[t];
+  decisions.enter.assign(nodes.nodes.size(), tried);
+  decisions.leave.assign(nodes.nodes.size(), tried);
+  // Changes from one threshold to the next.
+  std::array<double, kMostThresholds + 1> exact{};
+  std::array<double, kMostThresholds + 1> closed{};
+  std::array<double, kMostThresholds + 1> visited{};
+  HWY_ALIGN float reference[kTreeRows];  // base-2 logit that weights are relative to
+  HWY_ALIGN float mass[kTreeRows];       // of sinks and closed nodes
+  HWY_ALIGN float factor[kTreeRows];     // 1 / (rows total^2)
   std::vector<std::int32_t>& candidates = scratch.candidates;
-  std::vector<std::uint32_t>& active = scratch.active;  // bit t: threshold t visits the candidate
-  candidates.assign(scratch.ids.begin(), scratch.ids.begin() + nodes.roots);
-  active.assign(candidates.size(), (std::uint32_t{1} << tried) - 1);
-  for (std::size_t t = 0; t < tried; ++t) measured.exact[t] += static_cast<double>(nodes.sinks);
-  const float share = 1.0F / static_cast<float>(lanes.rows);
+  std::vector<std::uint8_t>& enters = scratch.enters;
+  candidates.resize(static_cast<std::size_t>(nodes.roots));
+  for (std::size_t i = 0; i < candidates.size(); ++i) candidates[i] = static_cast<std::int32_t>(i);
+  enters.assign(candidates.size(), 0);
+  exact[0] = static_cast<double>(nodes.sinks);
   for (bool first = true; !candidates.empty(); first = false) {
     const auto count = static_cast<std::int64_t>(candidates.size());
     float* weights =
@@ -99,114 +121,99 @@ HWY_INLINE void Decide(const NodesView& nodes, const QueryLanes& lanes,
           sum = hn::Add(sum, Exp2(d, hn::Sub(hn::LoadU(d, s + j * kTreeRows + c), m)));
         }
         hn::StoreU(m, d, reference + c);
-        for (std::size_t t = 0; t < tried; ++t) {
-          hn::StoreU(sum, d, mass + static_cast<std::int64_t>(t) * kTreeRows + c);
-        }
+        hn::StoreU(sum, d, mass + c);
       }
     }
-    // Logits become weights; risks become weight^2 risk s^2 / rows. A child may weigh more than all
+    // Logits become weights; risks become their errors' squares. A child may weigh more than all
     // roots did: up to 2^60, whose square is still finite.
-    for (std::int64_t j = 0; j < count; ++j) {
-      const float spread = nodes.value_spreads[candidates[static_cast<std::size_t>(j)]];
-      for (std::int64_t c = 0; c < kTreeRows; c += step) {
+    for (std::int64_t c = 0; c < kTreeRows; c += step) {
+      const auto m = hn::LoadU(d, reference + c);
+      auto total = hn::LoadU(d, mass + c);
+      for (std::int64_t j = 0; j < count; ++j) {
+        const float spread = nodes.value_spreads[candidates[static_cast<std::size_t>(j)]];
         const std::int64_t at = j * kTreeRows + c;
-        const auto logit = hn::Sub(hn::LoadU(d, weights + at), hn::LoadU(d, reference + c));
+        const auto logit = hn::Sub(hn::LoadU(d, weights + at), m);
         const auto w = Exp2(d, hn::Min(logit, hn::Set(d, 60.0F)));
-        const auto risk =
-            hn::Mul(NodeError(hn::LoadU(d, risks + at), spread, mass_weight), hn::Set(d, share));
+        total = hn::Add(total, w);
         hn::StoreU(w, d, weights + at);
-        hn::StoreU(hn::Mul(hn::Mul(w, w), risk), d, risks + at);
+        hn::StoreU(
+            hn::Mul(hn::Mul(w, w), NodeError(hn::LoadU(d, risks + at), spread, group.mass_weight)),
+            d, risks + at);
       }
+      const auto rows = hn::Set(d, static_cast<float>(lanes.rows));
+      hn::StoreU(hn::Div(hn::Set(d, 1.0F), hn::Mul(rows, hn::Mul(total, total))), d, factor + c);
     }
-    for (std::size_t t = 0; t < tried; ++t) {
-      const float limit = thresholds[t] * thresholds[t];
-      const std::uint32_t bit = std::uint32_t{1} << t;
-      float* own = mass + static_cast<std::int64_t>(t) * kTreeRows;
-      HWY_ALIGN float inverse[kTreeRows];
-      std::copy_n(own, kTreeRows, inverse);
-      std::int64_t visited = 0;
-      for (std::int64_t j = 0; j < count; ++j) {
-        if ((active[static_cast<std::size_t>(j)] & bit) == 0) continue;
-        ++visited;
-        add(weights + j * kTreeRows, inverse);
-      }
-      if (visited == 0) continue;
-      for (std::int64_t i = 0; i < kTreeRows; ++i) {
-        inverse[i] = i < lanes.rows ? 1.0F / (inverse[i] * inverse[i]) : 0.0F;
-      }
-      for (std::int64_t j = 0; j < count; ++j) {
-        if ((active[static_cast<std::size_t>(j)] & bit) == 0) continue;
-        auto sum = hn::Zero(d);
-        for (std::int64_t c = 0; c < kTreeRows; c += step) {
-          sum = hn::MulAdd(hn::LoadU(d, risks + j * kTreeRows + c), hn::LoadU(d, inverse + c), sum);
-        }
-        const auto id = static_cast<std::size_t>(candidates[static_cast<std::size_t>(j)]);
-        if (hn::GetLane(hn::SumOfLanes(d, sum)) > limit) {
-          decisions.opened[id] |= bit;
-          if (nodes.nodes[id].child_count == 0) {
-            measured.exact[t] += nodes.nodes[id].end - nodes.nodes[id].begin;
-          }
-        } else {
-          decisions.closed[id] |= bit;
-          measured.closed[t] += 1.0;
-          add(weights + j * kTreeRows, own);
-        }
-      }
-      measured.visited[t] += static_cast<double>(visited);
-    }
+    for (std::int64_t i = lanes.rows; i < kTreeRows; ++i) factor[i] = 0.0F;
     scratch.next.clear();
-    scratch.next_active.clear();
-    for (const std::int32_t id : candidates) {
-      const std::uint32_t opened = decisions.opened[static_cast<std::size_t>(id)];
-      const Node& node = nodes.nodes[static_cast<std::size_t>(id)];
-      if (opened == 0) continue;
-      for (std::int32_t k = 0; k < node.child_count; ++k) {
+    scratch.next_enters.clear();
+    for (std::int64_t j = 0; j < count; ++j) {
+      auto sum = hn::Zero(d);
+      for (std::int64_t c = 0; c < kTreeRows; c += step) {
+        sum = hn::MulAdd(hn::LoadU(d, risks + j * kTreeRows + c), hn::LoadU(d, factor + c), sum);
+      }
+      const float score = hn::GetLane(hn::SumOfLanes(d, sum));
+      const auto id = static_cast<std::size_t>(candidates[static_cast<std::size_t>(j)]);
+      const Node& node = nodes.nodes[id];
+      const std::uint8_t enter = enters[static_cast<std::size_t>(j)];
+      std::uint8_t leave = enter;
+      while (leave < tried && !(score > limits[leave])) ++leave;
+      decisions.enter[id] = enter;
+      decisions.leave[id] = leave;
+      visited[enter] += 1.0;
+      closed[enter] += 1.0;
+      closed[leave] -= 1.0;
+      if (leave == tried) {
+        for (std::int64_t c = 0; c < kTreeRows; c += step) {
+          const auto w = hn::LoadU(d, weights + j * kTreeRows + c);
+          hn::StoreU(hn::Add(hn::LoadU(d, mass + c), w), d, mass + c);
+        }
+      } else if (node.child_count == 0) {
+        exact[leave] += static_cast<double>(node.end - node.begin);
+      }
+      for (std::int32_t k = 0; leave < tried && k < node.child_count; ++k) {
         scratch.next.push_back(node.first_child + k);
-        scratch.next_active.push_back(opened);
+        scratch.next_enters.push_back(leave);
       }
     }
     candidates.swap(scratch.next);
-    active.swap(scratch.next_active);
+    enters.swap(scratch.next_enters);
+  }
+  for (std::size_t t = 0; t < tried; ++t) {
+    exact[t + 1] += exact[t];
+    closed[t + 1] += closed[t];
+    visited[t + 1] += visited[t];
+    measured.exact[t] += exact[t];
+    measured.closed[t] += closed[t];
+    measured.visited[t] += visited[t];
   }
   ++measured.blocks;
 }
 
 /// Sums of weighted value rows over subtrees, and what summaries in their place would change, by
-/// threshold. Columns: Dv value columns and one of ones, kTreeRows lanes each.
+/// threshold. The last value column is of ones: mass.
 struct Subtrees {
-  const NodesView& nodes;
+  const GroupTask& group;
   const float* weights;        ///< (key_count, kTreeRows): exact
-  const float* masses;         ///< (nodes, kTreeRows): of the summaries
   const Decisions* decisions;  ///< of the group's blocks
-  std::int64_t blocks;
-  const std::int64_t* block_lanes;  ///< (blocks + 1): lanes of each block
-  float* sums;                      ///< (levels, columns, kTreeRows)
-  float* bins;  ///< (thresholds, columns, kTreeRows): changes from one threshold to the next
-  const float* ones;
-  int tried;
+  const float* masses;  ///< (nodes, kTreeRows): of the summaries, where any block closes them
+  float* sums;          ///< (levels, columns, kTreeRows)
+  float* bins;          ///< (thresholds, columns, kTreeRows): changes from one to the next
+  float* error;         ///< (columns, kTreeRows)
 
-  std::int64_t size() const { return (nodes.value_depth + 1) * kTreeRows; }
+  std::int64_t size() const { return group.sketch.value_depth * kTreeRows; }
 
   /// sum = over keys [begin, end).
   HWY_INLINE void AddKeys(std::int64_t begin, std::int64_t end, float* sum) const {
-    const FloatTag d;
-    const auto step = static_cast<std::int64_t>(hn::Lanes(d));
+    HWY_ALIGN float ones[kTreeRows];
+    std::fill_n(ones, kTreeRows, 1.0F);
     const float* rows[kNodeTile];
     for (std::int64_t first = begin; first < end; first += kNodeTile) {
       const std::int64_t count = std::min(kNodeTile, end - first);
       for (std::int64_t j = 0; j < count; ++j) {
-        rows[j] = nodes.values + (first + j) * nodes.value_depth;
+        rows[j] = group.sketch.values + (first + j) * group.sketch.value_depth;
       }
-      const float* w = weights + first * kTreeRows;
-      ValueTile<kTreeRows>(rows, count, w, nodes.value_depth, TreeVectors(), ones, sum);
-      float* mass = sum + nodes.value_depth * kTreeRows;
-      for (std::int64_t c = 0; c < kTreeRows; c += step) {
-        auto total = hn::LoadU(d, mass + c);
-        for (std::int64_t j = 0; j < count; ++j) {
-          total = hn::Add(total, hn::LoadU(d, w + j * kTreeRows + c));
-        }
-        hn::StoreU(total, d, mass + c);
-      }
+      ValueTile<kTreeRows>(rows, count, weights + first * kTreeRows, group.sketch.value_depth,
+                           TreeVectors(), ones, sum);
     }
   }
 
@@ -214,16 +221,37 @@ struct Subtrees {
   void Visit(std::int64_t id, std::int64_t level) const {
     const FloatTag d;
     const auto step = static_cast<std::int64_t>(hn::Lanes(d));
-    const Node& node = nodes.nodes[static_cast<std::size_t>(id)];
+    const Node& node = group.nodes.nodes[static_cast<std::size_t>(id)];
     float* sum = sums + level * size();
     std::fill_n(sum, size(), 0.0F);
-    std::uint32_t opened = 0;
-    std::uint32_t closed = 0;
-    for (std::int64_t b = 0; b < blocks; ++b) {
-      opened |= decisions[b].opened[static_cast<std::size_t>(id)];
-      closed |= decisions[b].closed[static_cast<std::size_t>(id)];
+    const auto tried = group.thresholds.size();
+    // Where a block begins or ends to keep this summary, its error enters or leaves.
+    struct Change {
+      std::size_t threshold;
+      HWY_ALIGN float sign[kTreeRows];
+    };
+    Change changes[2 * kGroupBlocks];
+    int change_count = 0;
+    const auto change = [&](std::size_t threshold, std::size_t block, float sign) HWY_ATTR {
+      int i = 0;
+      while (i < change_count && changes[i].threshold != threshold) ++i;
+      if (i == change_count) {
+        changes[change_count++].threshold = threshold;
+        std::fill_n(changes[i].sign, kTreeRows, 0.0F);
+      }
+      std::fill(changes[i].sign + group.group.block_rows[block],
+                changes[i].sign + group.group.block_rows[block + 1], sign);
+    };
+    bool opened = false;
+    for (std::size_t b = 0; b < group.group.blocks.size(); ++b) {
+      const std::size_t enter = decisions[b].enter[static_cast<std::size_t>(id)];
+      const std::size_t leave = decisions[b].leave[static_cast<std::size_t>(id)];
+      opened |= leave < tried;
+      if (enter == leave) continue;
+      change(enter, b, 1.0F);
+      if (leave < tried) change(leave, b, -1.0F);
     }
-    if (node.child_count == 0 || opened == 0) {
+    if (node.child_count == 0 || !opened) {
       AddKeys(node.begin, node.end, sum);
     } else {
       const float* child = sums + (level + 1) * size();
@@ -234,147 +262,153 @@ struct Subtrees {
         }
       }
     }
-    if (closed == 0) return;
-    // Where a block begins or ends to keep this summary, its error enters or leaves.
-    for (int t = 0; t < tried; ++t) {
-      HWY_ALIGN float sign[kTreeRows] = {};
-      bool any = false;
-      for (std::int64_t b = 0; b < blocks; ++b) {
-        const std::uint32_t bits = decisions[b].closed[static_cast<std::size_t>(id)];
-        const int now = static_cast<int>(bits >> t & 1U);
-        const int before = t > 0 ? static_cast<int>(bits >> (t - 1) & 1U) : 0;
-        if (now == before) continue;
-        any = true;
-        std::fill(sign + block_lanes[b], sign + block_lanes[b + 1],
-                  static_cast<float>(now - before));
+    if (change_count == 0) return;
+    const float* mean = group.sketch.mean_values + id * group.sketch.value_depth;
+    for (std::int64_t c = 0; c < kTreeRows; c += step) {
+      const auto mass = hn::LoadU(d, masses + id * kTreeRows + c);
+      for (std::int64_t r = 0; r < group.sketch.value_depth; ++r) {
+        const std::int64_t at = r * kTreeRows + c;
+        hn::StoreU(hn::NegMulAdd(mass, hn::Set(d, mean[r]), hn::LoadU(d, sum + at)), d, error + at);
       }
-      if (!any) continue;
-      float* bin = bins + t * size();
-      const float* mean = nodes.mean_values + id * nodes.value_depth;
-      for (std::int64_t c = 0; c < kTreeRows; c += step) {
-        const auto mass = hn::LoadU(d, masses + id * kTreeRows + c);
-        const auto lane_sign = hn::LoadU(d, sign + c);
-        for (std::int64_t r = 0; r <= nodes.value_depth; ++r) {
-          const std::int64_t at = r * kTreeRows + c;
-          const auto value = hn::Set(d, r < nodes.value_depth ? mean[r] : 1.0F);
-          const auto error = hn::NegMulAdd(mass, value, hn::LoadU(d, sum + at));
-          hn::StoreU(hn::MulAdd(lane_sign, error, hn::LoadU(d, bin + at)), d, bin + at);
+      for (int i = 0; i < change_count; ++i) {
+        float* bin = bins + static_cast<std::int64_t>(changes[i].threshold) * size();
+        const auto sign = hn::LoadU(d, changes[i].sign + c);
+        for (std::int64_t at = c; at < size(); at += kTreeRows) {
+          hn::StoreU(hn::MulAdd(sign, hn::LoadU(d, error + at), hn::LoadU(d, bin + at)), d,
+                     bin + at);
         }
       }
     }
   }
 };
 
-/// One group of blocks: `lanes` (kRowsABlock of each of `blocks`), decided for all thresholds.
-HWY_INLINE void MeasureErrors(const NodesView& nodes, const QueryLanes& lanes, std::int64_t blocks,
-                              const std::int64_t* block_lanes, int tried, std::int64_t levels,
-                              MeasureScratch& scratch, Measured& measured) {
+/// Adds what the errors `lost` (columns, kTreeRows) that summaries leave in `total` do to out and
+/// lse.
+HWY_INLINE void AddErrors(const float* total, const float* lost, std::int64_t columns,
+                          std::int64_t rows, std::size_t t, Measured& measured) {
   const FloatTag d;
   const auto step = static_cast<std::int64_t>(hn::Lanes(d));
-  const auto count = static_cast<std::int64_t>(nodes.nodes.size());
-  const std::int64_t columns = nodes.value_depth + 1;
-  const std::int64_t size = columns * kTreeRows;
-  HWY_ALIGN float max[kTreeRows];
-  HWY_ALIGN float mass[kTreeRows];
-  float* exact = scratch.exact.Need(static_cast<std::size_t>(nodes.key_count * kTreeRows));
-  const Rows keys{reinterpret_cast<const std::byte*>(nodes.keys),
-                  nodes.depth * static_cast<std::int64_t>(sizeof(float)), DType::kFloat32, nullptr};
-  ScoreRows(keys, nodes.key_count, nodes.depth, lanes, scratch.logits, exact);
-  Weigh(nodes.key_count, exact, max, mass);
-  float* masses = scratch.masses.Need(static_cast<std::size_t>(count * kTreeRows));
-  NodeLogitsTile(nodes, lanes, scratch.ids.data(), count, masses, nullptr);
-  for (std::int64_t i = 0; i < count * kTreeRows; i += step) {
-    const auto m = hn::LoadU(d, max + i % kTreeRows);
-    // A summary of 2^20 times the largest exact weight is as wrong as can be.
-    const auto logit = hn::Min(hn::Sub(hn::LoadU(d, masses + i), m), hn::Set(d, 20.0F));
-    hn::StoreU(Exp2(d, logit), d, masses + i);
-  }
-
-  float* bins = scratch.bins.Need(static_cast<std::size_t>(tried * size));
-  float* sums = scratch.sums.Need(static_cast<std::size_t>((levels + 1) * size));
-  float* ones = scratch.ones.Need(kTreeRows);
-  std::fill_n(bins, tried * size, 0.0F);
-  std::fill_n(ones, kTreeRows, 1.0F);
-  const Subtrees subtrees{nodes,  exact,       masses,      scratch.decisions.data(),
-                          blocks, block_lanes, sums + size, bins,
-                          ones,   tried};
-  float* total = sums;
-  std::fill_n(total, size, 0.0F);
-  subtrees.AddKeys(0, nodes.sinks, total);
-  for (std::int64_t root = 0; root < nodes.roots; ++root) {
-    subtrees.Visit(root, 0);
-    for (std::int64_t i = 0; i < size; ++i) total[i] += sums[size + i];
-  }
-
-  const float* total_mass = total + nodes.value_depth * kTreeRows;
-  for (std::int64_t i = 0; i < lanes.rows; ++i) {
-    for (std::int64_t c = 0; c < nodes.value_depth; ++c) {
-      const double out = total[c * kTreeRows + i] / total_mass[i];
-      measured.out += out * out;
+  const std::int64_t mass = (columns - 1) * kTreeRows;
+  HWY_ALIGN float squares[kTreeRows];
+  for (std::int64_t c = 0; c < kTreeRows; c += step) {
+    const auto whole = hn::LoadU(d, total + mass + c);
+    const auto lost_mass = hn::LoadU(d, lost + mass + c);
+    const auto of_lost = hn::Div(hn::Set(d, 1.0F), hn::Sub(whole, lost_mass));
+    const auto of_total = hn::Mul(hn::Div(lost_mass, whole), of_lost);
+    auto sum = hn::Zero(d);
+    for (std::int64_t r = 0; r + 1 < columns; ++r) {
+      const std::int64_t at = r * kTreeRows + c;
+      const auto error = hn::NegMulAdd(of_lost, hn::LoadU(d, lost + at),
+                                       hn::Mul(of_total, hn::LoadU(d, total + at)));
+      sum = hn::MulAdd(error, error, sum);
     }
+    hn::StoreU(sum, d, squares + c);
   }
-  measured.rows += lanes.rows;
-  // The errors present at threshold t: all that entered and have not left.
-  for (int t = 0; t < tried; ++t) {
-    float* bin = bins + t * size;
-    if (t > 0) {
-      for (std::int64_t i = 0; i < size; ++i) bin[i] += bin[i - size];
-    }
-    const float* lost_mass = bin + nodes.value_depth * kTreeRows;
-    for (std::int64_t i = 0; i < lanes.rows; ++i) {
-      const double whole = total_mass[i];
-      const double left = whole - static_cast<double>(lost_mass[i]);
-      const double of_sum = 1.0 / left - 1.0 / whole;
-      const double of_lost = 1.0 / left;
-      const double lse_error = std::log(std::max(left / whole, 1e-30));
-      measured.lse_error[static_cast<std::size_t>(t)] += lse_error * lse_error;
-      measured.lse_error_2[static_cast<std::size_t>(t)] += std::pow(lse_error, 4);
-      double squares = 0.0;
-      for (std::int64_t c = 0; c < nodes.value_depth; ++c) {
-        const double error = of_sum * static_cast<double>(total[c * kTreeRows + i]) -
-                             of_lost * static_cast<double>(bin[c * kTreeRows + i]);
-        squares += error * error;
-      }
-      measured.out_error[static_cast<std::size_t>(t)] += squares;
-      measured.out_error_2[static_cast<std::size_t>(t)] += squares * squares;
-    }
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const double part = static_cast<double>(lost[mass + i]) / static_cast<double>(total[mass + i]);
+    const double lse_error = std::log(std::max(1.0 - part, 1e-30));
+    const double lse_square = lse_error * lse_error;
+    const auto square = static_cast<double>(squares[i]);
+    measured.lse_error[t] += lse_square;
+    measured.lse_error_2[t] += lse_square * lse_square;
+    measured.out_error[t] += square;
+    measured.out_error_2[t] += square * square;
   }
 }
 
-void MeasureGroup(const NodesView& nodes, const GroupTask& group, Measured& measured) {
-  MeasureScratch& scratch = OfThread<MeasureScratch>();
-  const CalibrationTask& task = group.task;
-  scratch.ids.resize(nodes.nodes.size());
-  for (std::size_t i = 0; i < scratch.ids.size(); ++i)
-    scratch.ids[i] = static_cast<std::int32_t>(i);
-  std::vector<std::int32_t> sampled;
-  std::array<std::int64_t, static_cast<std::size_t>(kGroupBlocks) + 1> block_lanes{};
-  std::int64_t blocks = 0;
-  for (std::int64_t i = group.first; i < std::ssize(group.sampled); i += group.step, ++blocks) {
-    const auto block = static_cast<std::size_t>(group.sampled[static_cast<std::size_t>(i)]);
-    const std::int64_t begin = task.bounds[block];
-    const std::int64_t count = task.bounds[block + 1] - begin;
-    const QueryLanes lanes =
-        LoadLanes(task.queries, begin, begin + count, nodes.depth, task.scale, task.basis);
-    Decide(nodes, lanes, group.thresholds, group.mass_weight, scratch,
-           scratch.decisions[static_cast<std::size_t>(blocks)], measured);
-    // kRowsABlock different rows: one from each equal part of the block.
-    const std::int64_t wanted = std::min(count, kRowsABlock);
-    for (std::int64_t r = 0; r < wanted; ++r) {
-      const std::int64_t low = count * r / wanted;
-      const std::int64_t high = count * (r + 1) / wanted;
-      const std::int64_t within = RandomBetween(low, high, task.seed, kRowStream,
-                                                static_cast<std::uint64_t>(i * kRowsABlock + r));
-      sampled.push_back(static_cast<std::int32_t>(task.queries.Position(begin + within)));
+/// Adds |out|^2 of every row.
+HWY_INLINE void AddOutputs(const float* total, std::int64_t columns, std::int64_t rows,
+                           Measured& measured) {
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const double mass = static_cast<double>(total[(columns - 1) * kTreeRows + i]);
+    for (std::int64_t c = 0; c + 1 < columns; ++c) {
+      const double out = static_cast<double>(total[c * kTreeRows + i]) / mass;
+      measured.out += out * out;
     }
-    block_lanes[static_cast<std::size_t>(blocks) + 1] = std::ssize(sampled);
   }
-  Rows rows = task.queries;
-  rows.order = sampled.data();
-  const QueryLanes lanes = LoadLanes(rows, 0, static_cast<std::int64_t>(sampled.size()),
-                                     nodes.depth, task.scale, task.basis);
-  MeasureErrors(nodes, lanes, blocks, block_lanes.data(), static_cast<int>(group.thresholds.size()),
-                group.levels, scratch, measured);
+  measured.rows += rows;
+}
+
+void MeasureOutputs(const GroupTask& group, Measured& measured) {
+  MeasureScratch& scratch = OfThread<MeasureScratch>();
+  HWY_ALIGN float max[kTreeRows];
+  float* weights = scratch.exact.Need(static_cast<std::size_t>(group.nodes.key_count * kTreeRows));
+  WeighKeys(group.nodes, SampledLanes(group), scratch, weights, max);
+  const Subtrees subtrees{group, weights, nullptr, nullptr, nullptr, nullptr, nullptr};
+  float* total = scratch.sums.Need(static_cast<std::size_t>(subtrees.size()));
+  std::fill_n(total, subtrees.size(), 0.0F);
+  subtrees.AddKeys(0, group.nodes.key_count, total);
+  AddOutputs(total, group.sketch.value_depth, std::ssize(group.group.queries), measured);
+}
+
+void MeasureGroup(const GroupTask& group, Measured& measured) {
+  const FloatTag d;
+  const auto step = static_cast<std::int64_t>(hn::Lanes(d));
+  const NodesView& nodes = group.nodes;
+  const CalibrationTask& task = group.task;
+  MeasureScratch& scratch = OfThread<MeasureScratch>();
+  const auto tried = static_cast<std::int64_t>(group.thresholds.size());
+  for (std::size_t b = 0; b < group.group.blocks.size(); ++b) {
+    const auto block = static_cast<std::size_t>(group.group.blocks[b]);
+    Decide(group,
+           LoadLanes(task.queries, task.bounds[block], task.bounds[block + 1], nodes.depth,
+                     task.scale, task.basis),
+           scratch, scratch.decisions[b], measured);
+  }
+
+  // Masses of the summaries that any block keeps at any threshold, for the sampled rows.
+  std::vector<std::int32_t>& closed = scratch.closed;
+  closed.clear();
+  for (std::size_t id = 0; id < nodes.nodes.size(); ++id) {
+    for (std::size_t b = 0; b < group.group.blocks.size(); ++b) {
+      if (scratch.decisions[b].enter[id] == scratch.decisions[b].leave[id]) continue;
+      closed.push_back(static_cast<std::int32_t>(id));
+      break;
+    }
+  }
+  const QueryLanes lanes = SampledLanes(group);
+  HWY_ALIGN float max[kTreeRows];
+  float* weights = scratch.exact.Need(static_cast<std::size_t>(nodes.key_count * kTreeRows));
+  WeighKeys(nodes, lanes, scratch, weights, max);
+  const auto count = static_cast<std::int64_t>(closed.size());
+  float* logits = scratch.logits.Need(static_cast<std::size_t>(count * kTreeRows));
+  float* masses = scratch.masses.Need(nodes.nodes.size() * static_cast<std::size_t>(kTreeRows));
+  NodeLogitsTile(nodes, lanes, closed.data(), count, logits, nullptr);
+  for (std::int64_t j = 0; j < count; ++j) {
+    for (std::int64_t c = 0; c < kTreeRows; c += step) {
+      // A summary of 2^20 times the largest exact weight is as wrong as can be.
+      const auto logit = hn::Sub(hn::LoadU(d, logits + j * kTreeRows + c), hn::LoadU(d, max + c));
+      hn::StoreU(Exp2(d, hn::Min(logit, hn::Set(d, 20.0F))), d,
+                 masses + closed[static_cast<std::size_t>(j)] * kTreeRows + c);
+    }
+  }
+
+  const std::int64_t columns = group.sketch.value_depth;
+  const std::int64_t size = columns * kTreeRows;
+  float* bins = scratch.bins.Need(static_cast<std::size_t>(tried * size));
+  float* total = scratch.sums.Need(static_cast<std::size_t>((group.levels + 1) * size));
+  std::fill_n(bins, tried * size, 0.0F);
+  std::fill_n(total, size, 0.0F);
+  float* sums = total + size;
+  const Subtrees subtrees{group,
+                          weights,
+                          scratch.decisions.data(),
+                          masses,
+                          sums,
+                          bins,
+                          scratch.error.Need(static_cast<std::size_t>(size))};
+  subtrees.AddKeys(0, nodes.sinks, total);
+  for (std::int64_t root = 0; root < nodes.roots; ++root) {
+    subtrees.Visit(root, 0);
+    for (std::int64_t i = 0; i < size; ++i) total[i] += sums[i];
+  }
+  AddOutputs(total, columns, lanes.rows, measured);
+  // The errors present at threshold t: all that entered and have not left.
+  for (std::int64_t t = 0; t < tried; ++t) {
+    float* bin = bins + t * size;
+    for (std::int64_t i = 0; t > 0 && i < size; ++i) bin[i] += bin[i - size];
+    AddErrors(total, bin, columns, lanes.rows, static_cast<std::size_t>(t), measured);
+  }
 }
 
 }  // namespace smyrf::kernels::HWY_NAMESPACE
@@ -384,6 +418,7 @@ HWY_AFTER_NAMESPACE();
 namespace smyrf {
 
 namespace kernels {
+HWY_EXPORT(MeasureOutputs);
 HWY_EXPORT(MeasureGroup);
 }  // namespace kernels
 
@@ -398,24 +433,58 @@ std::int64_t Levels(const kernels::NodesView& nodes) {
   return levels + 1;
 }
 
+/// Group g of `groups`: sampled blocks g, g + groups and so on.
+SampledGroup Sample(const CalibrationTask& task, std::int64_t samples, std::int64_t g,
+                    std::int64_t groups) {
+  SampledGroup group;
+  const std::int64_t blocks = std::ssize(task.bounds) - 1;
+  for (std::int64_t i = g; i < samples; i += groups) {
+    const std::int64_t block = (2 * i + 1) * blocks / (2 * samples);  // evenly spread
+    group.blocks.push_back(block);
+    const std::int64_t begin = task.bounds[static_cast<std::size_t>(block)];
+    const std::int64_t count = task.bounds[static_cast<std::size_t>(block) + 1] - begin;
+    // Different rows: one from each equal part of the block.
+    const std::int64_t wanted = std::min(count, kRowsABlock);
+    for (std::int64_t r = 0; r < wanted; ++r) {
+      const std::int64_t low = count * r / wanted;
+      const std::int64_t high = count * (r + 1) / wanted;
+      const std::int64_t within = RandomBetween(low, high, task.seed, kRowStream,
+                                                static_cast<std::uint64_t>(i * kRowsABlock + r));
+      group.queries.push_back(static_cast<std::int32_t>(task.queries.Position(begin + within)));
+    }
+    group.block_rows[group.blocks.size()] = std::ssize(group.queries);
+  }
+  return group;
+}
+
 }  // namespace
 
-Measured Measure(const kernels::NodesView& nodes, const CalibrationTask& task,
-                 const Thresholds& thresholds, float mass_weight, bool first_group_only) {
-  const std::int64_t blocks = std::ssize(task.bounds) - 1;
-  const std::int64_t samples = std::min(blocks, kSampledBlocks);
-  std::vector<std::int64_t> sampled;  // evenly spread over the query tree
-  for (std::int64_t i = 0; i < samples; ++i) {
-    sampled.push_back((2 * i + 1) * blocks / (2 * samples));
-  }
+SampledRows::SampledRows(const kernels::NodesView& nodes, const kernels::NodesView& sketch,
+                         const CalibrationTask& task)
+    : nodes_(nodes), sketch_(sketch), task_(task) {
+  const std::int64_t samples = std::min(std::ssize(task.bounds) - 1, kSampledBlocks);
   const std::int64_t groups = (samples + kGroupBlocks - 1) / kGroupBlocks;
-  const std::int64_t wanted = first_group_only ? std::min<std::int64_t>(1, groups) : groups;
+  for (std::int64_t g = 0; g < groups; ++g) groups_.push_back(Sample(task, samples, g, groups));
+}
+
+double SampledRows::MeanSquareOutput() const {
+  using namespace kernels;
+  Measured measured;
+  HWY_DYNAMIC_DISPATCH(MeasureOutputs)
+  ({nodes_, sketch_, task_, groups_[0], {}, 0.0F, 0}, measured);
+  return measured.out / static_cast<double>(measured.rows);
+}
+
+Measured SampledRows::Measure(std::span<const float> thresholds, float mass_weight,
+                              bool first_group_only) const {
+  const std::int64_t wanted = first_group_only ? 1 : std::ssize(groups_);
   std::vector<Measured> parts(static_cast<std::size_t>(wanted));
-  const std::int64_t levels = Levels(nodes);
-  ParallelFor(wanted, task.threads, [&](std::int64_t g) {
+  const std::int64_t levels = Levels(nodes_);
+  ParallelFor(wanted, task_.threads, [&](std::int64_t g) {
     using namespace kernels;
     HWY_DYNAMIC_DISPATCH(MeasureGroup)
-    (nodes, {task, sampled, g, groups, thresholds, mass_weight, levels},
+    ({nodes_, sketch_, task_, groups_[static_cast<std::size_t>(g)], thresholds, mass_weight,
+      levels},
      parts[static_cast<std::size_t>(g)]);
   });
   Measured sum;

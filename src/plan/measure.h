@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "kernels/nodes.h"
@@ -12,10 +13,11 @@ namespace smyrf {
 
 inline constexpr std::int64_t kSampledBlocks = 32;
 inline constexpr std::int64_t kRowsABlock = 4;
+/// Blocks whose sampled rows fill the lanes.
+inline constexpr std::int64_t kGroupBlocks = kernels::kTreeRows / kRowsABlock;
 
-/// Tried at once, descending; at most kMostThresholds.
-using Thresholds = std::vector<float>;
-inline constexpr std::size_t kMostThresholds = 16;
+/// Tried at once.
+inline constexpr std::size_t kMostThresholds = 48;
 using Sums = std::array<double, kMostThresholds>;
 
 /// Sums by threshold, over sampled rows and blocks.
@@ -27,9 +29,35 @@ struct Measured {
   std::int64_t rows = 0, blocks = 0;
 };
 
-/// For kRowsABlock queries of each of kSampledBlocks blocks, or of the first group of blocks alone.
-/// Sums in fixed order, whatever the number of threads. `mass_weight` as for OpenBlock.
-Measured Measure(const kernels::NodesView& nodes, const CalibrationTask& task,
-                 const Thresholds& thresholds, float mass_weight, bool first_group_only);
+/// kernels::kTreeRows rows of kGroupBlocks blocks.
+struct SampledGroup {
+  std::vector<std::int64_t> blocks;   ///< of the query tree
+  std::vector<std::int32_t> queries;  ///< positions of the rows, block by block
+  std::array<std::int64_t, static_cast<std::size_t>(kGroupBlocks) + 1> block_rows{};
+};
+
+/// kRowsABlock queries of each of kSampledBlocks blocks.
+class SampledRows {
+ public:
+  /// `sketch`: `nodes` with folded values, the last column ones (ValueSketch).
+  SampledRows(const kernels::NodesView& nodes, const kernels::NodesView& sketch,
+              const CalibrationTask& task);
+
+  /// Of the first group's rows.
+  double MeanSquareOutput() const;
+
+  /// What the `thresholds`, descending, do to all rows, or to those of the first group. Shares are
+  /// taken as the smallest threshold finds them. Sums in fixed order, whatever the number of
+  /// threads. `mass_weight` as for OpenBlock. Cost: kTreeRows visited (D + 2 kCoordinates)
+  /// multiply-adds for each block, and D + 33 for each row and key.
+  Measured Measure(std::span<const float> thresholds, float mass_weight,
+                   bool first_group_only) const;
+
+ private:
+  const kernels::NodesView& nodes_;
+  const kernels::NodesView& sketch_;
+  const CalibrationTask& task_;
+  std::vector<SampledGroup> groups_;
+};
 
 }  // namespace smyrf

@@ -13,19 +13,16 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
   constexpr std::int64_t kTask = 256;  // rows or nodes
   const auto rows = static_cast<std::int64_t>(tree.key_order.size());
   const auto count = static_cast<std::int64_t>(tree.nodes.size());
-  const auto floats = [](std::int64_t n, std::int64_t width) {
-    return std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(n * width));
-  };
-  keys_ = floats(rows, problem.depth);
-  values_ = floats(rows, problem.value_depth);
-  mean_keys_ = floats(count, problem.depth);
-  mean_values_ = floats(count, problem.value_depth);
-  axes_ = floats(count, kernels::kCoordinates);
-  variances_ = floats(count, kernels::kCoordinates);
-  log_counts_ = floats(count, 1);
-  value_spreads_ = floats(count, 1);
-  const Floats coordinates = floats(rows, kernels::kCoordinates);
-  const Floats mean_coordinates = floats(count, kernels::kCoordinates);
+  keys_ = kernels::Floats(rows * problem.depth);
+  values_ = kernels::Floats(rows * problem.value_depth);
+  mean_keys_ = kernels::Floats(count * problem.depth);
+  mean_values_ = kernels::Floats(count * problem.value_depth);
+  axes_ = kernels::Floats(count * kernels::kCoordinates);
+  variances_ = kernels::Floats(count * kernels::kCoordinates);
+  log_counts_ = kernels::Floats(count);
+  value_spreads_ = kernels::Floats(count);
+  const kernels::Floats coordinates(rows * kernels::kCoordinates);
+  const kernels::Floats mean_coordinates(count * kernels::kCoordinates);
   view_ = {problem.depth,     problem.value_depth, rows,        tree.sinks,
            tree.nodes,        tree.roots,          keys_.get(), values_.get(),
            mean_keys_.get(),  mean_values_.get(),  axes_.get(), variances_.get(),

@@ -3,9 +3,9 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 
 #include "kernels/nodes.h"
+#include "kernels/scratch.h"
 #include "smyrf/plan.h"
 #include "validate.h"
 
@@ -21,8 +21,8 @@ class Summaries {
   kernels::NodesView view() const { return view_; }
 
  private:
-  using Floats = std::unique_ptr<float[]>;
-  Floats keys_, values_, mean_keys_, mean_values_, axes_, variances_, log_counts_, value_spreads_;
+  kernels::Floats keys_, values_, mean_keys_, mean_values_, axes_, variances_, log_counts_,
+      value_spreads_;
   kernels::NodesView view_;
 };
 

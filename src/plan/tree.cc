@@ -7,6 +7,7 @@
 #include <span>
 
 #include "kernels/parallel.h"
+#include "kernels/scratch.h"
 #include "plan/balanced_tree.h"
 #include "plan/calibrate.h"
 #include "plan/open.h"
@@ -85,8 +86,7 @@ std::vector<std::int32_t> TreeOrder(const TensorView& view, std::int64_t batch, 
                                     const std::vector<float>& basis, std::int64_t leaves,
                                     int threads) {
   const std::int64_t n = std::ssize(positions);
-  const auto coordinates =
-      std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(n * kCoordinates));
+  const kernels::Floats coordinates(n * kCoordinates);
   const auto rows = kernels::RowsOf(view, batch, head, positions);
   ParallelFor((n + kTaskRows - 1) / kTaskRows, threads, [&](std::int64_t task) {
     const std::int64_t begin = task * kTaskRows;
@@ -129,6 +129,7 @@ TreePlanner::TreePlanner(const Problem& problem, const Plan& plan, std::int64_t 
   tree_.query_basis = basis_.query;
   tree_.key_basis = basis_.key;
   summaries_ = std::make_unique<Summaries>(problem, batch, key_head, tree_, threads);
+  sketch_ = std::make_unique<ValueSketch>(summaries_->view(), plan.seed);
 }
 
 void TreePlanner::FindCommonBasis() {
@@ -255,7 +256,7 @@ TreePlanner::Head TreePlanner::PlanHead(std::int64_t query_head) const {
   task.max_density = plan_.max_density;
   task.seed = plan_.seed;
   task.threads = threads_;
-  const std::optional<Calibration> found = Calibrate(summaries_->view(), task);
+  const std::optional<Calibration> found = Calibrate(summaries_->view(), *sketch_, task);
   if (!found || (found->work >= kWorthwhile && !plan_.max_density)) return head;
   head.plan.dense = false;
   head.plan.query_order = std::move(order);

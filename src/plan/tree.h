@@ -9,6 +9,7 @@
 
 #include "kernels/nodes.h"
 #include "plan/basis.h"
+#include "plan/sketch.h"
 #include "plan/summaries.h"
 #include "smyrf/plan.h"
 #include "validate.h"
@@ -50,6 +51,7 @@ class TreePlanner {
   Basis basis_;
   KeyTree tree_;
   std::unique_ptr<Summaries> summaries_;
+  std::unique_ptr<ValueSketch> sketch_;
 };
 
 /// The lanes of one block of a query head, in memory of the calling thread until its next call.
