@@ -186,12 +186,15 @@ struct Call {
   smyrf::Options options;
   bool heads_last = false;
 
-  Call(nb::handle query_, nb::handle key_, nb::handle value_, nb::handle attn_mask_,
-       nb::handle key_padding_mask_, nb::handle query_padding_mask_, nb::handle is_causal,
-       nb::handle scale, nb::handle enable_gqa, nb::handle method, nb::handle n_hashes,
-       nb::handle cluster_size, nb::handle tolerance, nb::handle max_density, nb::handle seed,
-       nb::handle window, nb::handle layout, nb::handle num_threads) {
-    heads_last = ToHeadsLast(layout);
+  /// `options` are the keywords of smyrf.attention, each of them once.
+  Call(nb::handle query_, nb::handle key_, nb::handle value_, const nb::kwargs& options_) {
+    std::size_t taken = 0;
+    const auto option = [&](const char* name) {
+      PyObject* given = PyDict_GetItemString(options_.ptr(), name);
+      taken += given != nullptr ? 1 : 0;
+      return given != nullptr ? nb::handle(given) : nb::handle(Py_None);
+    };
+    heads_last = ToHeadsLast(option("layout"));
     query.emplace("query", query_);
     key.emplace("key", key_);
     arguments.query = query->view(heads_last);
@@ -200,31 +203,33 @@ struct Call {
       value.emplace("value", value_);
       arguments.value = value->view(heads_last);
     }
-    const auto mask = [](const char* name, nb::handle object, std::optional<Input>& keep,
-                         std::optional<smyrf::TensorView>& view, const char* accepted) {
+    const auto mask = [&](const char* name, std::optional<Input>& keep,
+                          std::optional<smyrf::TensorView>& view, const char* accepted) {
+      const nb::handle object = option(name);
       if (object.is_none()) return;
       keep.emplace(name, object, accepted);
       view = keep->view();
     };
-    mask("attn_mask", attn_mask_, attn_mask, arguments.attn_mask, kMask);
-    mask("key_padding_mask", key_padding_mask_, key_padding_mask, arguments.key_padding_mask,
-         kPadding);
-    mask("query_padding_mask", query_padding_mask_, query_padding_mask,
-         arguments.query_padding_mask, kPadding);
+    mask("attn_mask", attn_mask, arguments.attn_mask, kMask);
+    mask("key_padding_mask", key_padding_mask, arguments.key_padding_mask, kPadding);
+    mask("query_padding_mask", query_padding_mask, arguments.query_padding_mask, kPadding);
 
-    options.method = ToMethod(method);
-    options.is_causal = ToBool("is_causal", is_causal);
-    options.enable_gqa = ToBool("enable_gqa", enable_gqa);
-    options.scale = ToNumber<double>("scale", scale, "a finite number or None for 1/sqrt(D)");
+    options.method = ToMethod(option("method"));
+    options.is_causal = ToBool("is_causal", option("is_causal"));
+    options.enable_gqa = ToBool("enable_gqa", option("enable_gqa"));
+    options.scale =
+        ToNumber<double>("scale", option("scale"), "a finite number or None for 1/sqrt(D)");
     constexpr const char* kDial = "an integer of at least 1, or None for the default";
-    options.n_hashes = ToNumber<std::int64_t>("n_hashes", n_hashes, kDial);
-    options.cluster_size = ToNumber<std::int64_t>("cluster_size", cluster_size, kDial);
-    options.tolerance = ToNumber<double>("tolerance", tolerance, "a number or None");
-    options.max_density = ToNumber<double>("max_density", max_density, "a number or None");
-    options.seed = ToSeed(seed);
+    options.n_hashes = ToNumber<std::int64_t>("n_hashes", option("n_hashes"), kDial);
+    options.cluster_size = ToNumber<std::int64_t>("cluster_size", option("cluster_size"), kDial);
+    options.tolerance = ToNumber<double>("tolerance", option("tolerance"), "a number or None");
+    options.max_density =
+        ToNumber<double>("max_density", option("max_density"), "a number or None");
+    options.seed = ToSeed(option("seed"));
     options.num_threads =
-        ToNumber<int>("num_threads", num_threads, "a number of threads or None").value_or(0);
-    if (!window.is_none()) {
+        ToNumber<int>("num_threads", option("num_threads"), "a number of threads or None")
+            .value_or(0);
+    if (const nb::handle window = option("window"); !window.is_none()) {
       std::pair<std::int64_t, std::int64_t> sides;
       if (!nb::try_cast(window, sides)) {
         Fail(ErrorKind::kType, "window: got ", nb::cast<std::string>(nb::repr(window)),
@@ -232,6 +237,7 @@ struct Call {
       }
       options.window = smyrf::Window{sides.first, sides.second};
     }
+    if (taken < options_.size()) Fail(ErrorKind::kType, "options: got a keyword that is unknown");
   }
 };
 
@@ -247,17 +253,11 @@ nb::ndarray<nb::numpy, T> HeadArray(const smyrf::Statistics& statistics, Get get
                                    owner);
 }
 
-std::optional<smyrf::Statistics> Attention(
-    nb::handle query, nb::handle key, nb::handle value, nb::handle out, nb::handle lse,
-    nb::handle attn_mask, nb::handle key_padding_mask, nb::handle query_padding_mask,
-    nb::handle is_causal, nb::handle scale, nb::handle enable_gqa, nb::handle method,
-    nb::handle n_hashes, nb::handle cluster_size, nb::handle tolerance, nb::handle max_density,
-    nb::handle seed, nb::handle window, nb::handle layout, nb::handle num_threads, nb::handle plan_,
-    bool with_statistics) {
+std::optional<smyrf::Statistics> Attention(nb::handle query, nb::handle key, nb::handle value,
+                                           nb::handle out, nb::handle lse, nb::handle plan_,
+                                           bool with_statistics, const nb::kwargs& options) {
   const smyrf::Plan* plan = ToPlan(plan_);
-  const Call call(query, key, value, attn_mask, key_padding_mask, query_padding_mask, is_causal,
-                  scale, enable_gqa, method, n_hashes, cluster_size, tolerance, max_density, seed,
-                  window, layout, num_threads);
+  const Call call(query, key, value, options);
   const Output out_array("out", out);
   std::optional<Output> lse_array;
   smyrf::Outputs outputs{out_array.view(call.heads_last), {}, nullptr};
@@ -272,30 +272,39 @@ std::optional<smyrf::Statistics> Attention(
   return statistics;
 }
 
-smyrf::Plan MakePlan(nb::handle query, nb::handle key, nb::handle value, nb::handle attn_mask,
-                     nb::handle key_padding_mask, nb::handle query_padding_mask,
-                     nb::handle is_causal, nb::handle scale, nb::handle enable_gqa,
-                     nb::handle method, nb::handle n_hashes, nb::handle cluster_size,
-                     nb::handle tolerance, nb::handle max_density, nb::handle seed,
-                     nb::handle window, nb::handle layout, nb::handle num_threads) {
-  const Call call(query, key, value, attn_mask, key_padding_mask, query_padding_mask, is_causal,
-                  scale, enable_gqa, method, n_hashes, cluster_size, tolerance, max_density, seed,
-                  window, layout, num_threads);
+smyrf::Plan MakePlan(nb::handle query, nb::handle key, nb::handle value,
+                     const nb::kwargs& options) {
+  const Call call(query, key, value, options);
   const nb::gil_scoped_release release;
   return smyrf::plan(call.arguments, call.options);
 }
 
+smyrf::Statistics Estimate(nb::handle query, nb::handle key, nb::handle value,
+                           const nb::kwargs& options) {
+  const Call call(query, key, value, options);
+  const nb::gil_scoped_release release;
+  return smyrf::estimate(call.arguments, call.options);
+}
+
+void Merge(nb::handle out, nb::handle lse, nb::handle other_out, nb::handle other_lse,
+           nb::handle layout, nb::handle num_threads) {
+  const bool heads_last = ToHeadsLast(layout);
+  const Output out_array("out", out);
+  const Output lse_array("lse", lse, "float32");
+  const Input other_out_array("other_out", other_out);
+  const Input other_lse_array("other_lse", other_lse, "float32");
+  const int threads =
+      ToNumber<int>("num_threads", num_threads, "a number of threads or None").value_or(0);
+  const nb::gil_scoped_release release;
+  smyrf::merge(out_array.view(heads_last), lse_array.view(), other_out_array.view(heads_last),
+               other_lse_array.view(), threads);
+}
+
 void Reference(nb::handle query, nb::handle key, nb::handle value,
                nb::ndarray<double, nb::c_contig> out, nb::ndarray<double, nb::c_contig> lse,
-               nb::handle attn_mask, nb::handle key_padding_mask, nb::handle query_padding_mask,
-               nb::handle is_causal, nb::handle scale, nb::handle enable_gqa, nb::handle method,
-               nb::handle n_hashes, nb::handle cluster_size, nb::handle tolerance,
-               nb::handle max_density, nb::handle seed, nb::handle window, nb::handle layout,
-               nb::handle plan_) {
+               nb::handle plan_, const nb::kwargs& options) {
   const smyrf::Plan* plan = ToPlan(plan_);
-  const Call call(query, key, value, attn_mask, key_padding_mask, query_padding_mask, is_causal,
-                  scale, enable_gqa, method, n_hashes, cluster_size, tolerance, max_density, seed,
-                  window, layout, nb::int_(1));
+  const Call call(query, key, value, options);
   const auto& [b, h, n, d] = call.arguments.query.shape;
   const std::size_t rows = static_cast<std::size_t>(b * h * n);
   if (call.arguments.query.rank == 4 && call.arguments.value.rank == 4 &&
@@ -461,6 +470,14 @@ and for every node (begin, end, first_child, child_count) into that order.)");
           },
           kOwned, "(B, Hq) float64: RMS error of lse, nats, that `tree`'s calibration expects.")
       .def_prop_ro(
+          "expected_work",
+          [](const smyrf::Statistics& s) {
+            return HeadArray<double>(s, [](const auto& head) { return head.expected_work; });
+          },
+          kOwned,
+          "(B, Hq) float64: time that `tree`'s calibration expects of a head, planning of blocks "
+          "included, over dense attention's.")
+      .def_prop_ro(
           "head_planning_seconds",
           [](const smyrf::Statistics& s) {
             return HeadArray<double>(s, [](const auto& head) { return head.planning_seconds; });
@@ -485,23 +502,15 @@ and for every node (begin, end, first_child, child_count) into that order.)");
       .def_ro("execution_seconds", &smyrf::Statistics::execution_seconds, "Wall seconds.")
       .def_ro("instruction_set", &smyrf::Statistics::instruction_set);
 
+  // The options are the keywords of smyrf.attention.
   m.def("attention", &Attention, "query"_a.none(), "key"_a.none(), "value"_a.none(), "out"_a.none(),
-        "lse"_a.none(), "attn_mask"_a.none(), "key_padding_mask"_a.none(),
-        "query_padding_mask"_a.none(), "is_causal"_a.none(), "scale"_a.none(),
-        "enable_gqa"_a.none(), "method"_a.none(), "n_hashes"_a.none(), "cluster_size"_a.none(),
-        "tolerance"_a.none(), "max_density"_a.none(), "seed"_a.none(), "window"_a.none(),
-        "layout"_a.none(), "num_threads"_a.none(), "plan"_a.none(), "with_statistics"_a);
-  m.def("plan", &MakePlan, "query"_a.none(), "key"_a.none(), "value"_a.none(), "attn_mask"_a.none(),
-        "key_padding_mask"_a.none(), "query_padding_mask"_a.none(), "is_causal"_a.none(),
-        "scale"_a.none(), "enable_gqa"_a.none(), "method"_a.none(), "n_hashes"_a.none(),
-        "cluster_size"_a.none(), "tolerance"_a.none(), "max_density"_a.none(), "seed"_a.none(),
-        "window"_a.none(), "layout"_a.none(), "num_threads"_a.none());
+        "lse"_a.none(), "plan"_a.none(), "with_statistics"_a, "options"_a);
+  m.def("plan", &MakePlan, "query"_a.none(), "key"_a.none(), "value"_a.none(), "options"_a);
+  m.def("estimate", &Estimate, "query"_a.none(), "key"_a.none(), "value"_a.none(), "options"_a);
+  m.def("merge", &Merge, "out"_a.none(), "lse"_a.none(), "other_out"_a.none(), "other_lse"_a.none(),
+        "layout"_a.none(), "num_threads"_a.none());
   m.def("reference", &Reference, "query"_a.none(), "key"_a.none(), "value"_a.none(),
-        "out"_a.noconvert(), "lse"_a.noconvert(), "attn_mask"_a.none(), "key_padding_mask"_a.none(),
-        "query_padding_mask"_a.none(), "is_causal"_a.none(), "scale"_a.none(),
-        "enable_gqa"_a.none(), "method"_a.none(), "n_hashes"_a.none(), "cluster_size"_a.none(),
-        "tolerance"_a.none(), "max_density"_a.none(), "seed"_a.none(), "window"_a.none(),
-        "layout"_a.none(), "plan"_a.none());
+        "out"_a.noconvert(), "lse"_a.noconvert(), "plan"_a.none(), "options"_a);
   m.def("instruction_sets", &smyrf::instruction_sets,
         "Instruction sets that this machine and build can run, best first.");
   m.def(

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "execute/forward.h"
+#include "execute/merge.h"
 #include "execute/reference.h"
 #include "kernels/kernels.h"
 #include "message.h"
@@ -59,9 +60,22 @@ void CountDenseHeads(Statistics& statistics) {
   const auto dense = std::count_if(statistics.heads.begin(), statistics.heads.end(),
                                    [](const Statistics::Head& head) { return head.dense; });
   if (dense == 0) return;
-  statistics.reason += Message(
-      "; ", dense, " of ", statistics.heads.size(), " heads done as dense: ",
-      statistics.method == Method::kLsh ? "a single cluster" : "not slower at this tolerance");
+  statistics.reason +=
+      Message("; ", dense, " of ", statistics.heads.size(), " heads done as dense: ",
+              statistics.method == Method::kLsh ? "a single cluster"
+                                                : "expected to cost no more, or no "
+                                                  "threshold meets the tolerance");
+}
+
+/// `tree` plans and carries out head by head, several at once: planning's part of their times.
+double PlanningShare(const Statistics& statistics) {
+  double planning = 0.0;
+  double all = 0.0;
+  for (const Statistics::Head& head : statistics.heads) {
+    planning += head.planning_seconds;
+    all += head.seconds;
+  }
+  return all > 0.0 ? planning / all : 0.0;
 }
 
 /// Later rounds only add pairs.
@@ -112,18 +126,45 @@ void attention(const Arguments& arguments, const Options& options, const Outputs
   }
   if (outputs.statistics != nullptr) {
     CountDenseHeads(*outputs.statistics);
+    const double all = SecondsSince(start);
+    if (made.method == Method::kTree) planning = all * PlanningShare(*outputs.statistics);
     outputs.statistics->planning_seconds = planning;
-    outputs.statistics->execution_seconds = SecondsSince(start) - planning;
+    outputs.statistics->execution_seconds = all - planning;
   }
 }
 
 Plan plan(const Arguments& arguments, const Options& options) {
   const bool needs_value = options.method == Method::kTree;
+  const bool with_value =
+      needs_value || (options.method == Method::kAuto && arguments.value.rank != 0);
   if (needs_value && arguments.value.rank == 0) {
     Fail(ErrorKind::kValue, "value: method tree plans by the values' spread too; pass value");
   }
-  const Problem problem = CheckProblem(arguments, options, needs_value);
+  const Problem problem = CheckProblem(arguments, options, with_value);
   return MakePlan(arguments, options, problem);
+}
+
+Statistics estimate(const Arguments& arguments, const Options& options) {
+  const Problem problem = CheckProblem(arguments, options, true);
+  const auto start = std::chrono::steady_clock::now();
+  Plan plan = CheckMethod(arguments, options, problem);
+  if (plan.method == Method::kLsh) {
+    Fail(ErrorKind::kUnsupported,
+         "estimate: method lsh has no estimate of its error; use method='tree' or 'auto', or count "
+         "pairs with plan(...).density");
+  }
+  Statistics statistics;
+  FillStatistics(plan, statistics);
+  if (plan.method == Method::kTree) EstimateTree(problem, plan, statistics);
+  CountDenseHeads(statistics);
+  statistics.planning_seconds = SecondsSince(start);
+  return statistics;
+}
+
+void merge(const MutableTensorView& out, const MutableTensorView& lse, const TensorView& other_out,
+           const TensorView& other_lse, int num_threads) {
+  CheckMerge(out, lse, other_out, other_lse);
+  ExecuteMerge(out, lse, other_out, other_lse, num_threads);
 }
 
 void reference(const Arguments& arguments, const Options& options, double* out, double* lse,

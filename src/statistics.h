@@ -12,6 +12,7 @@ inline void DescribeHead(const HeadPlan& plan, Statistics::Head& head) {
   head.non_finite = plan.non_finite;
   head.expected_error = plan.expected_error;
   head.expected_lse_error = plan.expected_lse_error;
+  head.expected_work = plan.expected_work;
 }
 
 }  // namespace smyrf

@@ -291,12 +291,38 @@ Problem CheckProblem(const Arguments& arguments, const Options& options, bool wi
                  options.num_threads};
 }
 
+namespace {
+
+/// kAuto's choice, from shapes, masks and tolerance alone, with its reason.
+void ChooseMethod(const Arguments& arguments, const Options& options, const Problem& problem,
+                  Plan& plan) {
+  plan.method = Method::kDense;
+  const char* refused = arguments.attn_mask         ? "attn_mask"
+                        : options.is_causal         ? "is_causal"
+                        : options.window            ? "window"
+                        : options.tolerance == 0.0  ? "tolerance 0"
+                        : arguments.value.rank == 0 ? "a plan without value"
+                                                    : nullptr;
+  if (std::min(problem.queries, problem.keys) < kAutoRows) {
+    plan.reason = Message("auto: dense below ", kAutoRows, " queries or keys");
+  } else if (refused != nullptr) {
+    plan.reason = Message("auto: dense because of ", refused);
+  } else {
+    plan.method = Method::kTree;
+    plan.dense_below = kAutoRows;
+    plan.reason = Message("auto: tree from ", kAutoRows, " queries and keys on");
+  }
+}
+
+}  // namespace
+
 Plan CheckMethod(const Arguments& arguments, const Options& options, const Problem& problem) {
   CheckDial("n_hashes", options.n_hashes, kMaxHashes);
   CheckDial("cluster_size", options.cluster_size, kMaxRows);
   Plan plan;
-  plan.method = options.method == Method::kAuto ? Method::kDense : options.method;
-  plan.reason = options.method == Method::kAuto ? "auto is dense in this release" : "asked for";
+  plan.method = options.method;
+  plan.reason = "asked for";
+  if (options.method == Method::kAuto) ChooseMethod(arguments, options, problem, plan);
   plan.batch = problem.batch;
   plan.query_heads = problem.query_heads;
   plan.key_heads = problem.key_heads;
@@ -316,12 +342,12 @@ Plan CheckMethod(const Arguments& arguments, const Options& options, const Probl
     refuse_dial("n_hashes", options.n_hashes.has_value(), "lsh");
     refuse_dial("cluster_size", options.cluster_size.has_value(), "lsh");
   }
-  if (plan.method != Method::kTree) {
-    refuse_dial("tolerance", options.tolerance.has_value(), "tree");
+  if (options.method != Method::kTree) {
+    refuse_dial("tolerance", options.tolerance && options.method != Method::kAuto, "tree");
     refuse_dial("max_density", options.max_density.has_value(), "tree");
   }
   if (plan.method == Method::kDense) {
-    refuse_dial("seed", options.seed != 0, "lsh");
+    refuse_dial("seed", options.seed != 0 && options.method != Method::kAuto, "lsh");
   } else {
     const char* refused = arguments.attn_mask ? "attn_mask"
                           : options.is_causal ? "is_causal"
@@ -342,12 +368,12 @@ Plan CheckMethod(const Arguments& arguments, const Options& options, const Probl
     plan.n_hashes = options.n_hashes.value_or(kDefaultHashes);
     plan.cluster_size = options.cluster_size.value_or(kDefaultClusterSize);
   }
+  if (options.tolerance && !(*options.tolerance >= 0.0 && *options.tolerance < 1.0)) {
+    Fail(ErrorKind::kValue, "tolerance: got ", *options.tolerance,
+         ", expected a relative error from 0 (every pair) to below 1");
+  }
   if (plan.method == Method::kTree) {
     plan.tolerance = options.tolerance.value_or(kDefaultTolerance);
-    if (!(plan.tolerance >= 0.0 && plan.tolerance < 1.0)) {
-      Fail(ErrorKind::kValue, "tolerance: got ", plan.tolerance,
-           ", expected a relative error from 0 (every pair) to below 1");
-    }
     plan.max_density = options.max_density;
     if (plan.max_density && !(*plan.max_density > 0.0 && *plan.max_density <= 1.0)) {
       Fail(ErrorKind::kValue, "max_density: got ", *plan.max_density,
@@ -386,6 +412,39 @@ void CheckOutputs(const Outputs& outputs, const Problem& problem) {
     if (Overlap(lse, out)) {
       Fail(ErrorKind::kValue, "lse: overlaps the memory of out; pass a tensor of its own");
     }
+  }
+}
+
+void CheckMerge(const MutableTensorView& out, const MutableTensorView& lse,
+                const TensorView& other_out, const TensorView& other_lse) {
+  CheckRows("out", out);
+  CheckRowsApart(out);
+  CheckRows("other_out", other_out);
+  if (other_out.dtype != out.dtype) {
+    Fail(ErrorKind::kType, "other_out: got dtype ", Name(other_out.dtype), ", expected ",
+         Name(out.dtype), " like out; convert one of them");
+  }
+  if (other_out.shape != out.shape) {
+    Fail(ErrorKind::kValue, "other_out: got shape ", Shape(other_out), ", expected ", Shape(out),
+         " like out: the same queries over other keys");
+  }
+  const auto check = [&](const char* name, const auto& view) {
+    if (view.dtype != DType::kFloat32 || view.rank != 3 || view.shape[0] != out.shape[0] ||
+        view.shape[1] != out.shape[1] || view.shape[2] != out.shape[2] ||
+        (view.shape[2] > 1 && view.strides[2] != 1) ||
+        (view.shape[1] > 1 && view.strides[1] != view.shape[2]) ||
+        (view.shape[0] > 1 && view.strides[0] != view.shape[1] * view.shape[2])) {
+      Fail(ErrorKind::kValue, name, ": got ", Name(view.dtype), " ", Shape(view),
+           ", expected contiguous float32 (", out.shape[0], ", ", out.shape[1], ", ", out.shape[2],
+           ") = (batch, query heads, Nq)");
+    }
+    CheckMemory(name, view);
+    if (Overlap(out, view)) Fail(ErrorKind::kValue, name, ": overlaps the memory of out");
+  };
+  check("lse", lse);
+  check("other_lse", other_lse);
+  if (Overlap(out, other_out) || Overlap(lse, other_lse) || Overlap(lse, other_out)) {
+    Fail(ErrorKind::kValue, "other_out, other_lse: overlap what is written; pass other tensors");
   }
 }
 

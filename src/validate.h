@@ -42,6 +42,10 @@ std::vector<std::vector<std::int32_t>> ValidRows(const std::optional<TensorView>
 
 void CheckOutputs(const Outputs& outputs, const Problem& problem);
 
+/// Shapes, dtypes and memory of `merge`.
+void CheckMerge(const MutableTensorView& out, const MutableTensorView& lse,
+                const TensorView& other_out, const TensorView& other_lse);
+
 const char* Name(DType dtype);
 const char* Name(Method method);
 

@@ -41,6 +41,19 @@ void attention(const Arguments& arguments, const Options& options, const Outputs
 /// for `tree` only, whose nodes open by the values' spread.
 Plan plan(const Arguments& arguments, const Options& options);
 
+/// What `tree` would do for these arguments, without doing it: of every head the density, the
+/// errors and the work to expect, and whether it goes dense. Costs the planning: basis, trees,
+/// summaries, calibration. `execution_seconds` is 0. With kAuto, the method that it would take;
+/// Error for `lsh`, which has no estimate.
+Statistics estimate(const Arguments& arguments, const Options& options);
+
+/// Merges the attention of the same queries over two disjoint sets of keys: (out, lse) becomes that
+/// over both, rows weighted by e^lse. out and other_out: (B, Hq, Nq, Dv) of one dtype; lse and
+/// other_lse: contiguous float32 (B, Hq, Nq). Not for `lsh`, whose lse is a weight of its own. A
+/// row whose lse is -inf adds nothing; where both are, out must hold 0 as attention leaves it.
+void merge(const MutableTensorView& out, const MutableTensorView& lse, const TensorView& other_out,
+           const TensorView& other_lse, int num_threads = 0);
+
 /// The same result in float64 by plain loops: what every executor is compared with.
 /// out: (B, Hq, Nq, Dv) and lse: (B, Hq, Nq), both contiguous; lse may be null.
 void reference(const Arguments& arguments, const Options& options, double* out, double* lse,

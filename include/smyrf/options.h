@@ -7,7 +7,7 @@
 namespace smyrf {
 
 enum class Method : std::uint8_t {
-  kAuto,   ///< the library chooses; in this release always dense
+  kAuto,   ///< `tree` for long inputs (kAutoRows) that it can take, else `dense`
   kDense,  ///< every allowed pair
   kLsh,    ///< balanced clusters of an asymmetric hash (SMYRF, NeurIPS 2020)
   kTree,   ///< balanced trees, far nodes summarised, near ones opened to a tolerance
@@ -35,6 +35,7 @@ struct Options {
   std::optional<std::int64_t> cluster_size{};
   /// The relative error of out that `tree` aims for in every (batch, query head), and the RMS error
   /// of lse in nats; at least 0 and below 1. Default kDefaultTolerance; 0 evaluates every pair.
+  /// With kAuto: what the method that it takes may err.
   std::optional<double> tolerance{};
   /// Most pairs, exact and summary, over all pairs that `tree` may evaluate, above 0 to 1: where
   /// the tolerance would need more, statistics say what error to expect instead. Default no limit.
@@ -50,6 +51,10 @@ inline constexpr std::int64_t kDefaultHashes = 8;
 inline constexpr std::int64_t kMaxHashes = 4096;
 inline constexpr std::int64_t kDefaultClusterSize = 32;
 inline constexpr double kDefaultTolerance = 0.05;
+/// kAuto takes `tree` for calls with at least so many queries and keys, and does batch entries with
+/// fewer valid ones as dense: from there on it is quicker on nearly all real heads
+/// (docs/benchmarks.md).
+inline constexpr std::int64_t kAutoRows = 4096;
 inline constexpr std::int64_t kMaxHeadDimension = 512;
 
 }  // namespace smyrf

@@ -62,6 +62,7 @@ struct HeadPlan {
   /// `tree`: the relative error that calibration expects of out, and RMS of lse in nats.
   double expected_error = 0.0;
   double expected_lse_error = 0.0;
+  double expected_work = 1.0;  ///< `tree`: time of the blocks over dense attention's
 };
 
 /// Made by `plan(...)`, carried out by `attention(..., &plan)`. Holds indices, no rows of k or v.
@@ -89,6 +90,8 @@ struct Plan {
   // `tree` only.
   double tolerance = 0.0;
   std::optional<double> max_density{};
+  /// Batch entries with fewer valid queries or keys are done as dense: kAutoRows of kAuto.
+  std::int64_t dense_below = 0;
   double scale = 0.0;              ///< that the plan was made for
   std::vector<KeyTree> key_trees;  ///< (batch, key head)
   // `lsh` and `tree`.

@@ -28,6 +28,8 @@ struct Statistics {
     /// `tree`: what calibration expects: relative error of out, RMS error of lse in nats.
     double expected_error = 0.0;
     double expected_lse_error = 0.0;
+    /// `tree`: time that calibration expects of the head's blocks, over that of dense attention.
+    double expected_work = 1.0;
   };
   Method method = Method::kDense;  ///< the method taken, never kAuto
   std::string reason;              ///< why it was taken

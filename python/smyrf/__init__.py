@@ -24,7 +24,17 @@ from smyrf.collector import Record, active, collect
 
 __version__: str = _core.version
 
-__all__ = ["Plan", "Record", "Statistics", "attention", "collect", "plan", "reference"]
+__all__ = [
+    "Plan",
+    "Record",
+    "Statistics",
+    "attention",
+    "collect",
+    "estimate",
+    "merge",
+    "plan",
+    "reference",
+]
 
 
 def attention(
@@ -72,12 +82,13 @@ def attention(
         enable_gqa: lets keys have fewer heads: query head h uses key head h // (Hq / Hkv).
         method: "dense" (every allowed pair), "lsh" (balanced clusters of an asymmetric hash, SMYRF,
             Daras et al., NeurIPS 2020), "tree" (balanced trees of queries and keys: far nodes of
-            keys are summarised, near ones opened until sampled rows meet the tolerance) or "auto",
-            which in this release is "dense".
+            keys are summarised, near ones opened until sampled rows meet the tolerance) or "auto":
+            "tree" from 4096 queries and keys on where there is no mask but padding and the
+            tolerance is not 0, else "dense".
         n_hashes: rounds of hashing, 1 to 4096, default 8. `lsh` only.
         cluster_size: keys a cluster, at least 1, default 32. `lsh` only.
         tolerance: relative error of out aimed for in every (batch, query head), and RMS error of
-            lse in nats; from 0 (every pair) to below 1, default 0.05. `tree` only.
+            lse in nats; from 0 (every pair) to below 1, default 0.05. `tree` and "auto" only.
         max_density: most pairs over all pairs that may be evaluated, above 0 to 1, default no
             limit; statistics say what error to expect. `tree` only.
         seed: chooses the hash directions (`lsh`) or the calibration rows (`tree`), 0 to 2^63 - 1.
@@ -146,9 +157,9 @@ def attention(
         value,
         out,
         lse,
-        **options,
         plan=plan,
         with_statistics=return_stats or collecting is not None,
+        **options,
     )
     if collecting is not None and statistics is not None:
         collecting.add(statistics, query, key, value, out, {**options, "plan": plan})
@@ -214,3 +225,113 @@ def plan(
         query_padding_mask=query_padding_mask,
     )
     return _core.plan(query, key, value, **options)
+
+
+def estimate(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    method: str = "tree",
+    tolerance: float | None = None,
+    max_density: float | None = None,
+    seed: int = 0,
+    window: tuple[int, int] | None = None,
+    key_padding_mask: Any = None,
+    query_padding_mask: Any = None,
+    layout: str = "BHND",
+    num_threads: int | None = None,
+) -> Statistics:
+    """What `attention` would do for these arguments, without doing it. Costs `tree`'s planning.
+
+    Arguments and errors are those of `attention`; NotImplementedError for method "lsh", which has
+    no estimate of its error.
+
+    Returns:
+        Statistics with, for every (batch, query head), what calibration on sampled rows expects:
+        `density`, `expected_error` (relative, of out), `expected_lse_error` (RMS, nats),
+        `expected_work` (time over dense attention's) and `dense_heads` (those that go dense).
+    """
+    options = {
+        "attn_mask": attn_mask,
+        "key_padding_mask": key_padding_mask,
+        "query_padding_mask": query_padding_mask,
+        "is_causal": is_causal,
+        "scale": scale,
+        "enable_gqa": enable_gqa,
+        "method": method,
+        "n_hashes": None,
+        "cluster_size": None,
+        "tolerance": tolerance,
+        "max_density": max_density,
+        "seed": seed,
+        "window": window,
+        "layout": layout,
+        "num_threads": num_threads,
+    }
+    if is_tensor(query):
+        from smyrf import torch as smyrf_torch
+
+        return smyrf_torch.estimate(query, key, value, options)
+    check_arrays(
+        np.ndarray,
+        query=query,
+        key=key,
+        value=value,
+        attn_mask=attn_mask,
+        key_padding_mask=key_padding_mask,
+        query_padding_mask=query_padding_mask,
+    )
+    return _core.estimate(query, key, value, **options)
+
+
+def merge(
+    out: Any,
+    lse: Any,
+    other_out: Any,
+    other_lse: Any,
+    *,
+    layout: str = "BHND",
+    num_threads: int | None = None,
+) -> tuple[Any, Any]:
+    """Attention over two disjoint sets of keys, from that of the same queries over each of them.
+
+    Rows are weighted by e^lse, so parts of a long key sequence can be computed apart. Not for
+    `lsh`, whose lse is a weight of its own. Outside graphs and gradients.
+
+    Args:
+        out, other_out: (B, Hq, Nq, Dv) as `attention` returned them, of one dtype.
+        lse, other_lse: float32 (B, Hq, Nq) from `return_lse=True`. A row of -inf adds nothing.
+        layout: "BHND", or "BNHD" for (B, N, H, D); of out and other_out.
+        num_threads: default what PyTorch or OpenMP would use.
+
+    Returns:
+        (out, lse) over both sets, new arrays.
+
+    Raises:
+        TypeError: wrong kind of array, dtype, rank or device.
+        ValueError: shapes that disagree.
+        NotImplementedError: tensors that require gradients, or inside a compiled graph.
+    """
+    if is_tensor(out):
+        from smyrf import torch as smyrf_torch
+
+        return smyrf_torch.merge(out, lse, other_out, other_lse, layout, num_threads)
+    for name, array in (
+        ("out", out),
+        ("lse", lse),
+        ("other_out", other_out),
+        ("other_lse", other_lse),
+    ):
+        if not isinstance(array, np.ndarray):
+            raise TypeError(
+                f"{name}: got {type(array).__name__}, expected a NumPy array"
+                + (" or a PyTorch tensor" if name == "out" else " like out")
+            )
+    out, lse = out.copy(), lse.copy()
+    _core.merge(out, lse, other_out, other_lse, layout, num_threads)
+    return out, lse

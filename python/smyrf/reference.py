@@ -74,6 +74,7 @@ def attention(
         value,
         out,
         lse,
+        plan=plan,
         attn_mask=attn_mask,
         key_padding_mask=key_padding_mask,
         query_padding_mask=query_padding_mask,
@@ -88,7 +89,6 @@ def attention(
         seed=seed,
         window=window,
         layout=layout,
-        plan=plan,
     )
     if layout == "BNHD":
         out = np.ascontiguousarray(out.swapaxes(1, 2))

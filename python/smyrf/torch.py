@@ -149,9 +149,9 @@ def _run(
         _export("value", value),
         _export("out", out),
         _export("lse", lse),
-        **_exported(options),
         plan=plan,
         with_statistics=return_stats or collecting is not None,
+        **_exported(options),
     )
     if collecting is not None and statistics is not None:
         collecting.add(statistics, query, key, value, out, {**options, "plan": plan})
@@ -237,6 +237,49 @@ def plan(
     return _core.plan(
         _export("query", query), _export("key", key), _export("value", value), **_exported(options)
     )
+
+
+def estimate(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: dict[str, Any]
+) -> _core.Statistics:
+    """`smyrf.estimate` for tensors; see there."""
+    masks = {name: options[name] for name in _NAMES[:3]}
+    check_arrays(torch.Tensor, key=key, value=value, **masks)
+    return _core.estimate(
+        _export("query", query), _export("key", key), _export("value", value), **_exported(options)
+    )
+
+
+def merge(
+    out: torch.Tensor,
+    lse: Any,
+    other_out: Any,
+    other_lse: Any,
+    layout: str,
+    num_threads: int | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`smyrf.merge` for tensors; see there."""
+    if torch.compiler.is_compiling():
+        raise NotImplementedError("merge can't be part of a compiled graph; call it outside")
+    others = {"lse": lse, "other_out": other_out, "other_lse": other_lse}
+    for name, tensor in others.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(
+                f"{name}: got {type(tensor).__name__}, expected a PyTorch tensor like out"
+            )
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (out, *others.values())):
+        raise NotImplementedError("merge gives no gradient; call it under torch.no_grad()")
+    out = out.detach().clone(memory_format=torch.contiguous_format)
+    lse = lse.detach().clone(memory_format=torch.contiguous_format)
+    _core.merge(
+        _export("out", out),
+        _export("lse", lse),
+        _export("other_out", other_out),
+        _export("other_lse", other_lse),
+        layout,
+        torch.get_num_threads() if num_threads is None else num_threads,
+    )
+    return out, lse
 
 
 def _autocast(tensor: torch.Tensor) -> torch.Tensor:

@@ -9,9 +9,9 @@
 #include "kernels/parallel.h"
 #include "kernels/scratch.h"
 #include "plan/balanced_tree.h"
-#include "plan/calibrate.h"
 #include "plan/open.h"
 #include "plan/random.h"
+#include "statistics.h"
 
 namespace smyrf {
 namespace {
@@ -117,7 +117,9 @@ TreePlanner::TreePlanner(const Problem& problem, const Plan& plan, std::int64_t 
   if (queries_.empty() || keys.empty()) return;
   tree_.key_order = keys;
   FindCommonBasis();
-  if (!finite_keys_ || std::ssize(keys) < kFewestKeys || plan.tolerance == 0.0) return;
+  if (!finite_keys_ || plan.tolerance == 0.0) return;
+  if (std::ssize(keys) < std::max(kFewestKeys, plan.dense_below)) return;
+  if (std::ssize(queries_) < plan.dense_below) return;
 
   ChooseSinks(keys);
   const auto n = std::ssize(keys);
@@ -265,8 +267,8 @@ TreePlanner::Head TreePlanner::PlanHead(std::int64_t query_head) const {
   }
   head.plan.expected_error = found->error;
   head.plan.expected_lse_error = found->lse_error;
-  head.threshold = found->threshold;
-  head.mass_weight = found->mass_weight;
+  head.plan.expected_work = found->work;
+  head.calibration = *found;
   return head;
 }
 
@@ -277,6 +279,20 @@ void ForEachGroup(const Problem& problem, const std::function<void(const HeadGro
         const std::int64_t key_head = i % problem.key_heads;
         body({i / problem.key_heads, key_head, key_head * heads, (key_head + 1) * heads, threads});
       });
+}
+
+void EstimateTree(const Problem& problem, const Plan& plan, Statistics& statistics) {
+  ForEachGroup(problem, [&](const HeadGroup& group) {
+    const TreePlanner planner(problem, plan, group.batch, group.key_head, group.threads);
+    for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
+      const TreePlanner::Head head = planner.PlanHead(h);
+      Statistics::Head& to =
+          statistics.heads[static_cast<std::size_t>(group.batch * problem.query_heads + h)];
+      DescribeHead(head.plan, to);
+      if (head.plan.non_finite) to.density = 0.0;
+      if (!head.plan.blocks.empty()) to.density = head.calibration.density;
+    }
+  });
 }
 
 void PlanTree(const Problem& problem, Plan& plan) {
@@ -292,7 +308,7 @@ void PlanTree(const Problem& problem, Plan& plan) {
         OpenBlock(planner.nodes(),
                   BlockLanes(problem, group.batch, h, head.plan, head.plan.blocks[at],
                              planner.key_tree()),
-                  head.threshold, head.mass_weight, openings[at]);
+                  head.calibration.threshold, head.calibration.mass_weight, openings[at]);
         openings[at].closed_logits = {};
       });
       for (std::size_t block = 0; block < openings.size(); ++block) {

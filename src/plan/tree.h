@@ -9,9 +9,11 @@
 
 #include "kernels/nodes.h"
 #include "plan/basis.h"
+#include "plan/calibrate.h"
 #include "plan/sketch.h"
 #include "plan/summaries.h"
 #include "smyrf/plan.h"
+#include "smyrf/statistics.h"
 #include "validate.h"
 
 namespace smyrf {
@@ -27,8 +29,7 @@ class TreePlanner {
   /// not finite, sees no key, or is cheaper done as dense has no blocks.
   struct Head {
     HeadPlan plan;
-    float threshold = 0.0F;
-    float mass_weight = 0.0F;
+    Calibration calibration;  ///< where there are blocks
   };
   Head PlanHead(std::int64_t query_head) const;
 
@@ -67,6 +68,9 @@ struct HeadGroup {
   int threads = 1;  ///< that its work may use
 };
 void ForEachGroup(const Problem& problem, const std::function<void(const HeadGroup&)>& body);
+
+/// Fills in what to expect of each head of a `tree` plan. Carries nothing out.
+void EstimateTree(const Problem& problem, const Plan& plan, Statistics& statistics);
 
 /// Fills plan.key_trees and plan.heads.
 void PlanTree(const Problem& problem, Plan& plan);

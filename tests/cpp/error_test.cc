@@ -324,7 +324,19 @@ TEST(Errors, DialsOfAnotherMethod) {
     };
     expect("n_hashes", [](Options& options) { options.n_hashes = 8; });
     expect("cluster_size", [](Options& options) { options.cluster_size = 32; });
-    expect("seed", [](Options& options) { options.seed = 1; });
+  }
+  const auto expect = [](Method method, const std::string& dial, const std::string& of,
+                         const std::function<void(Options&)>& set) {
+    ExpectError(kValue, dial, {"dial of method " + of, "method='" + of + "'"}, [&](Spoiled& s) {
+      s.options.method = method;
+      set(s.options);
+    });
+  };
+  expect(Method::kDense, "seed", "lsh", [](Options& options) { options.seed = 1; });
+  expect(Method::kDense, "tolerance", "tree", [](Options& options) { options.tolerance = 0.1; });
+  // What auto takes may not hold the cap.
+  for (const Method method : {Method::kAuto, Method::kDense, Method::kLsh}) {
+    expect(method, "max_density", "tree", [](Options& options) { options.max_density = 0.5; });
   }
 }
 
