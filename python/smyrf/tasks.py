@@ -109,7 +109,7 @@ class EncodeText:
         cosines = [float(a.astype(float) @ d) for a, d in zip(answers, dense, strict=True)]
         mean, worst = float(np.mean(cosines)), float(np.min(cosines))
         return [
-            Figure("cosine_mean", "embedding, cosine to dense: mean", mean, f"{mean:.4f}"),
+            Figure("cosine_mean", "cosine to dense: mean", mean, f"{mean:.4f}"),
             Figure("cosine_worst", "  worst document", worst, f"{worst:.4f}"),
         ]
 
