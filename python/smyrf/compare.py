@@ -1,8 +1,9 @@
 """The main job: one model, one input, dense attention beside each asked method.
 
-Four kinds of pass, so that none disturbs another: one with transformers' own attention, which also
-shows which layers there are; one a method that collects answers, density and errors and is never
-timed; then a few timed rounds in which the methods take turns, of which each one's best counts.
+Three kinds of pass, so that none disturbs another: one with transformers' own attention, which
+also shows how long the sequences are; one a method that collects answers, density and errors and
+is never timed; then a few timed rounds in which the methods take turns, of which each one's best
+counts.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ class Comparison:
     about: str
     threads: int
     layers: list[str]
+    whole_model: bool  # whether all of it ran each time, not only its attention
     reference: str | None
     rows: list[Row]
 
@@ -114,14 +116,15 @@ def compare(
     `layers` is a shell pattern on module names that narrows down which layers take the methods.
     Raises Problem if it matches none, or if smyrf refuses a method or its dials.
     """
+    with _enabled(task, "dense", {}, None) as every:
+        changed = _changed(task, every, layers)
+    task.narrow(changed)
     runs = 1 + len(choices) + 1
     progress.start(runs * (task.batches + ROUNDS * task.timed))
 
     progress.doing("sdpa: answers")
     with AttentionClock("sdpa") as clock:
         first = task.run(task.batches, progress.advance)
-    with _enabled(task, "dense", {}, None) as every:
-        changed = _changed(task, every, layers)
     modules = dict(task.model.named_modules())
     layer_modules = [modules[layer] for layer in changed]
     keys = max(clock.calls[id(module)].keys for module in layer_modules)
@@ -160,7 +163,7 @@ def compare(
     for index, (label, method, dials) in enumerate(setups):
         answers, records = collected[index]
         approximate = index >= 2
-        heads = _by_layer(records) if approximate else {}
+        heads = _by_layer(records, changed) if approximate else {}
         count = len(changed) if approximate else 0
         rows.append(
             Row(
@@ -181,7 +184,7 @@ def compare(
                 layers_unchanged=len(every) - count,
             )
         )
-    return Comparison(name, task.about, threads, changed, task.reference(), rows)
+    return Comparison(name, task.about, threads, changed, task.whole_model, task.reference(), rows)
 
 
 @contextmanager
@@ -237,14 +240,14 @@ def _stacked(
     return {layer: np.concatenate(arrays) for layer, arrays in by_layer.items()}
 
 
-def _by_layer(records: Sequence[smyrf.Record]) -> dict[str, Heads]:
+def _by_layer(records: Sequence[smyrf.Record], layers: Sequence[str]) -> dict[str, Heads]:
     errors = _stacked(records, lambda record: record.relative_error)
     densities = _stacked(records, lambda record: record.statistics.density)
     return {
         layer: Heads(
             np.median(errors[layer], axis=0).tolist(), np.median(densities[layer], axis=0).tolist()
         )
-        for layer in errors
+        for layer in layers
     }
 
 

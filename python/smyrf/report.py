@@ -58,10 +58,12 @@ def table(comparison: Comparison) -> Table:
         line("heads gone dense", lambda r: "-" if r.gone_dense is None else _percent(r.gone_dense))
     line("density", lambda row: "-" if row.density is None else f"{row.density:.3f}")
     line("attention time, dense = 1", lambda r: ratio(r.attention_seconds, dense.attention_seconds))
-    line("whole time, dense = 1", lambda r: ratio(r.whole_seconds, dense.whole_seconds))
-    line("  seconds", lambda row: f"{row.whole_seconds:.2f}")
-    line("peak memory over model, MB", _memory)
-    line("layers changed / unchanged", lambda r: f"{r.layers_changed} / {r.layers_unchanged}")
+    if comparison.whole_model:
+        line("whole time, dense = 1", lambda r: ratio(r.whole_seconds, dense.whole_seconds))
+        line("  seconds", lambda row: f"{row.whole_seconds:.2f}")
+    line("memory over model, MB", _memory)
+    if comparison.whole_model:
+        line("layers changed / unchanged", lambda r: f"{r.layers_changed} / {r.layers_unchanged}")
     return grid
 
 
@@ -78,7 +80,7 @@ def closing(comparison: Comparison, task: Task) -> str:
             "smyrf's dense attention takes "
             f"{_times(dense.attention_seconds, sdpa.attention_seconds)} transformers' own sdpa."
         )
-    parts.append(f"The other columns replace {count} of the {every} attention layers.")
+    parts.append(task.scope(count, every))
     for row in comparison.rows[2:]:
         assert row.errors is not None
         parts.append(
@@ -93,10 +95,11 @@ def closing(comparison: Comparison, task: Task) -> str:
                 f"{_percent(row.gone_dense or 0)} of the heads went dense."
             )
         if _is_timeable(dense):
+            whole = f", the whole run {_times(row.whole_seconds, dense.whole_seconds)} dense"
+            whole *= comparison.whole_model
             parts.append(
                 "Its attention takes "
-                f"{_times(row.attention_seconds, dense.attention_seconds)} dense, the whole run "
-                f"{_times(row.whole_seconds, dense.whole_seconds)} dense."
+                f"{_times(row.attention_seconds, dense.attention_seconds)} dense{whole}."
             )
     if _is_timeable(dense):
         parts.append(_slower(comparison))

@@ -123,6 +123,7 @@ def test_layers_narrow_what_changes(two_documents: Path, tmp_path: Path) -> None
     [
         (("minilmm",), "did you mean minilm"),
         (("minilm", "librivox"), "give it text"),
+        (("smollm2", "librivox"), "give it text"),
         (("minilm", "no-such-file"), "no such name or file"),
         (("minilm", "--method", "trees"), "unknown"),
         (("minilm", "--tolerance", "1"), "from 0 to below 1"),

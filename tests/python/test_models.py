@@ -192,8 +192,8 @@ def test_minilm_folder_without_weights_or_with_broken_ones(tmp_path: Path) -> No
 def test_unknown_model(tmp_path: Path) -> None:
     with pytest.raises(Problem, match="did you mean whisper"):
         find_model("wisper")
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(Problem, match="compares bert, roberta, whisper"):
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    with pytest.raises(Problem, match="compares bert, roberta, whisper, llama"):
         find_model(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": ["bert"]}')
     with pytest.raises(Problem, match=r"model_type is \['bert'\]"):

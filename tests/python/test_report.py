@@ -12,6 +12,9 @@ from smyrf.report import closing, table
 
 
 class Task:
+    def scope(self, layers: int, every: int) -> str:
+        return f"{layers} of {every}"
+
     def verdict(self, figures: object) -> str:
         return "nothing changes"
 
@@ -38,7 +41,7 @@ def comparison(seconds: float) -> Comparison:
 
     error = Errors(0.5, 0.75, "layer.1", 2, None, None)
     rows = [row("sdpa", 2 * seconds), row("dense", seconds), row("lsh", 4 * seconds, error)]
-    return Comparison("minilm", "text", 1, ["layer.1"], None, rows)
+    return Comparison("minilm", "text", 1, ["layer.1"], True, None, rows)
 
 
 @pytest.mark.parametrize(("seconds", "dense", "lsh"), [(1, True, True), (0.006, True, False),
