@@ -14,7 +14,7 @@ accelerate (PyPI) and dict-devil.
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -126,6 +126,15 @@ def compare(
         Path | None,
         typer.Option(metavar="FILE", help="Write every number there, too.", show_default=False),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw there (.png, .svg or .pdf): error and density by layer and head, and error "
+            "over attention time. Needs matplotlib.",
+            show_default=False,
+        ),
+    ] = None,
     debug: Annotated[bool, typer.Option(help="Show where in the code an error arose.")] = False,
 ) -> None:
     """Run a pretrained model with exact attention and with SMYRF's, and compare.
@@ -154,7 +163,7 @@ def compare(
             n_hashes or [],
             cluster_size or [],
         )
-        _run(model, source, choices, layers, threads, json)
+        _run(model, source, choices, layers, threads, json, plot)
     except Problem as problem:
         if debug:
             raise
@@ -172,10 +181,12 @@ def _run(
     layers: str | None,
     threads: int | None,
     json: Path | None,
+    plot: Path | None,
 ) -> None:
     from smyrf.inputs import BUILT_IN, read_input
     from smyrf.models import KIND_NAMES, TAKES, find_model, load_model
     from smyrf.output_file import written_aside
+    from smyrf.plot import check_plot, draw
 
     cores = os.cpu_count() or 1
     if threads is not None and threads > 4 * cores:
@@ -191,10 +202,21 @@ def _run(
             f"model {name} is {KIND_NAMES[found.kind]} and input {source} is {given.kind}; "
             f"give it {kind}, for example {DEFAULT_INPUTS[kind]}"
         )
-    if json is not None and source not in BUILT_IN and _same_file(json, source):
-        raise Problem(f"--json {json}: is the input, too; give it another name")
+    outputs = {"--json": json, "--plot": plot}
+    for option, path in outputs.items():
+        if path is not None and source not in BUILT_IN and _same_file(path, source):
+            raise Problem(f"{option} {path}: is the input, too; give it another name")
+    if json is not None and plot is not None and json.resolve() == plot.resolve():
+        raise Problem(f"--json and --plot {plot}: are one file; give one another name")
+    if plot is not None:
+        check_plot(plot)
     # Progress goes to stderr, so that stdout holds the result and nothing else.
-    with written_aside(json) if json is not None else nullcontext() as file:
+    with ExitStack() as stack:
+        files = {
+            option: stack.enter_context(written_aside(path, option))
+            for option, path in outputs.items()
+            if path is not None
+        }
         with Console(stderr=True).status(f"Loading {name}") as status:
             model = load_model(found)
             import torch
@@ -211,8 +233,10 @@ def _run(
             result = compare(name, task, choices, layers, torch.get_num_threads(), bar)
         console = Console()
         report.show(result, task, console if console.is_terminal else Console(width=WIDTH))
-        if file is not None:
-            file.write(report.as_json(result))
+        if "--json" in files:
+            files["--json"].write(report.as_json(result).encode())
+        if plot is not None:
+            draw(result, files["--plot"], plot.suffix)
 
 
 def _same_file(output: Path, source: str | None) -> bool:

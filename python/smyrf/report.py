@@ -45,7 +45,7 @@ def table(comparison: Comparison) -> Table:
         grid.add_row(title, *(cell(row) for row in comparison.rows))
 
     def ratio(seconds: float, base: float) -> str:
-        return f"{seconds / base:.2f}" if _is_timeable(dense) else "-"
+        return f"{seconds / base:.2f}" if is_timeable(dense) else "-"
 
     for index, figure in enumerate(dense.figures):
         line(figure.title, lambda row, i=index: row.figures[i].text)  # type: ignore[misc]
@@ -75,7 +75,7 @@ def closing(comparison: Comparison, task: Task) -> str:
         f"What you saw: {comparison.model} ran on real input with pretrained weights, without any "
         f"fine-tuning, on {comparison.threads} thread{'s' * (comparison.threads != 1)}."
     ]
-    if _is_timeable(sdpa):
+    if is_timeable(sdpa):
         parts.append(
             "smyrf's dense attention takes "
             f"{_times(dense.attention_seconds, sdpa.attention_seconds)} transformers' own sdpa."
@@ -94,14 +94,14 @@ def closing(comparison: Comparison, task: Task) -> str:
                 f"There its calibration expected {_percent(row.errors.expected_worst)}; "
                 f"{_percent(row.gone_dense or 0)} of the heads went dense."
             )
-        if _is_timeable(dense):
+        if is_timeable(dense):
             whole = f", the whole run {_times(row.whole_seconds, dense.whole_seconds)} dense"
             whole *= comparison.whole_model
             parts.append(
                 "Its attention takes "
                 f"{_times(row.attention_seconds, dense.attention_seconds)} dense{whole}."
             )
-    if _is_timeable(dense):
+    if is_timeable(dense):
         parts.append(_slower(comparison))
     return " ".join(parts)
 
@@ -144,13 +144,17 @@ def _slower(comparison: Comparison) -> str:
 
 
 def _place(errors: Errors) -> str:
+    return f"{short_layer(errors.worst_layer)}, head {errors.worst_head}"
+
+
+def short_layer(name: str) -> str:
     """The layer by its number where its name has just one, by its name otherwise."""
-    numbers = re.findall(r"\d+", errors.worst_layer)
-    layer = f"layer {numbers[0]}" if len(numbers) == 1 else errors.worst_layer
-    return f"{layer}, head {errors.worst_head}"
+    numbers = re.findall(r"\d+", name)
+    return f"layer {numbers[0]}" if len(numbers) == 1 else name
 
 
-def _is_timeable(base: Row) -> bool:
+def is_timeable(base: Row) -> bool:
+    """Whether ratios to its attention time are more than noise."""
     return base.attention_seconds >= LEAST_SECONDS
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
+import smyrf
 from smyrf.choice import lsh_dials, pair
 from smyrf.problem import Problem
 
@@ -43,6 +45,7 @@ def test_dials_go_with_their_methods_in_order() -> None:
         ({"methods": "lsh", "max_density": 0.5}, r"--max-density goes with --method tree"),
         ({"methods": "tree tree", "tolerances": (0.1,)}, r"given 2 times and its dials 1 time"),
         ({"methods": "tree tree"}, r"given 2 times and its dials 0 times"),
+        ({"methods": "lhs"}, r"unknown, this release has tree, lsh"),
         ({"methods": "dense"}, r"dense always runs"),
         ({"tolerances": (float("nan"),)}, r"--tolerance nan: must be from 0 to below 1"),
         ({"max_density": 0.0}, r"--max-density 0: must be above 0"),
@@ -55,10 +58,10 @@ def test_what_does_not_pair(arguments: dict[str, Any], says: str) -> None:
         columns(**arguments)
 
 
-@pytest.mark.parametrize("keys", [1, 33, 512, 1500])
-@pytest.mark.parametrize("density", [0.05, 0.25, 0.5])
-def test_density_becomes_dials(keys: int, density: float) -> None:
-    dials = lsh_dials(density, keys)
-    clusters = max(1, round(keys / dials["cluster_size"]))
-    assert dials["n_hashes"] / clusters == pytest.approx(density, rel=0.1) or keys < 512
-    assert min(dials.values()) >= 1
+@pytest.mark.parametrize("keys", [64, 512, 1000, 1500, 4096])
+@pytest.mark.parametrize("density", [0.5, 0.25, 0.1])
+def test_dials_evaluate_about_the_density(keys: int, density: float) -> None:
+    rng = np.random.default_rng(keys)
+    q, k = (rng.standard_normal((1, 1, keys, 8), np.float32) for _ in range(2))
+    plan = smyrf.plan(q, k, method="lsh", **lsh_dials(density, keys))
+    assert plan.density(0, 0) == pytest.approx(density, rel=0.2)

@@ -41,9 +41,10 @@ def two_documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_minilm_on_real_text(two_documents: Path, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     result = run("minilm", str(two_documents), "--tolerance", ".1", "--density", ".5", "--density",
-                 ".25", "--json", str(file))  # fmt: skip
+                 ".25", "--json", str(file), "--plot", str(tmp_path / "plot.png"))  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "What you saw" in result.output
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     content = json.loads(file.read_text())
     assert content["threads"] == 1
     rows = {row["label"]: row for row in content["rows"]}
@@ -129,6 +130,9 @@ def test_layers_narrow_what_changes(two_documents: Path, tmp_path: Path) -> None
         (("minilm", "--tolerance", "1"), "from 0 to below 1"),
         (("minilm", "--density", "2"), "above 0 and below 1"),
         (("minilm", "--json", "/no/such/folder/x.json"), "can't be written"),
+        (("minilm", "--plot", "picture.gif"), "expected a name that ends in .png, .svg, .pdf"),
+        (("minilm", "--plot", "/no/such/folder/x.svg"), "--plot /no/such/folder/x.svg: can't be"),
+        (("minilm", "--plot", "x.svg", "--json", "./x.svg"), "are one file"),
         (("minilm", "--layers", "nothing.*"), "matches none"),
         (("minilm", "--n-hashes", "0", "--cluster-size", "32"), "n_hashes"),
     ],
