@@ -152,6 +152,8 @@ def compare(
 
     `smyrf compare minilm book.txt --method tree --tolerance .2 --method lsh --density .25`
 
+    `smyrf compare smollm2 --plot heads.svg` - a language model, drawn by layer and head
+
     `smyrf compare ~/my-bert notes.txt.gz --n-hashes 4 --cluster-size 32 --json result.json`
     """
     try:

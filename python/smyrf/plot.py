@@ -48,7 +48,8 @@ def draw(comparison: Comparison, file: BinaryIO, suffix: str) -> None:
         figsize=(2 + 2.4 * len(rows) + 4.5, max(5.5, 2 + 0.24 * len(comparison.layers))),
         layout="constrained",
     )
-    figure.suptitle(f"{comparison.model}, {comparison.threads} threads", x=0.01, ha="left")
+    threads = f"{comparison.threads} thread{'s' * (comparison.threads != 1)}"
+    figure.suptitle(f"{comparison.model}, {threads}", x=0.01, ha="left")
     maps, front = figure.subfigures(1, 2, squeeze=False, width_ratios=(1 + 2.4 * len(rows), 4.5))[0]
     grid = maps.subplots(2, len(rows), sharex=True, sharey=True, squeeze=False)
     scales: list[dict[str, Any]] = [
@@ -79,7 +80,8 @@ def _matrix(row: Row, what: str) -> Any:
     matrix = np.full((len(values), max(map(len, values))), np.nan)
     for layer, heads in enumerate(values):
         matrix[layer, : len(heads)] = heads
-    return matrix
+    # A head that was done as dense may err by 0, which has no logarithm.
+    return np.maximum(matrix, LEAST_ERROR / 10) if what == "relative error" else matrix
 
 
 def _pareto(axes: Any, comparison: Comparison) -> None:

@@ -123,12 +123,12 @@ class AttendOldText:
         return None
 
     def scope(self, layers: int, every: int) -> str:
-        model = "that model of 4-bit weights" if self.quantised else "the model as it was loaded"
+        weights = "with its 4-bit weights" if self.quantised else "as it was loaded"
         return (
             "The model kept its own attention while it read the text. What it asked and kept in "
             f"{layers} of its {every} layers was then attended by every method, each layer apart: "
             "the part of causal attention where old text is attended, which needs no mask. Dense "
-            f"means {model}."
+            f"means this model {weights}."
         )
 
     def verdict(self, figures: Sequence[Figure]) -> str:
