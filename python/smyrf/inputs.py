@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from smyrf.models import Kind, suggest
+from smyrf.models import InputKind, suggest
 from smyrf.problem import Problem
 
 SAMPLE_RATE = 16000
@@ -32,7 +32,7 @@ class BuiltIn:
 
     path: Path
     package: str
-    kind: Kind
+    kind: InputKind
     says: str
 
 
@@ -73,7 +73,7 @@ class Text:
 
     title: str
     text: str
-    kind: Kind = "text"
+    kind: InputKind = "text"
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Speech:
 
     title: str
     utterances: tuple[Utterance, ...]
-    kind: Kind = "speech"
+    kind: InputKind = "speech"
 
     @property
     def transcript(self) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class AttentionClock:
 
     def __init__(self, *names: str) -> None:
         self.names = names  # as in model.config._attn_implementation
-        self.calls: dict[int, Calls] = {}  # by id of the module
+        self.calls: defaultdict[int, Calls] = defaultdict(Calls)  # by id of the module
 
     def __enter__(self) -> AttentionClock:
         for name in self.names:
@@ -75,7 +76,7 @@ class AttentionClock:
 
     def _timed(self, attend: Callable[..., Any]) -> Callable[..., Any]:
         def timed(module: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
-            calls = self.calls.setdefault(id(module), Calls())
+            calls = self.calls[id(module)]
             start = time.perf_counter()
             out = attend(module, query, key, value, *args, **kwargs)
             calls.seconds += time.perf_counter() - start

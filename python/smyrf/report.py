@@ -45,19 +45,25 @@ def table(comparison: Comparison) -> Table:
         grid.add_row(title, *(cell(row) for row in comparison.rows))
 
     def ratio(seconds: float, base: float) -> str:
-        return f"{seconds / base:.2f}" if _is_timeable(dense) else "-"
+        return f"{seconds / base:.2f}" if is_timeable(dense) else "-"
 
     for index, figure in enumerate(dense.figures):
         line(figure.title, lambda row, i=index: row.figures[i].text)  # type: ignore[misc]
-    line("relative error of a layer: median", lambda row: _error(row, lambda e: f"{e.median:.3f}"))
+    line("relative error: median", lambda row: _error(row, lambda e: f"{e.median:.3f}"))
     line("  worst", lambda row: _error(row, lambda e: f"{e.worst:.3f}"))
     line("  which is", lambda row: _error(row, lambda e: _place(e)))
+    if any(row.method == "tree" for row in comparison.rows):
+        line("error expected: median", lambda row: _expected(row, lambda e: e.expected_median))
+        line("  of the worst", lambda row: _expected(row, lambda e: e.expected_worst))
+        line("heads gone dense", lambda r: "-" if r.gone_dense is None else _percent(r.gone_dense))
     line("density", lambda row: "-" if row.density is None else f"{row.density:.3f}")
     line("attention time, dense = 1", lambda r: ratio(r.attention_seconds, dense.attention_seconds))
-    line("whole time, dense = 1", lambda r: ratio(r.whole_seconds, dense.whole_seconds))
-    line("  seconds", lambda row: f"{row.whole_seconds:.2f}")
-    line("peak memory above the model's, MB", _memory)
-    line("layers changed / unchanged", lambda r: f"{r.layers_changed} / {r.layers_unchanged}")
+    if comparison.whole_model:
+        line("whole time, dense = 1", lambda r: ratio(r.whole_seconds, dense.whole_seconds))
+        line("  seconds", lambda row: f"{row.whole_seconds:.2f}")
+    line("memory over model, MB", _memory)
+    if comparison.whole_model:
+        line("layers changed / unchanged", lambda r: f"{r.layers_changed} / {r.layers_unchanged}")
     return grid
 
 
@@ -69,27 +75,34 @@ def closing(comparison: Comparison, task: Task) -> str:
         f"What you saw: {comparison.model} ran on real input with pretrained weights, without any "
         f"fine-tuning, on {comparison.threads} thread{'s' * (comparison.threads != 1)}."
     ]
-    if _is_timeable(sdpa):
+    if is_timeable(sdpa):
         parts.append(
             "smyrf's dense attention takes "
             f"{_times(dense.attention_seconds, sdpa.attention_seconds)} transformers' own sdpa."
         )
-    parts.append(f"The other columns replace {count} of the {every} attention layers.")
+    parts.append(task.scope(count, every))
     for row in comparison.rows[2:]:
         assert row.errors is not None
-        dials = " and ".join(f"{name} {value}" for name, value in row.dials.items())
         parts.append(
-            f"{row.label} ({dials}) evaluates {_percent(row.density or 0)} of the pairs: "
+            f"{row.label} ({_what(row)}) evaluates {_percent(row.density or 0)} of the pairs: "
             f"{task.verdict(row.figures)}, and a layer's output is off by "
             f"{_percent(row.errors.median)} in the median head and {_percent(row.errors.worst)} in "
             f"the worst ({_place(row.errors)})."
         )
-        if _is_timeable(dense):
+        if row.errors.expected_worst is not None:
+            parts.append(
+                f"There its calibration expected {_percent(row.errors.expected_worst)}; "
+                f"{_percent(row.gone_dense or 0)} of the heads went dense."
+            )
+        if is_timeable(dense):
+            whole = f", the whole run {_times(row.whole_seconds, dense.whole_seconds)} dense"
+            whole *= comparison.whole_model
             parts.append(
                 "Its attention takes "
-                f"{_times(row.attention_seconds, dense.attention_seconds)} dense, the whole run "
-                f"{_times(row.whole_seconds, dense.whole_seconds)} dense."
+                f"{_times(row.attention_seconds, dense.attention_seconds)} dense{whole}."
             )
+    if is_timeable(dense):
+        parts.append(_slower(comparison))
     return " ".join(parts)
 
 
@@ -108,14 +121,40 @@ def _error(row: Row, cell: Callable[[Errors], str]) -> str:
     return "-" if row.errors is None else cell(row.errors)
 
 
+def _expected(row: Row, which: Callable[[Errors], float | None]) -> str:
+    expected = None if row.errors is None else which(row.errors)
+    return "-" if expected is None else f"{expected:.3f}"
+
+
+def _what(row: Row) -> str:
+    """What the method is, and its dials."""
+    dials = " and ".join(f"{name} {value:g}" for name, value in row.dials.items())
+    return f"the paper's method, {dials}" if row.method == "lsh" else dials
+
+
+def _slower(comparison: Comparison) -> str:
+    """Which of the asked methods saved time against the better of the two exact ones."""
+    exact = min(row.attention_seconds for row in comparison.rows[:2])
+    quicker = [r.label for r in comparison.rows[2:] if r.attention_seconds < 0.95 * exact]
+    if not quicker:
+        return "Here no approximation saves time over exact attention."
+    return (
+        f"Here {' and '.join(quicker)} save{'s' * (len(quicker) == 1)} time over exact attention."
+    )
+
+
 def _place(errors: Errors) -> str:
+    return f"{short_layer(errors.worst_layer)}, head {errors.worst_head}"
+
+
+def short_layer(name: str) -> str:
     """The layer by its number where its name has just one, by its name otherwise."""
-    numbers = re.findall(r"\d+", errors.worst_layer)
-    layer = f"layer {numbers[0]}" if len(numbers) == 1 else errors.worst_layer
-    return f"{layer}, head {errors.worst_head}"
+    numbers = re.findall(r"\d+", name)
+    return f"layer {numbers[0]}" if len(numbers) == 1 else name
 
 
-def _is_timeable(base: Row) -> bool:
+def is_timeable(base: Row) -> bool:
+    """Whether ratios to its attention time are more than noise."""
     return base.attention_seconds >= LEAST_SECONDS
 
 
@@ -125,7 +164,7 @@ def _memory(row: Row) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return f"{100 * share:.{int(0 < share < 0.0995)}f} %"
 
 
 def _times(seconds: float, base: float) -> str:

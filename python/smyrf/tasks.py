@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from smyrf import inputs
-from smyrf.models import KIND_NAMES, Model
+from smyrf.models import KIND_NAMES, TAKES, Model
 from smyrf.problem import Problem
 from smyrf.words import error_rate
 
@@ -36,15 +36,25 @@ class Figure:
 
 
 class Task(Protocol):
-    """A loaded model and its input, ready to run."""
+    """A loaded model and its input, ready to run.
+
+    `whole_model` says whether all of the model runs each time, not only its attention.
+    """
 
     model: Any
     batches: int
     timed: int
-    about: str
+    whole_model: bool
+
+    @property
+    def about(self) -> str:
+        """What runs: the input, how much of it, and what of that is timed."""
 
     def changeable(self, layer: str) -> bool:
         """Whether a method may take this attention layer; the others stay dense."""
+
+    def narrow(self, layers: Sequence[str]) -> None:
+        """Told which layers a method takes; a task that can runs no others."""
 
     def run(self, batches: int, advance: Callable[[], None]) -> list[Any]:
         """Answers of the first batches, with the attention the model has at the moment."""
@@ -55,6 +65,9 @@ class Task(Protocol):
     def tell(self, answers: list[Any]) -> str | None:
         """The answer as text, where it is one that people can read."""
 
+    def scope(self, layers: int, every: int) -> str:
+        """What the methods were applied to, in a sentence or more: so many layers of all."""
+
     def verdict(self, figures: Sequence[Figure]) -> str:
         """What the figures mean for the user: the end of "With this method ..."."""
 
@@ -64,6 +77,8 @@ class Task(Protocol):
 
 class EncodeText:
     """Documents of the model's full length, each one embedding of length 1."""
+
+    whole_model = True
 
     def __init__(self, model: Model, text: inputs.Text) -> None:
         self.model = model.module
@@ -93,6 +108,9 @@ class EncodeText:
     def changeable(self, layer: str) -> bool:
         return True
 
+    def narrow(self, layers: Sequence[str]) -> None:
+        pass
+
     def run(self, batches: int, advance: Callable[[], None]) -> list[Any]:
         answers: list[Any] = []
         for ids in self.documents[:batches]:
@@ -109,12 +127,15 @@ class EncodeText:
         cosines = [float(a.astype(float) @ d) for a, d in zip(answers, dense, strict=True)]
         mean, worst = float(np.mean(cosines)), float(np.min(cosines))
         return [
-            Figure("cosine_mean", "embedding, cosine to dense: mean", mean, f"{mean:.4f}"),
+            Figure("cosine_mean", "cosine to dense: mean", mean, f"{mean:.4f}"),
             Figure("cosine_worst", "  worst document", worst, f"{worst:.4f}"),
         ]
 
     def tell(self, answers: list[Any]) -> str | None:
         return None
+
+    def scope(self, layers: int, every: int) -> str:
+        return _replaced(layers, every)
 
     def verdict(self, figures: Sequence[Figure]) -> str:
         mean, worst = figures
@@ -129,6 +150,8 @@ class EncodeText:
 
 class Transcribe:
     """Windows of up to 30 seconds, each written down greedily; the encoder's attention changes."""
+
+    whole_model = True
 
     def __init__(self, model: Model, speech: inputs.Speech) -> None:
         self.model = model.module
@@ -154,6 +177,9 @@ class Transcribe:
     def changeable(self, layer: str) -> bool:
         return layer.startswith("model.encoder.")
 
+    def narrow(self, layers: Sequence[str]) -> None:
+        pass
+
     def run(self, batches: int, advance: Callable[[], None]) -> list[Any]:
         answers = []
         for features in self.features[:batches]:
@@ -176,6 +202,9 @@ class Transcribe:
     def tell(self, answers: list[Any]) -> str | None:
         return " ".join(answers)
 
+    def scope(self, layers: int, every: int) -> str:
+        return _replaced(layers, every)
+
     def verdict(self, figures: Sequence[Figure]) -> str:
         changed = f"{figures[-1].text} of the words differ from dense's"
         if self.said is None:
@@ -188,14 +217,22 @@ class Transcribe:
 
 def make_task(model: Model, given: inputs.Text | inputs.Speech) -> Task:
     """Pairs a model with an input of its kind; raises Problem if they don't fit."""
-    if model.source.kind == "text" and isinstance(given, inputs.Text):
+    from smyrf.squares import AttendOldText  # not at the top: it needs this module
+
+    if model.source.kind == "encoder" and isinstance(given, inputs.Text):
         return EncodeText(model, given)
+    if model.source.kind == "language" and isinstance(given, inputs.Text):
+        return AttendOldText(model, given)
     if model.source.kind == "speech" and isinstance(given, inputs.Speech):
         return Transcribe(model, given)
     raise Problem(
         f"model {model.source.name} is {KIND_NAMES[model.source.kind]} and the input is "
-        f"{given.kind}; give it {model.source.kind}"
+        f"{given.kind}; give it {TAKES[model.source.kind]}"
     )
+
+
+def _replaced(layers: int, every: int) -> str:
+    return f"The other columns replace {layers} of the {every} attention layers."
 
 
 def _windows(recordings: Sequence[inputs.Samples]) -> list[inputs.Samples]:

@@ -40,14 +40,15 @@ def two_documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_minilm_on_real_text(two_documents: Path, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
-    result = run("minilm", str(two_documents), "--density", ".5", "--density", ".25",
-                 "--json", str(file))  # fmt: skip
+    result = run("minilm", str(two_documents), "--tolerance", ".1", "--density", ".5", "--density",
+                 ".25", "--json", str(file), "--plot", str(tmp_path / "plot.png"))  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "What you saw" in result.output
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     content = json.loads(file.read_text())
     assert content["threads"] == 1
     rows = {row["label"]: row for row in content["rows"]}
-    assert list(rows) == ["sdpa", "dense", "lsh 0.5", "lsh 0.25"]
+    assert list(rows) == ["sdpa", "dense", "tree 0.1", "lsh 0.5", "lsh 0.25"]
     assert rows["sdpa"]["figures"]["cosine_worst"] > 0.99999
     assert rows["dense"]["density"] == 1.0
     for label, density in (("lsh 0.5", 0.5), ("lsh 0.25", 0.25)):
@@ -57,6 +58,16 @@ def test_minilm_on_real_text(two_documents: Path, tmp_path: Path) -> None:
         assert 0.05 < row["errors"]["median"] < row["errors"]["worst"]
         assert (row["layers_changed"], row["layers_unchanged"]) == (6, 0)
         assert row["attention_seconds"] < row["whole_seconds"]
+    tree = rows["tree 0.1"]
+    assert tree["dials"] == {"tolerance": 0.1}
+    assert tree["figures"]["cosine_worst"] > 0.99
+    assert tree["density"] < 0.5
+    assert tree["errors"]["expected_median"] <= 0.1
+    assert 0.2 * tree["errors"]["expected_median"] < tree["errors"]["median"] < 0.125
+    assert 0 <= tree["gone_dense"] < 0.5
+    assert [len(heads["error"]) for heads in tree["heads"].values()] == [12] * 6
+    worst = tree["heads"][tree["errors"]["worst_layer"]]["error"]
+    assert worst[tree["errors"]["worst_head"]] == tree["errors"]["worst"] == max(worst)
     medians = [rows[label]["errors"]["median"] for label in ("lsh 0.5", "lsh 0.25")]
     assert medians[0] < medians[1]
 
@@ -113,10 +124,15 @@ def test_layers_narrow_what_changes(two_documents: Path, tmp_path: Path) -> None
     [
         (("minilmm",), "did you mean minilm"),
         (("minilm", "librivox"), "give it text"),
+        (("smollm2", "librivox"), "give it text"),
         (("minilm", "no-such-file"), "no such name or file"),
-        (("minilm", "--method", "tree"), "unknown"),
+        (("minilm", "--method", "trees"), "unknown"),
+        (("minilm", "--tolerance", "1"), "from 0 to below 1"),
         (("minilm", "--density", "2"), "above 0 and below 1"),
         (("minilm", "--json", "/no/such/folder/x.json"), "can't be written"),
+        (("minilm", "--plot", "picture.gif"), "expected a name that ends in .png, .svg, .pdf"),
+        (("minilm", "--plot", "/no/such/folder/x.svg"), "--plot /no/such/folder/x.svg: can't be"),
+        (("minilm", "--plot", "x.svg", "--json", "./x.svg"), "are one file"),
         (("minilm", "--layers", "nothing.*"), "matches none"),
         (("minilm", "--n-hashes", "0", "--cluster-size", "32"), "n_hashes"),
     ],

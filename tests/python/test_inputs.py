@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smyrf.choice import lsh_dials, pair
 from smyrf.inputs import MOST_TEXT, SAMPLE_RATE, Speech, Text, read_input
 from smyrf.models import find_model
 from smyrf.output_file import written_aside
@@ -168,18 +167,21 @@ def test_output_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     path.write_text("old")
 
     def stop_half_way() -> None:
-        with written_aside(path) as file:
-            file.write("half")
+        with written_aside(path, "--json") as file:
+            file.write(b"half")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         stop_half_way()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
-    with written_aside(path) as file:
-        file.write("new")
+    with written_aside(path, "--json") as file:
+        file.write(b"new")
     assert path.read_text() == "new"
-    with pytest.raises(Problem, match="can't be written"), written_aside(tmp_path / "no" / "x"):
+    with (
+        pytest.raises(Problem, match="can't be written"),
+        written_aside(tmp_path / "no" / "x", "--json"),
+    ):
         pass
 
 
@@ -188,15 +190,15 @@ def test_output_follows_links_and_keeps_the_mode(tmp_path: Path) -> None:
     target.write_text("old")
     target.chmod(0o640)
     link.symlink_to(target.name)
-    with written_aside(link) as file:
-        file.write("new")
+    with written_aside(link, "--json") as file:
+        file.write(b"new")
     assert link.is_symlink()
     assert target.read_text() == "new"
     assert target.stat().st_mode & 0o777 == 0o640
     dangling = tmp_path / "dangling.json"
     dangling.symlink_to("made.json")
-    with written_aside(dangling) as file:
-        file.write("new")
+    with written_aside(dangling, "--json") as file:
+        file.write(b"new")
     assert (tmp_path / "made.json").read_text() == "new"
 
 
@@ -206,43 +208,16 @@ def test_output_into_a_pipe_or_device_does_not_replace_it(tmp_path: Path) -> Non
     read: list[str] = []
     reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
     reader.start()
-    with written_aside(pipe) as file:
-        file.write("new")
+    with written_aside(pipe, "--json") as file:
+        file.write(b"new")
     reader.join(10)
     assert read == ["new"]
     assert pipe.is_fifo()
     null = tmp_path / "null"
     null.symlink_to("/dev/null")
-    with written_aside(null) as file:
-        file.write("new")
+    with written_aside(null, "--json") as file:
+        file.write(b"new")
     assert Path("/dev/null").is_char_device()
     for path, says in [(tmp_path, "is a folder"), (tmp_path / ("n" * 300), "can't be written")]:
-        with pytest.raises(Problem, match=says), written_aside(path):
+        with pytest.raises(Problem, match=says), written_aside(path, "--json"):
             pass
-
-
-@pytest.mark.parametrize("keys", [64, 512, 1000, 1500, 4096])
-@pytest.mark.parametrize("density", [0.5, 0.25, 0.1])
-def test_dials_evaluate_about_the_density(keys: int, density: float) -> None:
-    import smyrf
-
-    rng = np.random.default_rng(keys)
-    q, k = (rng.standard_normal((1, 1, keys, 8), np.float32) for _ in range(2))
-    plan = smyrf.plan(q, k, method="lsh", **lsh_dials(density, keys))
-    assert plan.density(0, 0) == pytest.approx(density, rel=0.2)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ((["lhs"], [], [], []), "unknown"),
-        ((["dense"], [], [], []), "always runs"),
-        ((["lsh"], [1.5], [], []), "above 0 and below 1"),
-        (([], [0.5], [4], [32]), "exclude each other"),
-        (([], [], [4], []), "go together"),
-        ((["lsh", "lsh"], [0.5], [], []), "2 times"),
-    ],
-)
-def test_choices_that_do_not_pair(arguments: tuple[list, ...], says: str) -> None:
-    with pytest.raises(Problem, match=says):
-        pair(*arguments)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import RobertaConfig, RobertaModel
+from transformers import LlamaConfig, LlamaModel, RobertaConfig, RobertaModel
 
 from smyrf.ctranslate2_file import read_model_file
 from smyrf.inputs import SAMPLE_RATE, Speech, Text, read_input
@@ -96,6 +96,25 @@ def test_roberta_documents_fit_its_positions(minilm_copy: Path) -> None:
     assert " documents of 32 tokens" in task.about
     assert len(answers) > 8
     assert np.linalg.norm(answers, axis=1) == pytest.approx(np.ones(len(answers)), abs=1e-5)
+
+
+def test_llama_in_transformers_format(minilm_copy: Path) -> None:
+    vocabulary = len(load_model(find_model(str(minilm_copy))).tokenizer)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+    )
+    (minilm_copy / "model.safetensors").unlink()
+    LlamaModel(config).save_pretrained(minilm_copy)
+    task = make_task(load_model(find_model(str(minilm_copy))), Text("words", "many words " * 200))
+    assert "2 layers the queries (4 heads) of tokens 32 to 63 over the keys (2 heads)" in task.about
+    assert "as it was loaded" in task.scope(2, 2)
+    assert [out.shape for out in task.run(task.batches, lambda: None)] == [(4, 32)] * 2
 
 
 def test_error_rate() -> None:
@@ -192,8 +211,8 @@ def test_minilm_folder_without_weights_or_with_broken_ones(tmp_path: Path) -> No
 def test_unknown_model(tmp_path: Path) -> None:
     with pytest.raises(Problem, match="did you mean whisper"):
         find_model("wisper")
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(Problem, match="compares bert, roberta, whisper"):
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    with pytest.raises(Problem, match="compares bert, roberta, whisper, llama"):
         find_model(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": ["bert"]}')
     with pytest.raises(Problem, match=r"model_type is \['bert'\]"):
