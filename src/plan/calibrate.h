@@ -34,10 +34,10 @@ struct Calibration {
 };
 
 /// The largest threshold whose errors, of out (relative) and of lse (RMS, nats), are within the
-/// tolerance on 4 queries of each of 32 blocks; no value where none is. With max_density, a larger
-/// one where that is over it, or the smallest where none meets the tolerance. Errors between the
-/// thresholds of a fixed geometric grid are interpolated. Rows follow from (seed, number of
-/// blocks). Cost: 128 exact rows, and all nodes scored for the 32 blocks.
+/// tolerance on 4 queries of each of 32 blocks or more; no value where none is. With max_density, a
+/// larger one where that is over it, or the smallest where none meets the tolerance. Errors between
+/// the thresholds of a fixed geometric grid are interpolated. Rows follow from (seed, number of
+/// blocks). Cost: 128 exact rows or more, and the nodes that their blocks visit.
 std::optional<Calibration> Calibrate(const kernels::NodesView& nodes, const ValueSketch& values,
                                      const CalibrationTask& task);
 

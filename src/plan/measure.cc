@@ -462,9 +462,19 @@ SampledGroup Sample(const CalibrationTask& task, std::int64_t samples, std::int6
 SampledRows::SampledRows(const kernels::NodesView& nodes, const kernels::NodesView& sketch,
                          const CalibrationTask& task)
     : nodes_(nodes), sketch_(sketch), task_(task) {
-  const std::int64_t samples = std::min(std::ssize(task.bounds) - 1, kSampledBlocks);
+  const std::int64_t blocks = std::ssize(task.bounds) - 1;
+  const double growth = std::sqrt(static_cast<double>(blocks) / kBlocksOfFewest);
+  const auto samples = std::min(
+      blocks,
+      static_cast<std::int64_t>(static_cast<double>(kFewestSampled) * std::max(1.0, growth)));
   const std::int64_t groups = (samples + kGroupBlocks - 1) / kGroupBlocks;
   for (std::int64_t g = 0; g < groups; ++g) groups_.push_back(Sample(task, samples, g, groups));
+}
+
+std::int64_t SampledRows::count() const {
+  std::int64_t rows = 0;
+  for (const SampledGroup& group : groups_) rows += std::ssize(group.queries);
+  return rows;
 }
 
 double SampledRows::MeanSquareOutput() const {

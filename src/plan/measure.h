@@ -11,7 +11,10 @@
 
 namespace smyrf {
 
-inline constexpr std::int64_t kSampledBlocks = 32;
+/// kRowsABlock rows of each sampled block: kFewestSampled up to kBlocksOfFewest blocks, and from
+/// there on with the square root of their number, so that their part of the work falls.
+inline constexpr std::int64_t kFewestSampled = 32;
+inline constexpr std::int64_t kBlocksOfFewest = 256;
 inline constexpr std::int64_t kRowsABlock = 4;
 /// Blocks whose sampled rows fill the lanes.
 inline constexpr std::int64_t kGroupBlocks = kernels::kTreeRows / kRowsABlock;
@@ -36,12 +39,14 @@ struct SampledGroup {
   std::array<std::int64_t, static_cast<std::size_t>(kGroupBlocks) + 1> block_rows{};
 };
 
-/// kRowsABlock queries of each of kSampledBlocks blocks.
+/// kRowsABlock queries of each of some blocks, evenly spread over the query tree.
 class SampledRows {
  public:
   /// `sketch`: `nodes` with folded values, the last column ones (ValueSketch).
   SampledRows(const kernels::NodesView& nodes, const kernels::NodesView& sketch,
               const CalibrationTask& task);
+
+  std::int64_t count() const;
 
   /// Of the first group's rows.
   double MeanSquareOutput() const;

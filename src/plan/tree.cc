@@ -1,6 +1,7 @@
 #include "plan/tree.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <numeric>
@@ -20,7 +21,8 @@ using kernels::kCoordinates;
 using kernels::kTreeRows;
 
 constexpr std::int64_t kLeafKeys = 8;
-constexpr std::int64_t kSinks = 16;
+constexpr std::int64_t kSinks = 16;      // by mass
+constexpr std::int64_t kOutliers = 8;    // sinks by leverage
 constexpr std::int64_t kSinkGroups = 2;  // of kTreeRows queries a head, which choose the sinks
 constexpr std::uint64_t kSinkStream = 0x73696E6BU;  // of random numbers
 constexpr std::int64_t kMomentRows = 1024;          // sampled for the basis
@@ -80,24 +82,76 @@ void AddMoment(const kernels::Rows& rows, std::int64_t count, std::int64_t depth
   for (std::size_t i = 0; i < gram.size(); ++i) moment[i] += static_cast<double>(gram[i]);
 }
 
-/// The positions in the order of a balanced tree over the rows' coordinates in `basis`.
-std::vector<std::int32_t> TreeOrder(const TensorView& view, std::int64_t batch, std::int64_t head,
-                                    const std::vector<std::int32_t>& positions,
-                                    const std::vector<float>& basis, std::int64_t leaves,
-                                    int threads) {
+/// (positions, kCoordinates): the rows at these positions in `basis`.
+kernels::Floats CoordinatesOf(const TensorView& view, std::int64_t batch, std::int64_t head,
+                              const std::vector<std::int32_t>& positions,
+                              const std::vector<float>& basis, int threads) {
   const std::int64_t n = std::ssize(positions);
-  const kernels::Floats coordinates(n * kCoordinates);
+  kernels::Floats coordinates(n * kCoordinates);
   const auto rows = kernels::RowsOf(view, batch, head, positions);
   ParallelFor((n + kTaskRows - 1) / kTaskRows, threads, [&](std::int64_t task) {
     const std::int64_t begin = task * kTaskRows;
     kernels::Coordinates(rows, begin, std::min(kTaskRows, n - begin), view.shape[3], basis.data(),
                          coordinates.get() + begin * kCoordinates);
   });
-  std::vector<std::int32_t> order(positions.size());
-  std::iota(order.begin(), order.end(), 0);
+  return coordinates;
+}
+
+/// The positions in the order of a balanced tree over the coordinates of those `order` names.
+std::vector<std::int32_t> TreeOrder(const kernels::Floats& coordinates,
+                                    std::vector<std::int32_t> order,
+                                    const std::vector<std::int32_t>& positions, std::int64_t leaves,
+                                    int threads) {
   BalanceOrder(coordinates.get(), order, leaves, threads);
   for (std::int32_t& row : order) row = positions[static_cast<std::size_t>(row)];
   return order;
+}
+
+/// Of `count` rows: squared distances from their mean, each coordinate in its own deviations.
+std::vector<float> Leverages(const kernels::Floats& coordinates, std::int64_t count) {
+  constexpr auto kWide = static_cast<std::size_t>(kCoordinates);
+  std::array<double, kWide> sum{};
+  std::array<double, kWide> squares{};
+  const auto row = [&](std::int64_t i) { return coordinates.get() + i * kCoordinates; };
+  for (std::int64_t i = 0; i < count; ++i) {
+    for (std::size_t c = 0; c < kWide; ++c) {
+      const double x = static_cast<double>(row(i)[c]);
+      sum[c] += x;
+      squares[c] += x * x;
+    }
+  }
+  std::array<float, kWide> mean{};
+  std::array<float, kWide> weight{};
+  for (std::size_t c = 0; c < kWide; ++c) {
+    const double centre = sum[c] / static_cast<double>(count);
+    const double variance = squares[c] / static_cast<double>(count) - centre * centre;
+    mean[c] = static_cast<float>(centre);
+    // Coordinates past D, or of equal keys, tell nothing.
+    weight[c] = variance > 1e-6 * squares[c] / static_cast<double>(count)
+                    ? static_cast<float>(1.0 / variance)
+                    : 0.0F;
+  }
+  std::vector<float> leverages(static_cast<std::size_t>(count));
+  for (std::int64_t i = 0; i < count; ++i) {
+    float leverage = 0.0F;
+    for (std::size_t c = 0; c < kWide; ++c) {
+      const float x = row(i)[c] - mean[c];
+      leverage += weight[c] * x * x;
+    }
+    leverages[static_cast<std::size_t>(i)] = leverage;
+  }
+  return leverages;
+}
+
+/// Moves the `count` ranks with the largest values, ties by rank, to the front.
+void SelectLargest(std::span<std::int32_t> ranks, std::int64_t count,
+                   const std::vector<float>& values) {
+  std::nth_element(ranks.begin(), ranks.begin() + count, ranks.end(),
+                   [&](std::int32_t a, std::int32_t b) {
+                     const float x = values[static_cast<std::size_t>(a)];
+                     const float y = values[static_cast<std::size_t>(b)];
+                     return x > y || (x == y && a < b);
+                   });
 }
 
 }  // namespace
@@ -121,12 +175,13 @@ TreePlanner::TreePlanner(const Problem& problem, const Plan& plan, std::int64_t 
   if (std::ssize(keys) < std::max(kFewestKeys, plan.dense_below)) return;
   if (std::ssize(queries_) < plan.dense_below) return;
 
-  ChooseSinks(keys);
-  const auto n = std::ssize(keys);
+  const kernels::Floats coordinates =
+      CoordinatesOf(problem.key, batch, key_head, keys, basis_.key, threads);
+  std::vector<std::int32_t> others = ChooseSinks(keys, coordinates);
+  const auto n = std::ssize(others);
   const std::int64_t leaves = (n + kLeafKeys - 1) / kLeafKeys;
-  keys = TreeOrder(problem.key, batch, key_head, keys, basis_.key, leaves, threads);
-  tree_.key_order.resize(static_cast<std::size_t>(tree_.sinks));
-  tree_.key_order.insert(tree_.key_order.end(), keys.begin(), keys.end());
+  others = TreeOrder(coordinates, std::move(others), keys, leaves, threads);
+  tree_.key_order.insert(tree_.key_order.end(), others.begin(), others.end());
   AddNodes(tree_.sinks, n, leaves, tree_);
   tree_.query_basis = basis_.query;
   tree_.key_basis = basis_.key;
@@ -174,8 +229,11 @@ void TreePlanner::FindCommonBasis() {
   basis_ = FindBasis(moment, covariance, problem_.depth, query_factor, key_factor);
 }
 
-/// Moves the keys that hold the largest part of the sampled queries' mass to the sinks.
-void TreePlanner::ChooseSinks(std::vector<std::int32_t>& keys) {
+/// Sinks: the keys that hold the largest part of the sampled queries' mass, and of the others those
+/// of the largest leverage, which lie where few keys do: no node's variance tells of them, and the
+/// few queries that look there may see nothing else. Gives the ranks of the rest.
+std::vector<std::int32_t> TreePlanner::ChooseSinks(const std::vector<std::int32_t>& keys,
+                                                   const kernels::Floats& coordinates) {
   const auto n = std::ssize(keys);
   const auto rows = kernels::RowsOf(problem_.key, batch_, key_head_, keys);
   std::vector<std::vector<float>> parts(static_cast<std::size_t>(head_count_ * kSinkGroups));
@@ -205,26 +263,18 @@ void TreePlanner::ChooseSinks(std::vector<std::int32_t>& keys) {
   }
   std::vector<std::int32_t> ranks(static_cast<std::size_t>(n));
   std::iota(ranks.begin(), ranks.end(), 0);
-  std::nth_element(ranks.begin(), ranks.begin() + kSinks, ranks.end(),
-                   [&](std::int32_t a, std::int32_t b) {
-                     const float x = shares[static_cast<std::size_t>(a)];
-                     const float y = shares[static_cast<std::size_t>(b)];
-                     return x > y || (x == y && a < b);
-                   });
-  std::sort(ranks.begin(), ranks.begin() + kSinks);
-  std::vector<char> is_sink(static_cast<std::size_t>(n), 0);
-  tree_.sinks = static_cast<std::int32_t>(kSinks);
+  SelectLargest(ranks, kSinks, shares);
+  SelectLargest(std::span(ranks).subspan(kSinks), kOutliers, Leverages(coordinates, n));
+  tree_.sinks = static_cast<std::int32_t>(kSinks + kOutliers);
+  std::sort(ranks.begin(), ranks.begin() + tree_.sinks);
+  std::sort(ranks.begin() + tree_.sinks, ranks.end());
   tree_.key_order.clear();
-  for (std::int64_t i = 0; i < kSinks; ++i) {
-    const auto rank = static_cast<std::size_t>(ranks[static_cast<std::size_t>(i)]);
-    is_sink[rank] = 1;
-    tree_.key_order.push_back(keys[rank]);
+  for (std::int32_t i = 0; i < tree_.sinks; ++i) {
+    const std::int32_t rank = ranks[static_cast<std::size_t>(i)];
+    tree_.key_order.push_back(keys[static_cast<std::size_t>(rank)]);
   }
-  std::size_t kept = 0;
-  for (std::size_t j = 0; j < keys.size(); ++j) {
-    if (is_sink[j] == 0) keys[kept++] = keys[j];
-  }
-  keys.resize(kept);
+  ranks.erase(ranks.begin(), ranks.begin() + tree_.sinks);
+  return ranks;
 }
 
 kernels::QueryLanes BlockLanes(const Problem& problem, std::int64_t batch, std::int64_t query_head,
@@ -246,8 +296,11 @@ TreePlanner::Head TreePlanner::PlanHead(std::int64_t query_head) const {
 
   const auto n = std::ssize(queries_);
   const std::int64_t blocks = (n + kTreeRows - 1) / kTreeRows;
-  std::vector<std::int32_t> order =
-      TreeOrder(problem_.query, batch_, query_head, queries_, basis_.query_tree, blocks, threads_);
+  std::vector<std::int32_t> order(queries_.size());
+  std::iota(order.begin(), order.end(), 0);
+  order = TreeOrder(
+      CoordinatesOf(problem_.query, batch_, query_head, queries_, basis_.query_tree, threads_),
+      std::move(order), queries_, blocks, threads_);
 
   CalibrationTask task;
   task.queries = kernels::RowsOf(problem_.query, batch_, query_head, order);

@@ -39,7 +39,8 @@ class TreePlanner {
 
  private:
   void FindCommonBasis();
-  void ChooseSinks(std::vector<std::int32_t>& keys);
+  std::vector<std::int32_t> ChooseSinks(const std::vector<std::int32_t>& keys,
+                                        const kernels::Floats& coordinates);
 
   const Problem& problem_;
   const Plan& plan_;
