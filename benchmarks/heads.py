@@ -1,7 +1,8 @@
 """Heads of pretrained models as the benchmarks of `tree` use them, and which may be tuned on.
 
 Captured at run time from the weights in the model packages, by the functions of
-tools/capture_heads.py, and kept under build/heads so that a second run is quick. Two splits:
+tools/capture_heads.py, and kept under build/heads so that a second run is quick; remove that folder
+where weights or texts have changed. Two splits:
 
     tuning    constants of `tree` may be chosen by these
     held-out  other layers and other texts: what the published tables show. 93 heads
@@ -32,7 +33,7 @@ Split = Literal["held-out", "tuning"]
 
 # The side of a model's squares; the first is the one that the dial is measured on.
 SIZES = {"minilm": (512,), "whisper": (1500, 1024), "smollm2": (4096, 2048)}
-HEADS = {"minilm": 12, "whisper": 6, "smollm2": 9}
+FIRST_QUERY = min(SIZES["smollm2"])  # of SmolLM2's queries, those before are in no square
 
 # Layers are counted from 0. The tests' six heads are of tuning layers, on tuning texts.
 LAYERS: dict[Split, dict[str, tuple[int, ...]]] = {
@@ -100,7 +101,12 @@ def tiled(layer: Layer, rows: int, noise: float = 0.3, seed: int = 0) -> Layer:
     return Layer(layer.model, layer.layer, tile(layer.q), tile(layer.k), tile(layer.v))
 
 
-FIRST_QUERY = min(SIZES["smollm2"])  # of SmolLM2's queries, those before are in no square
+def stored(name: str) -> Layer:
+    """One of the tests' heads, from tests/data: needs no weights."""
+    with np.load(ROOT / "tests" / "data" / "heads.npz") as rows:
+        q, k, v = (rows[f"{name}/{what}"] for what in ("query", "key", "value"))
+    model, layer, _ = name.split("-")
+    return Layer(model, int(layer), *(_copied(x[None, None]) for x in (q, k, v)))
 
 
 def _copied(x: Array) -> Array:
