@@ -39,7 +39,7 @@ GRAIN_MB = 0.25
 
 # Both settings of lsh evaluate a quarter of the pairs.
 SETTINGS: tuple[dict[str, Any], ...] = (
-    {"return_lse": True},
+    {"method": "dense", "return_lse": True},
     {"method": "lsh", "n_hashes": 8, "cluster_size": N // 32},
     {"method": "lsh", **lsh_dials(0.25, N)},
     {"method": "tree", "tolerance": 0.1},

@@ -219,7 +219,9 @@ def auto_table(args: argparse.Namespace, printer: Printer) -> None:
         Work("SmolLM2 512", partial(model_calls_cut, 512, args)),
         Work("SmolLM2 1024", partial(model_calls_cut, 1024, args)),
         Work("Whisper 1024", partial(model_calls, "whisper", 1024, args)),
+        Work("Whisper 1500", partial(model_calls, "whisper", 1500, args)),
         Work("SmolLM2 2048", partial(model_calls, "smollm2", 2048, args)),
+        Work("SmolLM2 4096", partial(model_calls, "smollm2", 4096, args)),
     ]
     cells, worst = [], float("inf")
     for work in progress(list_of_works, lambda work: work.name):
