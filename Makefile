@@ -21,6 +21,9 @@ format:
 bench:
 	@tools/setup.sh release && .venv/bin/python benchmarks/attention.py
 	@.venv/bin/python benchmarks/memory.py
+	@.venv/bin/python benchmarks/tree.py
+	@.venv/bin/python benchmarks/dial.py
+	@.venv/bin/python benchmarks/dial.py --shorter
 
 clean:
 	rm -rf build dist python/smyrf/_core* .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -13,15 +13,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
-import sys
 import timeit
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from printing import Printer, machine
+from printing import Printer, machine, progress
 from timing import best, check, entry, kernels, time_mm
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
@@ -203,16 +202,6 @@ def bars(rows: Iterable[Row], call_seconds: float, printer: Printer) -> None:
         )
     met = "met" if call_seconds < 30e-6 else "not met"
     printer.text(f"Goal of a Python call's own cost, under 30 microseconds: {met}.")
-
-
-def progress(shapes: Sequence[Any]) -> Iterable[Any]:
-    """Counts on the terminal; nothing where stderr goes elsewhere."""
-    for i, shape in enumerate(shapes):
-        if sys.stderr.isatty():
-            print(f"\r\033[K{i + 1} of {len(shapes)}: {shape}", end="", file=sys.stderr, flush=True)
-        yield shape
-    if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def parse() -> argparse.Namespace:

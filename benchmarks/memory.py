@@ -5,6 +5,9 @@ of out, resets the kernel's high-water mark (/proc/self/clear_refs) and calls on
 threads, code that is touched for the first time and lse all count. Some kernels count by CPU and
 add up late, so a figure is good to a quarter of a megabyte. Linux only.
 
+`dense` and `lsh` get random rows. `tree` gets a head of the tests' data tiled to that length, since
+it would take random rows for a case for `dense`.
+
     python benchmarks/memory.py [--markdown]
 """
 
@@ -18,6 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import heads
 import numpy as np
 from printing import Printer, machine
 
@@ -28,14 +32,18 @@ N, D = 65536, 64
 SMALL_N = 1024
 MB = 2**20
 LSH_MB = 128.0
+TREE_MB = 256.0  # the goal is half of it
+TREE_HEAD = "smollm2-7-2"
 LSE_MB = 4 * N / MB
 GRAIN_MB = 0.25
 
 # Both settings of lsh evaluate a quarter of the pairs.
 SETTINGS: tuple[dict[str, Any], ...] = (
-    {"return_lse": True},
+    {"method": "dense", "return_lse": True},
     {"method": "lsh", "n_hashes": 8, "cluster_size": N // 32},
     {"method": "lsh", **lsh_dials(0.25, N)},
+    {"method": "tree", "tolerance": 0.1},
+    {"method": "tree", "tolerance": 0.05},
 )
 
 
@@ -50,8 +58,12 @@ def status(name: str) -> int:
 
 def measure(n: int, arguments: dict[str, Any]) -> dict[str, float]:
     """In the child: megabytes above the start at the peak of one call, its seconds and density."""
-    generator = np.random.default_rng(0)
-    query, key, value = (generator.standard_normal((1, 1, n, D), np.float32) for _ in range(3))
+    if arguments.get("method") == "tree":
+        tiled = heads.tiled(heads.stored(TREE_HEAD), n)
+        query, key, value = tiled.q, tiled.k, tiled.v
+    else:
+        generator = np.random.default_rng(0)
+        query, key, value = (generator.standard_normal((1, 1, n, D), np.float32) for _ in range(3))
     out = np.full_like(query, 0)
     ctypes.CDLL(None).malloc_trim(0)  # or memory that was freed before would be used again unseen
     Path("/proc/self/clear_refs").write_text("5")
@@ -78,7 +90,13 @@ def row(arguments: dict[str, Any], threads: int) -> list[str]:
     arguments = {**arguments, "num_threads": threads}
     found = measure_apart(N, arguments)
     peak = found["peak"]
-    if "method" in arguments:
+    if arguments.get("method") == "tree":
+        what, dials = (
+            f"tree, density {found['density']:.3f}",
+            f"tolerance {arguments['tolerance']:g}",
+        )
+        bar = TREE_MB
+    elif arguments.get("method") == "lsh":
         what = f"lsh, density {found['density']:.2f}"
         dials = f"{arguments['n_hashes']} x {arguments['cluster_size']}"
         bar = LSH_MB
@@ -112,12 +130,13 @@ def main() -> None:
     printer.facts({"machine": machine(), "smyrf": smyrf.__version__, "type": "float32"})
     printer.table(
         f"Extra memory at the peak: one head, N {N}, D {D}",
-        ["method ", "rounds x keys ", "threads", "MB", "bar, MB", "bar is ", "seconds"],
+        ["method ", "rounds x keys, or dial ", "threads", "MB", "bar, MB", "bar is ", "seconds"],
         [row(given, threads) for given in SETTINGS for threads in (1, 2)],
     )
     printer.text(
-        f"Bars: lsh {LSH_MB:.0f} MB. dense O(tile) a thread and lse: no more than the same call at "
-        f"N {SMALL_N} takes, lse ({LSE_MB:.2f}) and the counters' grain ({GRAIN_MB:.2f})."
+        f"Bars: lsh {LSH_MB:.0f} MB; tree {TREE_MB:.0f} MB, goal {TREE_MB / 2:.0f}. dense O(tile) "
+        f"a thread and lse: no more than the same call at N {SMALL_N} takes, "
+        f"lse ({LSE_MB:.2f}) and the counters' grain ({GRAIN_MB:.2f})."
     )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 try:
     from rich.console import Console
@@ -29,6 +30,21 @@ def machine() -> str:
     if "cpu family" in fields:  # virtual machines tell the brand only
         name += f" (family {fields['cpu family']}, model {fields['model']})"
     return f"{name}, {cores} cores, {platform.system()} {platform.machine()}"
+
+
+Item = TypeVar("Item")
+
+
+def progress(items: Sequence[Item], name: Callable[[Item], object] = str) -> Iterator[Item]:
+    """Counts on the terminal; nothing where stderr goes elsewhere."""
+    show = sys.stderr.isatty()
+    for i, item in enumerate(items):
+        if show:
+            text = f"\r\033[K{i + 1} of {len(items)}: {name(item)}"
+            print(text, end="", file=sys.stderr, flush=True)
+        yield item
+    if show:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 class Printer:

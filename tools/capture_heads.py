@@ -4,6 +4,7 @@
     .venv/bin/python tools/capture_heads.py tests/data/heads.npz
 
 Needs the development set-up (`make test` makes it). tests/data/NOTICE says what the result is.
+benchmarks/heads.py captures more heads, and other texts, by the same functions.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 import transformers
 from transformers.masking_utils import sdpa_mask
 
-from smyrf.inputs import SAMPLE_RATE, Speech, Text, read_input
+from smyrf.inputs import SAMPLE_RATE, Samples, Speech, Text, read_input
 from smyrf.models import find_model, load_model
 
 
@@ -83,46 +84,48 @@ def capturing(model: Any, names: set[str]) -> Iterator[Rows]:
         yield rows
 
 
-def devil(length: int, tokenizer: Any, skip: int) -> torch.Tensor:
-    """Token ids (1, length) from The Devil's Dictionary, behind the first `skip` ones."""
-    given = read_input("devil")
+def tokens(text: str, tokenizer: Any, skip: int, length: int) -> torch.Tensor:
+    """Ids (1, length), behind the first `skip`, of a text that `smyrf compare` knows by name."""
+    given = read_input(text)
     assert isinstance(given, Text)
     # No model has so many positions; the warning about it is pointless here.
     ids = tokenizer(given.text, add_special_tokens=False, verbose=False)["input_ids"]
     return torch.tensor([ids[skip : skip + length]])
 
 
-def minilm(names: set[str]) -> Rows:
+def recordings(name: str) -> Samples:
+    """The recordings of a name or folder, joined."""
+    speech = read_input(name)
+    assert isinstance(speech, Speech)
+    return np.concatenate([utterance.samples for utterance in speech.utterances])
+
+
+def minilm(names: set[str], text: str = "devil", skip: int = 5100) -> Rows:
     """A document of 512 tokens, between the marks the model was trained with."""
     model = load_model(find_model("minilm"))
     tokenizer = model.tokenizer
-    words = devil(510, tokenizer, skip=5100)[0].tolist()
+    words = tokens(text, tokenizer, skip, length=510)[0].tolist()
     ids = torch.tensor([[tokenizer.cls_token_id, *words, tokenizer.sep_token_id]])
     with capturing(model.module, names) as rows:
         model.module(input_ids=ids, attention_mask=torch.ones_like(ids))
     return rows
 
 
-def whisper(names: set[str]) -> Rows:
-    """The recordings joined, in one window of 30 seconds."""
+def whisper(names: set[str], sound: Samples | None = None) -> Rows:
+    """Sound, by default 25 seconds of LibriVox, in one window of 30 seconds: 1500 rows."""
     model = load_model(find_model("whisper"))
-    speech = read_input("librivox")
-    assert isinstance(speech, Speech)
-    sound = np.concatenate([utterance.samples for utterance in speech.utterances])
+    sound = recordings("librivox") if sound is None else sound
     features = model.features(sound, sampling_rate=SAMPLE_RATE, return_tensors="pt")
     with capturing(model.module, names) as rows:
         model.module.model.encoder(features.input_features)
     return rows
 
 
-def smollm2(names: set[str]) -> Rows:
-    """4096 tokens; keys are repeated so that every query head has its own."""
+def smollm2(names: set[str], text: str = "devil", skip: int = 0, length: int = 4096) -> Rows:
+    """The first `length` tokens behind `skip`; 9 heads of queries over 3 of keys."""
     model = load_model(find_model("smollm2"))
     with capturing(model.module, names) as rows:
-        model.module(devil(4096, model.tokenizer, skip=0), use_cache=False)
-    for name, (q, k, v) in rows.items():
-        group = len(q) // len(k)
-        rows[name] = (q, k.repeat(group, axis=0), v.repeat(group, axis=0))
+        model.module(tokens(text, model.tokenizer, skip, length), use_cache=False)
     return rows
 
 
@@ -142,13 +145,15 @@ def main() -> None:
         heads = {name: head for name, head in HEADS.items() if head.model == model}
         rows = capture({head.layer for head in heads.values()})
         for name, head in heads.items():
-            for what, x, part in zip(
+            group = len(rows[head.layer][0]) // len(rows[head.layer][1])
+            for what, x, part, index in zip(
                 ("query", "key", "value"),
                 rows[head.layer],
                 (head.queries, head.keys, head.keys),
+                (head.head, head.head // group, head.head // group),
                 strict=True,
             ):
-                kept = x[head.head, part].astype(np.float16)
+                kept = x[index, part].astype(np.float16)
                 assert len(kept) == part.stop - part.start
                 assert np.isfinite(kept).all(), f"{name} {what}: beyond float16"
                 arrays[f"{name}/{what}"] = kept
