@@ -187,9 +187,10 @@ std::vector<std::vector<std::int32_t>> ValidRows(const std::optional<TensorView>
   valid.resize(static_cast<std::size_t>(batch));
   for (std::int64_t b = 0; b < batch; ++b) {
     auto& rows = valid[static_cast<std::size_t>(b)];
-    const auto* flags = static_cast<const std::byte*>(mask->data) + b * mask->strides[0];
+    const auto* flags = static_cast<const std::byte*>(mask->data);  // null where there are no rows
     for (std::int64_t i = 0; i < length; ++i) {
-      if (flags[i * mask->strides[1]] != std::byte{0}) rows.push_back(static_cast<std::int32_t>(i));
+      const std::byte flag = flags[b * mask->strides[0] + i * mask->strides[1]];
+      if (flag != std::byte{0}) rows.push_back(static_cast<std::int32_t>(i));
     }
     any_padded = any_padded || static_cast<std::int64_t>(rows.size()) != length;
   }
