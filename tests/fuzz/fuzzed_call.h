@@ -75,11 +75,13 @@ inline FuzzedCall FuzzShape(Bytes& bytes, Method method) {
   // Eigenvectors of so many dimensions take seconds under the sanitizers.
   if (method == Method::kTree) s.depth = std::min<std::int64_t>(s.depth, 40);
   s.value_depth = bytes.Of<std::int64_t>({4, 1, 2, 3, 5, 8, 16, 17, 33, 512});
+  const std::int64_t width = s.depth + s.value_depth;
+  if (width > 80) s.batch = s.query_heads = s.key_heads = 1;
   const bool many = method == Method::kTree && !bytes.Rarely(2);  // fewer make no tree
   s.keys = many ? bytes.Between<std::int64_t>(64, 300) : bytes.Between<std::int64_t>(0, 80);
+  if (s.keys > 64 && s.keys * width * s.batch * s.query_heads > kWork) s.keys = 64;
   s.queries = bytes.Between<std::int64_t>(0, 70);
-  const std::int64_t a_query =
-      std::max<std::int64_t>(1, s.batch * s.query_heads * s.keys * (s.depth + s.value_depth));
+  const std::int64_t a_query = std::max<std::int64_t>(1, s.batch * s.query_heads * s.keys * width);
   s.queries = std::min(s.queries, kWork / a_query + 1);
   const auto layout = [&] {
     return bytes.Of({Layout::kContiguous, Layout::kBnhd, Layout::kGaps, Layout::kReversed,

@@ -23,7 +23,19 @@ using testing::Result;
 /// Ends the process where `holds` is false: libFuzzer then keeps the input.
 inline void Require(bool holds, const Call& call, const std::string& what) {
   if (holds) return;
-  std::cerr << "contract broken: " << what << "\n  of " << call << std::endl;
+  std::cerr << "contract broken: " << what << "\n  of " << call << "\n ";
+  for (const auto& [name, tensor] :
+       {std::pair{"query", &call.query}, {"key", &call.key}, {"value", &call.value}}) {
+    double largest = 0.0;
+    bool finite = true;
+    tensor->ForEach([&, rows = tensor](auto... at) {
+      const double x = std::abs(rows->at(at...));
+      finite = finite && std::isfinite(x);
+      if (std::isfinite(x)) largest = std::max(largest, x);
+    });
+    std::cerr << ' ' << name << " up to " << largest << (finite ? "" : " and not finite");
+  }
+  std::cerr << std::endl;
   std::abort();
 }
 inline void Require(const ::testing::AssertionResult& result, const Call& call, const char* what) {
@@ -161,7 +173,7 @@ inline void RequireDefinedRows(const Call& call, const Result& result) {
   }
 }
 
-inline void RequireStatistics(const Call& call, const Result& result, bool finite) {
+inline void RequireStatistics(const Call& call, const Result& result, bool ordinary) {
   const Statistics& statistics = result.statistics;
   Require(statistics.method != Method::kAuto && !statistics.reason.empty(), call,
           "no method named");
@@ -169,7 +181,7 @@ inline void RequireStatistics(const Call& call, const Result& result, bool finit
           "number of heads in statistics");
   for (const Statistics::Head& head : statistics.heads) {
     Require(std::isfinite(head.density) && head.density >= 0.0, call, "density");
-    Require(!finite || (head.expected_error >= 0.0 && head.expected_lse_error >= 0.0), call,
+    Require(!ordinary || (head.expected_error >= 0.0 && head.expected_lse_error >= 0.0), call,
             "expected errors");
   }
 }
@@ -207,7 +219,7 @@ inline Call AsDense(Call call) {
 /// Everything that must hold for the result of a call without a plan.
 inline void RequireContract(const Call& call, const Result& result) {
   const Sizes sizes(call);
-  RequireStatistics(call, result, sizes.finite);
+  RequireStatistics(call, result, sizes.Ordinary());
   RequireDefinedRows(call, result);
   if (!sizes.Ordinary()) return;
   if (result.statistics.method != Method::kTree) {
