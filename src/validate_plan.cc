@@ -45,16 +45,18 @@ void CheckStructure(const Plan& plan) {
     require(
         tree.nodes.empty() || (tree.query_basis.size() == basis && tree.key_basis.size() == basis),
         "bases");
+    // Summaries are made from the back, a level at a time: the roots, then each node's children
+    // where those of the node before it end.
+    std::int64_t next = tree.roots;
     for (std::size_t id = 0; id < tree.nodes.size(); ++id) {
       const Node& node = tree.nodes[id];
       require(node.begin < node.end && part(node.begin, node.end, tree.key_order.size()) &&
-                  node.child_count >= 0 &&
-                  (node.child_count == 0 ||
-                   (node.first_child > static_cast<std::int64_t>(id) &&
-                    part(node.first_child, std::int64_t{node.first_child} + node.child_count,
-                         tree.nodes.size()))),
+                  static_cast<std::int64_t>(id) < next && node.child_count >= 0 &&
+                  (node.child_count == 0 || node.first_child == next),
               "nodes");
+      next += node.child_count;
     }
+    require(next == std::ssize(tree.nodes), "nodes");
   }
   for (std::size_t i = 0; i < plan.heads.size(); ++i) {
     const HeadPlan& head = plan.heads[i];

@@ -131,6 +131,38 @@ TEST(Plan, RefusesOtherShapes) {
   }
 }
 
+TEST(Plan, RefusesNodesThatAreNoTree) {
+  Random random(127);
+  Call call({1, 1, 1, 40, 700, 8, 3});
+  call.FillNormal(random);
+  call.options.method = Method::kTree;
+  call.options.max_density = 0.5;
+  const Plan made = PlanOf(call);
+  const auto refuse = [&](const std::function<void(KeyTree&)>& damage) {
+    Plan damaged = made;
+    damage(damaged.key_trees[0]);
+    ExpectRefused(call, damaged, ErrorKind::kValue, {"plan: its ", " are damaged"});
+  };
+  ASSERT_GT(made.key_trees[0].roots, 1);
+  ASSERT_GT(made.key_trees[0].nodes[1].child_count, 0);
+  EXPECT_NO_THROW((void)Attend(call, &made));
+  // No root, fewer, more; a node that is nobody's child; children of two, of nobody, and none.
+  refuse([](KeyTree& tree) { tree.roots = 0; });
+  refuse([](KeyTree& tree) { --tree.roots; });
+  refuse([](KeyTree& tree) { ++tree.roots; });
+  refuse([](KeyTree& tree) { tree.nodes.push_back(tree.nodes.back()); });
+  refuse([](KeyTree& tree) { tree.nodes.pop_back(); });
+  refuse([](KeyTree& tree) { tree.nodes[1].first_child = tree.nodes[0].first_child; });
+  refuse([](KeyTree& tree) { ++tree.nodes[1].first_child; });
+  refuse([](KeyTree& tree) { tree.nodes[1].first_child = 0; });
+  refuse([](KeyTree& tree) { tree.nodes[1].child_count = 0; });
+  refuse([](KeyTree& tree) { tree.nodes[1].child_count = -1; });
+  refuse([](KeyTree& tree) { tree.nodes[1].end = tree.nodes[1].begin; });
+  refuse([](KeyTree& tree) { tree.nodes[1].end = 701; });
+  refuse([](KeyTree& tree) { tree.sinks = 701; });
+  refuse([](KeyTree& tree) { tree.key_basis.pop_back(); });
+}
+
 TEST(Plan, RefusesOtherOptions) {
   Random random(125);
   Call call({2, 2, 2, 10, 20, 8, 3});

@@ -64,7 +64,7 @@ void ExpectTree(const KeyTree& tree, const std::vector<std::int32_t>& keys) {
     ASSERT_LE(node.first_child + node.child_count, std::ssize(tree.nodes));
     partition(node.first_child, node.child_count, node.begin, node.end);
     for (std::int32_t k = 0; k < node.child_count; ++k) {
-      ++parents[static_cast<std::size_t>(node.first_child + k)];
+      ++parents[static_cast<std::size_t>(node.first_child) + static_cast<std::size_t>(k)];
     }
   }
   for (std::size_t id = 0; id < parents.size(); ++id) {

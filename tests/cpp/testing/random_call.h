@@ -146,7 +146,7 @@ inline Call RandomLshCall(Random& random, double work) {
 /// Any call that `tree` takes. Most have more keys than are needed for a tree, and a cap of the
 /// density, with which heads are not done as dense because that would be cheaper.
 inline Call RandomTreeCall(Random& random, double work) {
-  Call rows = RandomRows(random, work);
+  const Call rows = RandomRows(random, work);
   Shape s = rows.shape;
   if (random.Chance(0.9)) {
     s.keys =
@@ -176,8 +176,8 @@ inline Call RandomTreeCall(Random& random, double work) {
 inline void FillSmooth(Random& random, Call& call) {
   const Shape& s = call.shape;
   const auto numbers = [&](std::int64_t count) {
-    std::vector<double> result;
-    for (std::int64_t i = 0; i < count; ++i) result.push_back(random.Normal());
+    std::vector<double> result(static_cast<std::size_t>(count));
+    for (double& number : result) number = random.Normal();
     return result;
   };
   const std::vector<double> plane = numbers(2 * s.depth);

@@ -89,7 +89,8 @@ inline int ExpectTolerance(const Call& call) {
           result.statistics.heads[static_cast<std::size_t>(b * call.shape.query_heads + h)];
       EXPECT_FALSE(head.non_finite) << call;
       const Errors errors = ErrorsOf(call, result, dense, b, h);
-      const double tolerance = head.dense ? 0.0 : *call.options.tolerance;
+      const double tolerance =
+          head.dense ? 0.0 : call.options.tolerance.value_or(kDefaultTolerance);
       EXPECT_LE(errors.out, 1.5 * tolerance + rounding) << b << " " << h << ": " << call;
       EXPECT_LE(errors.lse, 1.5 * tolerance + 1e-4) << b << " " << h << ": " << call;
       EXPECT_LE(head.expected_error, tolerance) << call;
