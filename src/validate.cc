@@ -37,8 +37,21 @@ bool Overlap(const BasicTensorView<Void>& view, const BasicTensorView<OtherVoid>
 
 template <class Void>
 void CheckMemory(const char* name, const BasicTensorView<Void>& view) {
+  if (SizeOf(view.dtype) == 0) {
+    Fail(ErrorKind::kType, name, ": got dtype number ", static_cast<int>(view.dtype),
+         ", which is none");
+  }
+  double reach = static_cast<double>(SizeOf(view.dtype));
   for (std::size_t i = 0; i < static_cast<std::size_t>(view.rank); ++i) {
     if (view.shape[i] == 0) return;
+    reach += static_cast<double>(view.shape[i] - 1) *
+             std::abs(static_cast<double>(view.strides[i])) *
+             static_cast<double>(SizeOf(view.dtype));
+  }
+  // Offsets and addresses below it don't overflow.
+  if (reach > 0x1p61) {
+    Fail(ErrorKind::kValue, name, ": its strides reach over ", reach,
+         " bytes, more than any memory; pass a copy");
   }
   if (view.data == nullptr) Fail(ErrorKind::kValue, name, ": got a null pointer for ", Shape(view));
   if (reinterpret_cast<std::uintptr_t>(view.data) %
@@ -155,14 +168,17 @@ void CheckApart(const char* name, const MutableTensorView& output, const Problem
 /// reach.
 void CheckRowsApart(const MutableTensorView& out) {
   std::array<std::size_t, 4> by_stride{3, 2, 1, 0};  // equal strides: the outer one is wrong
-  std::stable_sort(by_stride.begin(), by_stride.end(), [&](std::size_t a, std::size_t b) {
-    return std::abs(out.strides[a]) < std::abs(out.strides[b]);
-  });
+  // The stride of a single index means nothing and may be any number.
+  const auto step_of = [&](std::size_t i) {
+    return out.shape[i] > 1 ? std::abs(out.strides[i]) : std::int64_t{0};
+  };
+  std::stable_sort(by_stride.begin(), by_stride.end(),
+                   [&](std::size_t a, std::size_t b) { return step_of(a) < step_of(b); });
   if (std::find(out.shape.begin(), out.shape.end(), 0) != out.shape.end()) return;
   std::int64_t reach = 0;
   for (const std::size_t i : by_stride) {
     if (out.shape[i] == 1) continue;
-    const std::int64_t step = std::abs(out.strides[i]);
+    const std::int64_t step = step_of(i);
     if (step <= reach) {
       Fail(ErrorKind::kValue, "out: dimension ", i, " has stride ", out.strides[i],
            ", so its rows overlap each other; pass a tensor with memory of its own");
@@ -293,6 +309,10 @@ Problem CheckProblem(const Arguments& arguments, const Options& options, bool wi
 }
 
 Plan CheckMethod(const Arguments& arguments, const Options& options, const Problem& problem) {
+  if (options.method > Method::kTree) {
+    Fail(ErrorKind::kValue, "method: got number ", static_cast<int>(options.method),
+         ", accepted are auto, dense, lsh and tree");
+  }
   CheckDial("n_hashes", options.n_hashes, kMaxHashes);
   CheckDial("cluster_size", options.cluster_size, kMaxRows);
   Plan plan;

@@ -31,8 +31,12 @@ void CheckStructure(const Plan& plan) {
       require(within(list, size) && std::is_sorted(list.begin(), list.end()), "padding lists");
     }
   }
+  require(
+      plan.method == Method::kDense || plan.method == Method::kLsh || plan.method == Method::kTree,
+      "method and dials");
   if (plan.method == Method::kDense) return;
   const bool is_tree = plan.method == Method::kTree;
+  require(plan.n_hashes >= 0 && plan.n_hashes <= kMaxHashes, "method and dials");
   require(
       std::ssize(plan.heads) == plan.rounds() * plan.batch * plan.query_heads && plan.rounds() > 0,
       "heads");

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -129,6 +130,47 @@ TEST(Plan, RefusesOtherShapes) {
     wider.FillNormal(random);
     EXPECT_NO_THROW((void)Attend(wider, &made));
   }
+}
+
+TEST(Plan, RefusesWhatWasTamperedWith) {
+  Random random(90);
+  Call call({1, 2, 1, 100, 200, 8, 8});
+  call.FillNormal(random);
+  const auto expect = [&](const std::function<void(Plan&)>& spoil) {
+    Plan made = plan(call.arguments(), call.options);
+    spoil(made);
+    try {
+      Attend(call, &made);
+      FAIL() << "took a damaged plan";
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find("damaged"), std::string::npos) << error.what();
+    }
+  };
+  call.options.method = Method::kLsh;
+  call.options.cluster_size = 10;
+  expect([](Plan& p) { p.heads[0].key_order[0] = 1 << 28; });
+  expect([](Plan& p) { p.heads[1].query_order[3] = -1; });
+  expect([](Plan& p) { p.heads.pop_back(); });
+  expect([](Plan& p) { p.n_hashes = 64; });
+  expect([](Plan& p) { p.n_hashes = std::numeric_limits<std::int64_t>::max(); });
+  expect([](Plan& p) { p.method = Method::kAuto; });
+  expect([](Plan& p) { p.method = static_cast<Method>(4); });
+  expect([](Plan& p) { p.heads[2].ranges[0].end = 201; });
+  expect([](Plan& p) { p.heads[2].blocks[0].last_range = 1 << 20; });
+  expect([](Plan& p) { p.valid_keys = {{0, 1}, {2}}; });
+  call.options.cluster_size.reset();
+  call.options.method = Method::kTree;
+  call.options.tolerance = 0.9;
+  call.options.max_density = 0.9;  // not dense
+  const Plan made = plan(call.arguments(), call.options);
+  ASSERT_FALSE(made.heads[0].blocks.empty());
+  expect([](Plan& p) { p.key_trees.clear(); });
+  expect([](Plan& p) { p.key_trees[0].key_order[5] = 200; });
+  expect([](Plan& p) { p.key_trees[0].nodes[0].end = 1000; });
+  expect([](Plan& p) { p.key_trees[0].nodes.back().child_count = 2; });
+  expect([](Plan& p) { p.key_trees[0].query_basis.pop_back(); });
+  expect([](Plan& p) { p.heads[0].nodes.assign(p.heads[0].nodes.size() + 1, 9999); });
+  expect([](Plan& p) { p.heads[0].blocks[0].end = 99; });
 }
 
 TEST(Plan, RefusesNodesThatAreNoTree) {
