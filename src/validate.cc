@@ -87,6 +87,14 @@ void CheckRows(const char* name, const BasicTensorView<Void>& view) {
   CheckMemory(name, view);
 }
 
+/// The stride of a single index means nothing and may be any number: nobody shall compute with it.
+TensorView WithoutIdleStrides(TensorView view) {
+  for (std::size_t i = 0; i < 3; ++i) {
+    if (view.shape[i] <= 1) view.strides[i] = 0;
+  }
+  return view;
+}
+
 void CheckDepth(const char* name, std::int64_t depth) {
   if (depth < 1 || depth > kMaxHeadDimension) {
     Fail(ErrorKind::kValue, name, ": got head dimension ", depth, ", accepted are 1 to ",
@@ -168,7 +176,6 @@ void CheckApart(const char* name, const MutableTensorView& output, const Problem
 /// reach.
 void CheckRowsApart(const MutableTensorView& out) {
   std::array<std::size_t, 4> by_stride{3, 2, 1, 0};  // equal strides: the outer one is wrong
-  // The stride of a single index means nothing and may be any number.
   const auto step_of = [&](std::size_t i) {
     return out.shape[i] > 1 ? std::abs(out.strides[i]) : std::int64_t{0};
   };
@@ -293,9 +300,9 @@ Problem CheckProblem(const Arguments& arguments, const Options& options, bool wi
   TensorView bias{};
   if (attn_mask) bias = Broadcast(*attn_mask, {batch, query_heads, queries, keys});
 
-  return Problem{query,
-                 key,
-                 value,
+  return Problem{WithoutIdleStrides(query),
+                 WithoutIdleStrides(key),
+                 WithoutIdleStrides(value),
                  batch,
                  query_heads,
                  key_heads,

@@ -34,7 +34,7 @@ void CheckStructure(const Plan& plan) {
   require(
       plan.method == Method::kDense || plan.method == Method::kLsh || plan.method == Method::kTree,
       "method and dials");
-  if (plan.method == Method::kDense) return;
+  if (plan.method == Method::kDense) return require(plan.heads.empty(), "heads");
   const bool is_tree = plan.method == Method::kTree;
   require(plan.n_hashes >= 0 && plan.n_hashes <= kMaxHashes, "method and dials");
   require(

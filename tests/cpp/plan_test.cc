@@ -159,6 +159,8 @@ TEST(Plan, RefusesWhatWasTamperedWith) {
   expect([](Plan& p) { p.heads[2].blocks[0].last_range = 1 << 20; });
   expect([](Plan& p) { p.valid_keys = {{0, 1}, {2}}; });
   call.options.cluster_size.reset();
+  call.options.method = Method::kDense;
+  expect([](Plan& p) { p.heads.emplace_back(); });
   call.options.method = Method::kTree;
   call.options.tolerance = 0.9;
   call.options.max_density = 0.9;  // not dense
