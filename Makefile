@@ -4,7 +4,7 @@
 
 help:
 	@echo 'make demo    set up, then pretrained models answer with dense attention and with SMYRF'
-	@echo 'make test    set up, then all tests, the sanitizer build, format and lint'
+	@echo 'make test    set up, then all tests, the sanitizer build, the fuzzer, format and lint'
 	@echo 'make format  rewrite the sources the way the format check wants them'
 	@echo 'make bench   speed and memory against PyTorch'
 	@echo 'make clean   remove what was built; the downloads in .venv stay'
@@ -13,7 +13,7 @@ demo:
 	@tools/setup.sh release && tools/demo.sh
 
 test:
-	@tools/setup.sh release asan-ubsan && tools/test.sh
+	@tools/setup.sh release asan-ubsan fuzz && tools/test.sh
 
 format:
 	@tools/setup.sh release && tools/format.sh

@@ -37,8 +37,21 @@ bool Overlap(const BasicTensorView<Void>& view, const BasicTensorView<OtherVoid>
 
 template <class Void>
 void CheckMemory(const char* name, const BasicTensorView<Void>& view) {
+  if (SizeOf(view.dtype) == 0) {
+    Fail(ErrorKind::kType, name, ": got dtype number ", static_cast<int>(view.dtype),
+         ", which is none");
+  }
+  double reach = static_cast<double>(SizeOf(view.dtype));
   for (std::size_t i = 0; i < static_cast<std::size_t>(view.rank); ++i) {
     if (view.shape[i] == 0) return;
+    reach += static_cast<double>(view.shape[i] - 1) *
+             std::abs(static_cast<double>(view.strides[i])) *
+             static_cast<double>(SizeOf(view.dtype));
+  }
+  // Offsets and addresses below it don't overflow.
+  if (reach > 0x1p61) {
+    Fail(ErrorKind::kValue, name, ": its strides reach over ", reach,
+         " bytes, more than any memory; pass a copy");
   }
   if (view.data == nullptr) Fail(ErrorKind::kValue, name, ": got a null pointer for ", Shape(view));
   if (reinterpret_cast<std::uintptr_t>(view.data) %
@@ -72,6 +85,14 @@ void CheckRows(const char* name, const BasicTensorView<Void>& view) {
     Fail(ErrorKind::kValue, name, ": got N = ", view.shape[2], ", at most ", kMaxRows);
   }
   CheckMemory(name, view);
+}
+
+/// The stride of a single index means nothing and may be any number: nobody shall compute with it.
+TensorView WithoutIdleStrides(TensorView view) {
+  for (std::size_t i = 0; i < 3; ++i) {
+    if (view.shape[i] <= 1) view.strides[i] = 0;
+  }
+  return view;
 }
 
 void CheckDepth(const char* name, std::int64_t depth) {
@@ -155,14 +176,16 @@ void CheckApart(const char* name, const MutableTensorView& output, const Problem
 /// reach.
 void CheckRowsApart(const MutableTensorView& out) {
   std::array<std::size_t, 4> by_stride{3, 2, 1, 0};  // equal strides: the outer one is wrong
-  std::stable_sort(by_stride.begin(), by_stride.end(), [&](std::size_t a, std::size_t b) {
-    return std::abs(out.strides[a]) < std::abs(out.strides[b]);
-  });
+  const auto step_of = [&](std::size_t i) {
+    return out.shape[i] > 1 ? std::abs(out.strides[i]) : std::int64_t{0};
+  };
+  std::stable_sort(by_stride.begin(), by_stride.end(),
+                   [&](std::size_t a, std::size_t b) { return step_of(a) < step_of(b); });
   if (std::find(out.shape.begin(), out.shape.end(), 0) != out.shape.end()) return;
   std::int64_t reach = 0;
   for (const std::size_t i : by_stride) {
     if (out.shape[i] == 1) continue;
-    const std::int64_t step = std::abs(out.strides[i]);
+    const std::int64_t step = step_of(i);
     if (step <= reach) {
       Fail(ErrorKind::kValue, "out: dimension ", i, " has stride ", out.strides[i],
            ", so its rows overlap each other; pass a tensor with memory of its own");
@@ -187,9 +210,10 @@ std::vector<std::vector<std::int32_t>> ValidRows(const std::optional<TensorView>
   valid.resize(static_cast<std::size_t>(batch));
   for (std::int64_t b = 0; b < batch; ++b) {
     auto& rows = valid[static_cast<std::size_t>(b)];
-    const auto* flags = static_cast<const std::byte*>(mask->data) + b * mask->strides[0];
+    const auto* flags = static_cast<const std::byte*>(mask->data);  // null where there are no rows
     for (std::int64_t i = 0; i < length; ++i) {
-      if (flags[i * mask->strides[1]] != std::byte{0}) rows.push_back(static_cast<std::int32_t>(i));
+      const std::byte flag = flags[b * mask->strides[0] + i * mask->strides[1]];
+      if (flag != std::byte{0}) rows.push_back(static_cast<std::int32_t>(i));
     }
     any_padded = any_padded || static_cast<std::int64_t>(rows.size()) != length;
   }
@@ -276,9 +300,9 @@ Problem CheckProblem(const Arguments& arguments, const Options& options, bool wi
   TensorView bias{};
   if (attn_mask) bias = Broadcast(*attn_mask, {batch, query_heads, queries, keys});
 
-  return Problem{query,
-                 key,
-                 value,
+  return Problem{WithoutIdleStrides(query),
+                 WithoutIdleStrides(key),
+                 WithoutIdleStrides(value),
                  batch,
                  query_heads,
                  key_heads,
@@ -317,6 +341,10 @@ void ChooseMethod(const Arguments& arguments, const Options& options, const Prob
 }  // namespace
 
 Plan CheckMethod(const Arguments& arguments, const Options& options, const Problem& problem) {
+  if (options.method > Method::kTree) {
+    Fail(ErrorKind::kValue, "method: got number ", static_cast<int>(options.method),
+         ", accepted are auto, dense, lsh and tree");
+  }
   CheckDial("n_hashes", options.n_hashes, kMaxHashes);
   CheckDial("cluster_size", options.cluster_size, kMaxRows);
   Plan plan;

@@ -31,8 +31,12 @@ void CheckStructure(const Plan& plan) {
       require(within(list, size) && std::is_sorted(list.begin(), list.end()), "padding lists");
     }
   }
-  if (plan.method == Method::kDense) return;
+  require(
+      plan.method == Method::kDense || plan.method == Method::kLsh || plan.method == Method::kTree,
+      "method and dials");
+  if (plan.method == Method::kDense) return require(plan.heads.empty(), "heads");
   const bool is_tree = plan.method == Method::kTree;
+  require(plan.n_hashes >= 0 && plan.n_hashes <= kMaxHashes, "method and dials");
   require(
       std::ssize(plan.heads) == plan.rounds() * plan.batch * plan.query_heads && plan.rounds() > 0,
       "heads");
@@ -45,16 +49,18 @@ void CheckStructure(const Plan& plan) {
     require(
         tree.nodes.empty() || (tree.query_basis.size() == basis && tree.key_basis.size() == basis),
         "bases");
+    // Summaries are made from the back, a level at a time: the roots, then each node's children
+    // where those of the node before it end.
+    std::int64_t next = tree.roots;
     for (std::size_t id = 0; id < tree.nodes.size(); ++id) {
       const Node& node = tree.nodes[id];
       require(node.begin < node.end && part(node.begin, node.end, tree.key_order.size()) &&
-                  node.child_count >= 0 &&
-                  (node.child_count == 0 ||
-                   (node.first_child > static_cast<std::int64_t>(id) &&
-                    part(node.first_child, std::int64_t{node.first_child} + node.child_count,
-                         tree.nodes.size()))),
+                  static_cast<std::int64_t>(id) < next && node.child_count >= 0 &&
+                  (node.child_count == 0 || node.first_child == next),
               "nodes");
+      next += node.child_count;
     }
+    require(next == std::ssize(tree.nodes), "nodes");
   }
   for (std::size_t i = 0; i < plan.heads.size(); ++i) {
     const HeadPlan& head = plan.heads[i];

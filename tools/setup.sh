@@ -14,6 +14,9 @@ debian_packages=(
   pocketsphinx-testdata dict-devil dict-jargon                         # speech and texts of the demo
 )
 
+# Only those who test need the second compiler.
+[[ " $* " == *" fuzz "* ]] && debian_packages+=(clang libclang-rt-dev)
+
 # Jobs run in process groups of their own, so that one signal ends a job with all its children.
 set -m
 declare -A pids=()
@@ -85,7 +88,7 @@ make_environment() {
   fi
   [[ -e .venv ]] && return
   # What CMake remembers of another Python or another path is worth nothing.
-  rm -rf build/release build/asan-ubsan build/dev
+  rm -rf build/release build/asan-ubsan build/fuzz build/dev
   local python=python3
   usable_python python3 || python=/usr/bin/python3
   usable_python "$python" || fail "needs Python 3.11 to 3.14 with its headers and the venv module, \

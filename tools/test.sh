@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every test and check and says at the end which failed. Needs tools/setup.sh release asan-ubsan.
+# Runs every test and check and says at the end which failed. Needs tools/setup.sh release asan-ubsan fuzz.
 set -euo pipefail
 cd -P -- "$(dirname -- "$0")/.."
 export HF_HUB_OFFLINE=1
@@ -13,13 +13,16 @@ check() { # check NAME COMMAND...
 }
 
 mapfile -t cpp < <(tools/cpp_files.sh)
-mapfile -t tidy < <(grep -L 'foreach_target\.h' "${cpp[@]}" | grep '\.cc$' | grep -v '^examples/')
+mapfile -t tidy < <(grep -L 'foreach_target\.h' "${cpp[@]}" | grep '\.cc$' | grep -vE '^(examples|tests/fuzz)/')
 
 # omp.h comes with GCC, whose own headers must stay behind clang-tidy's.
 gcc_headers=$(g++ -print-file-name=include)
 
 check 'C++ tests (ctest)' ctest --preset release
 check 'C++ tests under sanitizers (ctest)' ctest --preset asan-ubsan
+# The seed is fixed: what this finds is new in the change at hand.
+check 'fuzzing, 30 s' build/fuzz/tests/fuzz/smyrf_fuzz -seed=1 -max_total_time=30 -len_control=0 \
+  -max_len=256 -timeout=30 -artifact_prefix=build/fuzz/ -verbosity=0 -print_funcs=0
 # A worker that hangs after a fork must end the run, not stop it.
 check 'Python tests (pytest)' timeout 1800 .venv/bin/python -m pytest
 check 'clang-format' .venv/bin/clang-format --dry-run --Werror "${cpp[@]}"

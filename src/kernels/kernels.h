@@ -32,9 +32,9 @@ struct Rows {
 inline Rows RowsOf(const TensorView& view, std::int64_t batch, std::int64_t head,
                    std::span<const std::int32_t> order) {
   const std::int64_t size = SizeOf(view.dtype);
-  return {static_cast<const std::byte*>(view.data) +
-              size * (batch * view.strides[0] + head * view.strides[1]),
-          size * view.strides[2], view.dtype, order.empty() ? nullptr : order.data()};
+  const auto* data = static_cast<const std::byte*>(view.data);  // may be null where there are none
+  if (data != nullptr) data += size * (batch * view.strides[0] + head * view.strides[1]);
+  return {data, size * view.strides[2], view.dtype, order.empty() ? nullptr : order.data()};
 }
 
 /// Exact attention of at most kBlockRows queries over ranges of keys.

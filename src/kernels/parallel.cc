@@ -59,7 +59,7 @@ void ParallelOuter(std::int64_t count, int num_threads,
   ParallelFor(count, outer ? threads : 1, [&](std::int64_t i) { body(i, outer ? 1 : threads); });
 }
 
-void ParallelFor(std::int64_t count, int num_threads,
+void ParallelFor(std::int64_t count, [[maybe_unused]] int num_threads,
                  const std::function<void(std::int64_t)>& body) {
 #if defined(_OPENMP)
   const int asked = num_threads > 0 && !pool_is_lost

@@ -56,13 +56,69 @@ TEST(Threads, LshHasTheSameBits) {
   }
 }
 
+TEST(Threads, TreeHasTheSameBits) {
+  Random random(77);
+  for (int n = 0; n < 10 && !::testing::Test::HasFatalFailure(); ++n) {
+    ExpectSameBitsOnThreads(RandomTreeCall(random, 3e5));
+  }
+  // Few heads and many: groups of heads run side by side, or blocks do.
+  for (const std::int64_t heads : {1, 8}) {
+    for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+      Call call({1, heads, heads, 230, 700, 16, 16}, dtype);
+      FillSmooth(random, call);
+      call.options.method = Method::kTree;
+      ExpectSameBitsOnThreads(call);
+      const Plan made = plan(call.arguments(), call.options);
+      for (const HeadPlan& head : made.heads) ASSERT_FALSE(head.dense);
+      ForEachInstructionSet([&] {
+        call.options.num_threads = 1;
+        const Result one = Attend(call, &made);
+        for (const int threads : {2, 3}) {
+          call.options.num_threads = threads;
+          ASSERT_TRUE(Attend(call, &made).SameBits(one)) << call;
+        }
+      });
+    }
+  }
+}
+
+TEST(Calls, ABatchEntryOfTreeHasTheBitsOfItsOwnCall) {
+  // Random numbers depend on the seed only, and nothing is shared between batch entries.
+  Random random(78);
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16}) {
+    Call call({3, 4, 2, 210, 700, 16, 12}, dtype);
+    FillSmooth(random, call);
+    call.options.method = Method::kTree;
+    call.options.tolerance = 0.1;
+    const Result all = Attend(call);
+    for (std::int64_t b = 0; b < 3; ++b) {
+      Call one({1, 4, 2, 210, 700, 16, 12}, dtype);
+      one.options = call.options;
+      one.query.ForEach(
+          [&](auto, auto... at) { one.query.set(0, at..., call.query.at(b, at...)); });
+      one.key.ForEach([&](auto, auto... at) { one.key.set(0, at..., call.key.at(b, at...)); });
+      one.value.ForEach(
+          [&](auto, auto... at) { one.value.set(0, at..., call.value.at(b, at...)); });
+      const Result alone = Attend(one);
+      alone.out.ForEach(
+          [&](auto, auto... at) { ASSERT_EQ(alone.out.at(0, at...), all.out.at(b, at...)) << b; });
+      one.ForEachRow([&](auto, auto h, auto i) {
+        ASSERT_EQ(alone.lse[one.Row(0, h, i)], all.lse[call.Row(b, h, i)]) << b;
+      });
+      for (const auto& head : alone.statistics.heads) ASSERT_FALSE(head.dense);
+    }
+  }
+}
+
 TEST(Calls, LeaveNothingBehind) {
   // Working memory is reused: a call between two equal ones must not change the second.
   Random random(73);
   std::vector<Call> calls;
   std::vector<Result> results;
   for (int n = 0; n < 40; ++n) {
-    calls.push_back(n % 2 == 0 ? RandomDenseCall(random, 2e5) : RandomLshCall(random, 2e5));
+    calls.push_back(n % 3 == 0   ? RandomDenseCall(random, 2e5)
+                    : n % 3 == 1 ? RandomLshCall(random, 2e5)
+                                 : RandomTreeCall(random, 2e5));
     results.push_back(Attend(calls.back()));
   }
   Call poison({1, 1, 1, 64, 200, 512, 512});
@@ -82,7 +138,9 @@ TEST(Calls, LeaveNothingBehind) {
 TEST(Calls, LseAndStatisticsAreOptional) {
   Random random(74);
   for (int n = 0; n < 60; ++n) {
-    const Call call = n % 2 == 0 ? RandomDenseCall(random, 2e5) : RandomLshCall(random, 2e5);
+    const Call call = n % 3 == 0   ? RandomDenseCall(random, 2e5)
+                      : n % 3 == 1 ? RandomLshCall(random, 2e5)
+                                   : RandomTreeCall(random, 2e5);
     const Result result = Attend(call);
     const Shape& s = call.shape;
     Tensor out(call.query.dtype(), {s.batch, s.query_heads, s.queries, s.value_depth});
@@ -93,10 +151,11 @@ TEST(Calls, LseAndStatisticsAreOptional) {
 
 TEST(Calls, LayoutsChangeNothing) {
   Random random(75);
-  for (const Method method : {Method::kDense, Method::kLsh}) {
-    Call call({2, 4, 2, 50, 60, 20, 24});
+  for (const Method method : {Method::kDense, Method::kLsh, Method::kTree}) {
+    Call call({2, 4, 2, 50, 160, 20, 24});
     call.FillNormal(random);
     call.options.method = method;
+    if (method == Method::kTree) call.options.max_density = 0.5;
     const Result expected = Attend(call);
     for (const Layout layout :
          {Layout::kBnhd, Layout::kGaps, Layout::kReversed, Layout::kHeadsReversed}) {

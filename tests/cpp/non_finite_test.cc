@@ -28,6 +28,10 @@ Call PaddedCall(Random& random, Method method, DType dtype = DType::kFloat32) {
     call.options.n_hashes = 3;
     call.options.cluster_size = 15;
   }
+  if (method == Method::kTree) {
+    call.options.tolerance = 0.3;
+    call.options.max_density = 0.6;  // or these small heads would be dense
+  }
   call.query_padding_mask = Tensor(DType::kBool, {1, 1, 2, 40});
   call.key_padding_mask = Tensor(DType::kBool, {1, 1, 2, 150});
   call.query_padding_mask->ForEach([&](auto, auto, auto b, auto i) {
@@ -63,7 +67,7 @@ void ExpectNaNExactlyWhere(
 
 TEST(NonFinite, PaddedRowsAreHarmless) {
   Random random(100);
-  for (const Method method : {Method::kDense, Method::kLsh}) {
+  for (const Method method : {Method::kDense, Method::kLsh, Method::kTree}) {
     for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
       const Call call = PaddedCall(random, method, dtype);
       for (const double value : kStrange) {
@@ -88,7 +92,7 @@ TEST(NonFinite, PaddedRowsAreHarmless) {
 #if defined(__SANITIZE_ADDRESS__)
 TEST(NonFinite, PaddedRowsAreNeverLoaded) {
   Random random(101);
-  for (const Method method : {Method::kDense, Method::kLsh}) {
+  for (const Method method : {Method::kDense, Method::kLsh, Method::kTree}) {
     const Call call = PaddedCall(random, method);
     const Result expected = Attend(call);
     const auto poison = [&](const Tensor& tensor, std::int64_t first, bool on) {
@@ -300,11 +304,94 @@ TEST(NonFinite, LshValuesSpoilTheRowsThatMeetThem) {
   EXPECT_GT(rows_hit, 0);
 }
 
+TEST(NonFinite, TreeQueriesAndKeysSpoilTheirHeadsAndStatisticsSaySo) {
+  Random random(109);
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+    Call call = PaddedCall(random, Method::kTree, dtype);
+    for (const double value : kStrange) {
+      Call query = call;
+      query.query.set(1, 2, 29, 15, value);
+      Call key = call;
+      key.key.set(1, 0, 69, 0, value);
+      ForEachInstructionSet([&] {
+        const Result clean = Attend(call);
+        for (const auto& head : clean.statistics.heads) ASSERT_FALSE(head.dense);
+        const Result of_key = Attend(key);
+        ExpectNaNExactlyWhere(call, of_key, clean,
+                              [](auto b, auto h, auto i) { return b == 1 && h < 2 && i < 30; });
+        // Heads 2 and 3 share keys, whose basis is that of the finite queries: head 3 may change.
+        const Result of_query = Attend(query);
+        call.ForEachRow([&](auto b, auto h, auto i) {
+          const bool hit = b == 1 && h == 2 && i < 30;
+          const std::size_t row = call.Row(b, h, i);
+          ASSERT_EQ(std::isnan(of_query.lse[row]), hit) << b << " " << h << " " << i;
+          if (!hit && !(b == 1 && h == 3)) {
+            ASSERT_EQ(of_query.lse[row], clean.lse[row]);
+          }
+          for (std::int64_t c = 0; c < call.shape.value_depth; ++c) {
+            ASSERT_EQ(std::isnan(of_query.out.at(b, h, i, c)), hit) << b << " " << h << " " << i;
+          }
+        });
+        for (std::size_t n = 0; n < 8; ++n) {
+          ASSERT_EQ(of_query.statistics.heads[n].non_finite, n == 6);
+          ASSERT_EQ(of_key.statistics.heads[n].non_finite, n == 4 || n == 5);
+          ASSERT_EQ(of_query.statistics.heads[n].density == 0.0, n == 6);
+        }
+        // A stored plan says the same.
+        for (const Call* spoiled : {&query, &key}) {
+          const Plan made = plan(spoiled->arguments(), spoiled->options);
+          const Result planned = Attend(*spoiled, &made);
+          const Result direct = Attend(*spoiled);
+          for (std::size_t row = 0; row < call.rows(); ++row) {
+            ASSERT_EQ(std::isnan(planned.lse[row]), std::isnan(direct.lse[row]));
+          }
+          for (std::size_t n = 0; n < 8; ++n) {
+            ASSERT_EQ(planned.statistics.heads[n].non_finite,
+                      direct.statistics.heads[n].non_finite);
+          }
+        }
+      });
+    }
+  }
+}
+
+TEST(NonFinite, TreeValuesSpoilTheirColumnOfTheirHeads) {
+  // A value takes part in no order, and every query meets every key: as in dense attention.
+  Random random(110);
+  for (const bool capped : {false, true}) {
+    Call call = PaddedCall(random, Method::kTree);
+    if (!capped) call.options.max_density.reset();
+    for (const double value : kStrange) {
+      Call spoiled = call;
+      spoiled.value.set(0, 1, 77, 3, value);
+      ForEachInstructionSet([&] {
+        const Result clean = Attend(call);
+        const Result result = Attend(spoiled);
+        result.out.ForEach([&](auto b, auto h, auto i, auto c) {
+          const double got = result.out.at(b, h, i, c);
+          if (b == 0 && h >= 2) {
+            ASSERT_EQ(std::isfinite(got), c != 3) << h << " " << i << " " << c << ": " << call;
+          } else {
+            ASSERT_EQ(got, clean.out.at(b, h, i, c));
+          }
+        });
+        for (const float lse : result.lse) ASSERT_FALSE(std::isnan(lse));
+        for (const auto& head : result.statistics.heads) ASSERT_FALSE(head.non_finite);
+      });
+    }
+  }
+}
+
 TEST(NonFinite, AnyBitsAtAllComeToAnEnd) {
   Random random(108);
-  for (int n = 0; n < 200; ++n) {
-    Call call = n % 2 == 0 ? RandomDenseCall(random, 5e4) : RandomLshCall(random, 5e4);
+  for (int n = 0; n < 300; ++n) {
+    Call call = n % 3 == 0   ? RandomDenseCall(random, 5e4)
+                : n % 3 == 1 ? RandomLshCall(random, 5e4)
+                             : RandomTreeCall(random, 5e4);
+    // Any bits in queries or keys end the planning of `tree` early: values alone go further.
+    const bool values_only = call.options.method == Method::kTree && random.Chance(0.5);
     for (Tensor* tensor : {&call.query, &call.key, &call.value}) {
+      if (values_only && tensor != &call.value) continue;
       const MutableTensorView view = tensor->mutable_view();
       tensor->ForEach([&](auto b, auto h, auto i, auto c) {
         if (!random.Chance(0.5)) return;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -129,6 +130,81 @@ TEST(Plan, RefusesOtherShapes) {
     wider.FillNormal(random);
     EXPECT_NO_THROW((void)Attend(wider, &made));
   }
+}
+
+TEST(Plan, RefusesWhatWasTamperedWith) {
+  Random random(90);
+  Call call({1, 2, 1, 100, 200, 8, 8});
+  call.FillNormal(random);
+  const auto expect = [&](const std::function<void(Plan&)>& spoil) {
+    Plan made = plan(call.arguments(), call.options);
+    spoil(made);
+    try {
+      Attend(call, &made);
+      FAIL() << "took a damaged plan";
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find("damaged"), std::string::npos) << error.what();
+    }
+  };
+  call.options.method = Method::kLsh;
+  call.options.cluster_size = 10;
+  expect([](Plan& p) { p.heads[0].key_order[0] = 1 << 28; });
+  expect([](Plan& p) { p.heads[1].query_order[3] = -1; });
+  expect([](Plan& p) { p.heads.pop_back(); });
+  expect([](Plan& p) { p.n_hashes = 64; });
+  expect([](Plan& p) { p.n_hashes = std::numeric_limits<std::int64_t>::max(); });
+  expect([](Plan& p) { p.method = Method::kAuto; });
+  expect([](Plan& p) { p.method = static_cast<Method>(4); });
+  expect([](Plan& p) { p.heads[2].ranges[0].end = 201; });
+  expect([](Plan& p) { p.heads[2].blocks[0].last_range = 1 << 20; });
+  expect([](Plan& p) { p.valid_keys = {{0, 1}, {2}}; });
+  call.options.cluster_size.reset();
+  call.options.method = Method::kDense;
+  expect([](Plan& p) { p.heads.emplace_back(); });
+  call.options.method = Method::kTree;
+  call.options.tolerance = 0.9;
+  call.options.max_density = 0.9;  // not dense
+  const Plan made = plan(call.arguments(), call.options);
+  ASSERT_FALSE(made.heads[0].blocks.empty());
+  expect([](Plan& p) { p.key_trees.clear(); });
+  expect([](Plan& p) { p.key_trees[0].key_order[5] = 200; });
+  expect([](Plan& p) { p.key_trees[0].nodes[0].end = 1000; });
+  expect([](Plan& p) { p.key_trees[0].nodes.back().child_count = 2; });
+  expect([](Plan& p) { p.key_trees[0].query_basis.pop_back(); });
+  expect([](Plan& p) { p.heads[0].nodes.assign(p.heads[0].nodes.size() + 1, 9999); });
+  expect([](Plan& p) { p.heads[0].blocks[0].end = 99; });
+}
+
+TEST(Plan, RefusesNodesThatAreNoTree) {
+  Random random(127);
+  Call call({1, 1, 1, 40, 700, 8, 3});
+  call.FillNormal(random);
+  call.options.method = Method::kTree;
+  call.options.max_density = 0.5;
+  const Plan made = PlanOf(call);
+  const auto refuse = [&](const std::function<void(KeyTree&)>& damage) {
+    Plan damaged = made;
+    damage(damaged.key_trees[0]);
+    ExpectRefused(call, damaged, ErrorKind::kValue, {"plan: its ", " are damaged"});
+  };
+  ASSERT_GT(made.key_trees[0].roots, 1);
+  ASSERT_GT(made.key_trees[0].nodes[1].child_count, 0);
+  EXPECT_NO_THROW((void)Attend(call, &made));
+  // No root, fewer, more; a node that is nobody's child; children of two, of nobody, and none.
+  refuse([](KeyTree& tree) { tree.roots = 0; });
+  refuse([](KeyTree& tree) { --tree.roots; });
+  refuse([](KeyTree& tree) { ++tree.roots; });
+  refuse([](KeyTree& tree) { tree.nodes.push_back(tree.nodes.back()); });
+  refuse([](KeyTree& tree) { tree.nodes.pop_back(); });
+  refuse([](KeyTree& tree) { tree.nodes[1].first_child = tree.nodes[0].first_child; });
+  refuse([](KeyTree& tree) { ++tree.nodes[1].first_child; });
+  refuse([](KeyTree& tree) { tree.nodes[1].first_child = 0; });
+  refuse([](KeyTree& tree) { tree.nodes[1].child_count = 0; });
+  refuse([](KeyTree& tree) { tree.nodes[1].child_count = -1; });
+  refuse([](KeyTree& tree) { tree.nodes[1].end = tree.nodes[1].begin; });
+  refuse([](KeyTree& tree) { tree.nodes[1].end = 701; });
+  refuse([](KeyTree& tree) { tree.sinks = 701; });
+  refuse([](KeyTree& tree) { tree.key_basis.pop_back(); });
 }
 
 TEST(Plan, RefusesOtherOptions) {

@@ -68,13 +68,41 @@ def test_it_is_far_closer_than_lsh_at_a_quarter_of_the_pairs(name: str) -> None:
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 0.1])
-def test_the_order_of_keys_does_not_matter(tolerance: float) -> None:
-    query, key, value = head("smollm2-7-2")
+@pytest.mark.parametrize("name", HEADS)
+def test_the_order_of_keys_does_not_matter(name: str, tolerance: float) -> None:
+    """Exact at 0, else approximate: both orders meet the dial as test_the_dial has it."""
+    query, key, value = head(name)
     order = np.random.default_rng(0).permutation(key.shape[2])
-    shuffled = (query, key[:, :, order].copy(), value[:, :, order].copy())
-    error, lse, _ = errors(shuffled, tolerance=tolerance)
-    assert error <= max(1e-6, 1.1 * tolerance)
-    assert lse <= max(1e-5, tolerance)
+    for keys in (slice(None), order):
+        arrays = (query, key[:, :, keys].copy(), value[:, :, keys].copy())
+        error, lse, density = errors(arrays, tolerance=tolerance)
+        assert error <= max(1e-6, 1.5 * tolerance)
+        assert lse <= max(1e-5, 1.5 * tolerance)
+        assert density == 1 or tolerance > 0
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_density_falls_as_the_tolerance_grows(name: str) -> None:
+    densities = [errors(head(name), tolerance=tolerance)[2] for tolerance in TOLERANCES]
+    assert densities == sorted(densities, reverse=True)
+    assert densities[-1] < 1
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_error_is_no_more_than_twice_what_was_expected(name: str) -> None:
+    arrays = head(name)
+    expected, expected_lse = smyrf.attention(*arrays, method="dense", return_lse=True)
+    for tolerance in TOLERANCES:
+        out, lse, statistics = smyrf.attention(
+            *arrays, method="tree", tolerance=tolerance, return_lse=True, return_stats=True
+        )
+        error = relative_error(out, expected, arrays[2])[0, 0]
+        of_lse = np.sqrt(np.mean((lse - expected_lse) ** 2))
+        if statistics.dense_heads[0, 0]:
+            assert error < 1e-5
+        else:
+            assert 0.5 * error < statistics.expected_error[0, 0] <= tolerance
+            assert 0.5 * of_lse < statistics.expected_lse_error[0, 0] <= tolerance
 
 
 def test_statistics_say_what_was_done() -> None:
@@ -144,3 +172,98 @@ def test_plans_are_made_from_values_and_for_a_scale() -> None:
         smyrf.attention(query, key, value, plan=plan, scale=0.5)
     with pytest.raises(ValueError, match="tolerance: differs from the plan's"):
         smyrf.attention(query, key, value, plan=plan, tolerance=0.1)
+
+
+def smooth(batch: int = 2, heads: int = 4, key_heads: int = 2) -> tuple[Array, Array, Array]:
+    """Points of a plane with values that are a smooth function of them: few summaries do."""
+    rng = np.random.default_rng(3)
+    plane, waves = rng.standard_normal((2, 32)), rng.standard_normal((2, 16))
+    of_query = rng.standard_normal((batch, heads, 200, 2))
+    of_key = rng.standard_normal((batch, key_heads, 700, 2))
+    result = of_query @ plane, of_key @ plane, 1 + np.sin(of_key @ waves)
+    return tuple(x.astype(np.float32) for x in result)  # type: ignore[return-value]
+
+
+GQA: dict[str, Any] = {"method": "tree", "enable_gqa": True}
+
+
+def test_statistics_say_which_heads_were_done_as_dense_and_why() -> None:
+    query, key, value = smooth()
+    rng = np.random.default_rng(4)
+    for array in (query, key, value):
+        array[1] = rng.standard_normal(array[1].shape)
+    out, lse, statistics = smyrf.attention(
+        query, key, value, **GQA, tolerance=0.01, return_lse=True, return_stats=True
+    )
+    assert statistics.dense_heads.tolist() == [[False] * 4, [True] * 4]
+    assert (statistics.density[1] == 1).all()
+    assert (statistics.expected_error[1] == 0).all()
+    assert (statistics.expected_lse_error[1] == 0).all()
+    assert ((statistics.density[0] > 0) & (statistics.density[0] < 1)).all()
+    assert "4 of 8 heads done as dense" in statistics.reason
+    exact, exact_lse = smyrf.attention(
+        query, key, value, method="dense", enable_gqa=True, return_lse=True
+    )
+    np.testing.assert_array_equal(out[1], exact[1])
+    np.testing.assert_array_equal(lse[1], exact_lse[1])
+
+
+def test_a_plan_gives_what_its_call_and_the_reference_do() -> None:
+    query, key, value = smooth()
+    plan = smyrf.plan(query, key, value=value, **GQA, tolerance=0.1)
+    given: dict[str, Any] = {"enable_gqa": True, "plan": plan, "return_lse": True}
+    out, lse, statistics = smyrf.attention(query, key, value, **given, return_stats=True)
+    direct, direct_lse = smyrf.attention(query, key, value, **GQA, tolerance=0.1, return_lse=True)
+    np.testing.assert_allclose(out, direct, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(lse, direct_lse, rtol=0, atol=1e-5)
+    exact, exact_lse = smyrf.reference.attention(query, key, value, **given)
+    np.testing.assert_allclose(out, exact, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(lse, exact_lse, rtol=0, atol=1e-4)
+    for b, h in np.ndindex(2, 4):
+        assert plan.density(b, h) == pytest.approx(statistics.density[b, h], rel=1e-12)
+    assert not statistics.head_planning_seconds.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [("tolerance", 0.2), ("max_density", 0.5), ("seed", 5), ("method", "lsh")],
+)
+def test_arguments_that_differ_from_the_plan_raise(name: str, given: Any) -> None:
+    query, key, value = smooth(1, 1, 1)
+    plan = smyrf.plan(query, key, value=value, method="tree", tolerance=0.1)
+    with pytest.raises(ValueError, match=f"{name}: differs from the plan's"):
+        smyrf.attention(query, key, value, plan=plan, **{name: given})
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [("is_causal", True), ("window", (3, 0)), ("attn_mask", np.ones((200, 700), bool))],
+    ids=["is_causal", "window", "attn_mask"],
+)
+def test_masks_with_a_plan_raise(name: str, given: Any) -> None:
+    query, key, value = smooth(1, 1, 1)
+    plan = smyrf.plan(query, key, value=value, method="tree")
+    with pytest.raises((NotImplementedError, ValueError), match=f"{name}: "):
+        smyrf.attention(query, key, value, plan=plan, **{name: given})
+
+
+@pytest.mark.parametrize("name", ["tolerance", "max_density"])
+@pytest.mark.parametrize("given", ["x", (0.1,), object()], ids=["string", "tuple", "object"])
+def test_dials_of_a_wrong_kind_raise(name: str, given: Any) -> None:
+    for convert in (np.asarray, torch.from_numpy):
+        with pytest.raises(TypeError, match=f"{name}: got"):
+            smyrf.attention(*map(convert, smooth(1, 1, 1)), method="tree", **{name: given})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_tensors_give_the_bits_of_arrays(dtype: str) -> None:
+    tensors = [torch.from_numpy(x).to(getattr(torch, dtype)) for x in smooth()]
+    # NumPy has no bfloat16; what it holds is exact in float32.
+    exact = np.float32 if dtype == "bfloat16" else dtype
+    dials: dict[str, Any] = {**GQA, "tolerance": 0.1, "return_lse": True}
+    expected, expected_lse = smyrf.attention(
+        *(x.float().numpy().astype(exact) for x in tensors), **dials
+    )
+    out, lse = smyrf.attention(*tensors, **dials)
+    assert torch.equal(out, torch.from_numpy(expected).to(out.dtype))
+    assert torch.equal(lse, torch.from_numpy(expected_lse))

@@ -142,6 +142,11 @@ inline std::ostream& operator<<(std::ostream& stream, const Call& call) {
            << call.options.cluster_size.value_or(kDefaultClusterSize) << " seed "
            << call.options.seed;
   }
+  if (call.options.method == Method::kTree) {
+    stream << " tree tolerance " << call.options.tolerance.value_or(kDefaultTolerance);
+    if (call.options.max_density) stream << " max_density " << *call.options.max_density;
+    stream << " seed " << call.options.seed;
+  }
   return stream << " threads " << call.options.num_threads;
 }
 

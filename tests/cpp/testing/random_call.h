@@ -2,7 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "testing/call.h"
 
@@ -138,6 +141,67 @@ inline Call RandomLshCall(Random& random, double work) {
   call.options.seed = static_cast<std::uint64_t>(random.Below(1000));
   AddRandomPadding(random, call);
   return call;
+}
+
+/// Any call that `tree` takes. Most have more keys than are needed for a tree, and a cap of the
+/// density, with which heads are not done as dense because that would be cheaper.
+inline Call RandomTreeCall(Random& random, double work) {
+  const Call rows = RandomRows(random, work);
+  Shape s = rows.shape;
+  if (random.Chance(0.9)) {
+    s.keys =
+        random.Chance(0.5)
+            ? random.Of<std::int64_t>({64, 65, 71, 72, 73, 79, 80, 81, 127, 128, 129, 144, 257})
+            : random.Between(64, 600);
+  }
+  const auto layout = [&] {
+    return random.Of({Layout::kContiguous, Layout::kBnhd, Layout::kGaps, Layout::kReversed,
+                      Layout::kOneHead, Layout::kOneBatch, Layout::kHeadsReversed});
+  };
+  Call call(s, rows.query.dtype(), layout(), layout(), layout());
+  call.options = rows.options;
+  call.query.FillNormal(random, random.Of({0.3, 1.0, 3.0}));
+  call.key.FillNormal(random);
+  call.value.FillNormal(random);
+  call.options.method = Method::kTree;
+  call.options.tolerance = random.Of({0.05, 0.3, 0.9});
+  if (random.Chance(0.9)) call.options.max_density = random.Of({0.2, 0.5, 0.9, 1.0});
+  call.options.seed = static_cast<std::uint64_t>(random.Below(1000));
+  AddRandomPadding(random, call);
+  return call;
+}
+
+/// Fills query, key and value so that few summaries do: points of a plane in D dimensions, with
+/// values that are a smooth function of them and a constant.
+inline void FillSmooth(Random& random, Call& call) {
+  const Shape& s = call.shape;
+  const auto numbers = [&](std::int64_t count) {
+    std::vector<double> result(static_cast<std::size_t>(count));
+    for (double& number : result) number = random.Normal();
+    return result;
+  };
+  const std::vector<double> plane = numbers(2 * s.depth);
+  const std::vector<double> waves = numbers(2 * s.value_depth);
+  const auto fill = [&](Tensor& rows, Tensor* values) {
+    for (std::int64_t b = 0; b < s.batch; ++b) {
+      for (std::int64_t h = 0; h < rows.shape()[1]; ++h) {
+        for (std::int64_t i = 0; i < rows.shape()[2]; ++i) {
+          const double x = random.Normal();
+          const double y = random.Normal();
+          for (std::int64_t c = 0; c < s.depth; ++c) {
+            const auto at = static_cast<std::size_t>(2 * c);
+            rows.set(b, h, i, c, x * plane[at] + y * plane[at + 1]);
+          }
+          for (std::int64_t c = 0; c < s.value_depth && values != nullptr; ++c) {
+            const auto at = static_cast<std::size_t>(2 * c);
+            values->set(b, h, i, c, 1.0 + std::sin(x * waves[at] + y * waves[at + 1]));
+          }
+        }
+      }
+    }
+  };
+  fill(call.query, nullptr);
+  fill(call.key, &call.value);
 }
 
 }  // namespace smyrf::testing

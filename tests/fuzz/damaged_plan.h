@@ -1,0 +1,220 @@
+// Plans that plan() would not make.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "fuzzed_call.h"
+
+namespace smyrf::fuzz {
+
+template <class Integer>
+void DamageNumber(Bytes& bytes, Integer& number) {
+  using Limits = std::numeric_limits<Integer>;
+  // In a wider type, for neighbours of the limits.
+  const auto wide = static_cast<std::int64_t>(number);
+  const std::int64_t step = bytes.Of<std::int64_t>({1, -1, 8, -8});
+  switch (bytes.Between(0, 5)) {
+    case 0:
+      number = 0;
+      break;
+    case 1:
+      number = Limits::max();
+      break;
+    case 2:
+      number = Limits::min();
+      break;
+    case 3:
+      number = static_cast<Integer>(bytes.Between(-2, 300));
+      break;
+    default:
+      if (wide < Limits::max() - 8 && wide > Limits::min() + 8) {
+        number = static_cast<Integer>(wide + step);
+      } else {
+        number = 1;
+      }
+      break;
+  }
+}
+
+template <class T>
+T* AnyOf(Bytes& bytes, std::vector<T>& list) {
+  if (list.empty()) return nullptr;
+  return &list[bytes.Between<std::size_t>(0, list.size() - 1)];
+}
+
+/// Longer, shorter, or with two entries exchanged; true where the caller is to change an entry.
+template <class T>
+bool DamageList(Bytes& bytes, std::vector<T>& list) {
+  switch (bytes.Between(0, 7)) {
+    case 0:
+      if (!list.empty()) list.pop_back();
+      return false;
+    case 1:
+      list.push_back(list.empty() ? T{} : list.back());
+      return false;
+    case 2:
+      if (!list.empty()) std::swap(*AnyOf(bytes, list), list.front());
+      return false;
+    case 3:
+      if (bytes.Rarely(2)) list.clear();
+      return false;
+    default:
+      return !list.empty();
+  }
+}
+
+inline void DamageIndices(Bytes& bytes, std::vector<std::int32_t>& list) {
+  if (DamageList(bytes, list)) DamageNumber(bytes, *AnyOf(bytes, list));
+}
+
+inline void DamageHead(Bytes& bytes, HeadPlan& head) {
+  switch (bytes.Between(0, 6)) {
+    case 0:
+      DamageIndices(bytes, head.query_order);
+      break;
+    case 1:
+      DamageIndices(bytes, head.key_order);
+      break;
+    case 2:
+      if (DamageList(bytes, head.blocks)) {
+        QueryBlock& block = *AnyOf(bytes, head.blocks);
+        switch (bytes.Between(0, 5)) {
+          case 0:
+            DamageNumber(bytes, block.begin);
+            break;
+          case 1:
+            DamageNumber(bytes, block.end);
+            break;
+          case 2:
+            DamageNumber(bytes, block.first_range);
+            break;
+          case 3:
+            DamageNumber(bytes, block.last_range);
+            break;
+          case 4:
+            DamageNumber(bytes, block.first_node);
+            break;
+          default:
+            DamageNumber(bytes, block.last_node);
+            break;
+        }
+      }
+      break;
+    case 3:
+      if (DamageList(bytes, head.ranges)) {
+        KeyRange& range = *AnyOf(bytes, head.ranges);
+        switch (bytes.Between(0, 2)) {
+          case 0:
+            DamageNumber(bytes, range.begin);
+            break;
+          case 1:
+            DamageNumber(bytes, range.end);
+            break;
+          default:
+            range.partial = !range.partial;
+            break;
+        }
+      }
+      break;
+    case 4:
+      DamageIndices(bytes, head.nodes);
+      break;
+    case 5:
+      head.dense = !head.dense;
+      break;
+    default:
+      head.non_finite = !head.non_finite;
+      break;
+  }
+}
+
+inline void DamageTree(Bytes& bytes, KeyTree& tree) {
+  switch (bytes.Between(0, 5)) {
+    case 0:
+      DamageIndices(bytes, tree.key_order);
+      break;
+    case 1:
+      DamageNumber(bytes, tree.sinks);
+      break;
+    case 2:
+      DamageNumber(bytes, tree.roots);
+      break;
+    case 3:
+      if (DamageList(bytes, tree.query_basis)) {
+        *AnyOf(bytes, tree.query_basis) = static_cast<float>(bytes.Of({testing::kNaN, 3e38, 0.0}));
+      }
+      break;
+    case 4:
+      if (DamageList(bytes, tree.key_basis)) {
+        *AnyOf(bytes, tree.key_basis) = static_cast<float>(bytes.Of({testing::kNaN, 3e38, 0.0}));
+      }
+      break;
+    default:
+      if (DamageList(bytes, tree.nodes)) {
+        Node& node = *AnyOf(bytes, tree.nodes);
+        DamageNumber(bytes,
+                     *bytes.Of({&node.begin, &node.end, &node.first_child, &node.child_count}));
+      }
+      break;
+  }
+}
+
+inline void DamageHeader(Bytes& bytes, Plan& plan) {
+  switch (bytes.Between(0, 7)) {
+    case 0:
+      DamageNumber(bytes, *bytes.Of({&plan.batch, &plan.query_heads, &plan.key_heads, &plan.queries,
+                                     &plan.keys, &plan.depth}));
+      break;
+    case 1:
+      plan.method = static_cast<Method>(bytes.Between(0, 5));
+      break;
+    case 2:
+      plan.is_causal = !plan.is_causal;
+      break;
+    case 3:
+      plan.has_attn_mask = !plan.has_attn_mask;
+      break;
+    case 4:
+      plan.window = Window{bytes.AnyCount(), bytes.AnyCount()};
+      break;
+    case 5:
+      DamageNumber(bytes, *bytes.Of({&plan.n_hashes, &plan.cluster_size}));
+      break;
+    case 6:
+      plan.scale = bytes.AnyDouble();
+      break;
+    default:
+      plan.tolerance = bytes.AnyDouble();
+      break;
+  }
+}
+
+inline void DamagePlan(Bytes& bytes, Plan& plan) {
+  for (int n = bytes.Of({1, 1, 2, 3}); n > 0; --n) {
+    switch (bytes.Between(0, 7)) {
+      case 0:
+        DamageHeader(bytes, plan);
+        break;
+      case 1:
+        for (auto* lists : {&plan.valid_queries, &plan.valid_keys}) {
+          if (DamageList(bytes, *lists)) DamageIndices(bytes, *AnyOf(bytes, *lists));
+        }
+        break;
+      case 2:
+      case 3:
+      case 4:
+        if (DamageList(bytes, plan.key_trees)) DamageTree(bytes, *AnyOf(bytes, plan.key_trees));
+        break;
+      default:
+        if (DamageList(bytes, plan.heads)) DamageHead(bytes, *AnyOf(bytes, plan.heads));
+        break;
+    }
+  }
+}
+
+}  // namespace smyrf::fuzz
