@@ -53,7 +53,10 @@ std::vector<std::int32_t> Spread(std::span<const std::int32_t> rows, std::int64_
 
 /// A power of two that brings `size` to [1, 2): moments of huge or tiny rows neither overflow nor
 /// vanish.
-double Normalizer(float size) { return size > 0.0F ? std::ldexp(1.0, -std::ilogb(size)) : 1.0; }
+double Normalizer(float size) {
+  // From 2^128 on, for subnormal rows, it would not fit float32.
+  return size > 0.0F ? std::ldexp(1.0, std::min(126, -std::ilogb(size))) : 1.0;
+}
 
 /// moment (D, D) += sum of x x^T, x = factor * row, less their mean where `centred`.
 void AddMoment(const kernels::Rows& rows, std::int64_t count, std::int64_t depth, double factor,

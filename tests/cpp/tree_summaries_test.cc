@@ -117,9 +117,9 @@ TEST(TreeSummaries, AreMeansSpreadsAndVariancesOfTheirKeys) {
             // off at 0, and the parents' sums are larger by as much.
             const double variance = variances[static_cast<std::size_t>(c)];
             ASSERT_GE(axis * axis + rest, variance - 1e-4 * trace);
-            ASSERT_LE(rest, variance + 0.01 * trace);
+            ASSERT_LE(rest, variance + 0.03 * trace);
             if (rest > 0.0) {
-              ASSERT_NEAR(axis * axis + rest, variance, 0.01 * trace);
+              ASSERT_NEAR(axis * axis + rest, variance, 0.03 * trace);
             }
           }
           // The leading component of n keys holds at least 1 / (n - 1) of their variance. Power
