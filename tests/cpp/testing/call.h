@@ -88,8 +88,8 @@ struct Call {
     if (options.is_causal && j > diagonal) return false;
     if (options.window) {
       const auto [left, right] = *options.window;
-      if (left >= 0 && j < diagonal - left) return false;
-      if (right >= 0 && j > diagonal + right) return false;
+      if (left >= 0 && diagonal - j > left) return false;
+      if (right >= 0 && j - diagonal > right) return false;
     }
     return Bias(b, h, i, j) != -kInfinity;
   }
