@@ -163,7 +163,7 @@ Statistics estimate(const Arguments& arguments, const Options& options) {
 
 void merge(const MutableTensorView& out, const MutableTensorView& lse, const TensorView& other_out,
            const TensorView& other_lse, int num_threads) {
-  CheckMerge(out, lse, other_out, other_lse);
+  CheckMerge(out, lse, other_out, other_lse, num_threads);
   ExecuteMerge(out, lse, other_out, other_lse, num_threads);
 }
 

@@ -194,6 +194,13 @@ void CheckRowsApart(const MutableTensorView& out) {
   }
 }
 
+void CheckThreads(int num_threads) {
+  if (num_threads < 0) {
+    Fail(ErrorKind::kValue, "num_threads: got ", num_threads,
+         ", accepted are 1 and more, or 0 for the default");
+  }
+}
+
 void CheckDial(const char* name, const std::optional<std::int64_t>& dial, std::int64_t most) {
   if (dial && (*dial < 1 || *dial > most)) {
     Fail(ErrorKind::kValue, name, ": got ", *dial, ", accepted are integers from 1 to ", most);
@@ -291,10 +298,7 @@ Problem CheckProblem(const Arguments& arguments, const Options& options, bool wi
          ", expected a finite float32 number: 0 or of a size from ", kSmallest, " to ", kLargest);
   }
   CheckWindow(options.window);
-  if (options.num_threads < 0) {
-    Fail(ErrorKind::kValue, "num_threads: got ", options.num_threads,
-         ", accepted are 1 and more, or 0 for the default");
-  }
+  CheckThreads(options.num_threads);
   CheckPadding("key_padding_mask", "Nk", key_padding_mask, batch, keys);
   CheckPadding("query_padding_mask", "Nq", query_padding_mask, batch, queries);
   TensorView bias{};
@@ -444,7 +448,8 @@ void CheckOutputs(const Outputs& outputs, const Problem& problem) {
 }
 
 void CheckMerge(const MutableTensorView& out, const MutableTensorView& lse,
-                const TensorView& other_out, const TensorView& other_lse) {
+                const TensorView& other_out, const TensorView& other_lse, int num_threads) {
+  CheckThreads(num_threads);
   CheckRows("out", out);
   CheckRowsApart(out);
   CheckRows("other_out", other_out);

@@ -42,9 +42,9 @@ std::vector<std::vector<std::int32_t>> ValidRows(const std::optional<TensorView>
 
 void CheckOutputs(const Outputs& outputs, const Problem& problem);
 
-/// Shapes, dtypes and memory of `merge`.
+/// The arguments of `merge`.
 void CheckMerge(const MutableTensorView& out, const MutableTensorView& lse,
-                const TensorView& other_out, const TensorView& other_lse);
+                const TensorView& other_out, const TensorView& other_lse, int num_threads);
 
 const char* Name(DType dtype);
 const char* Name(Method method);
