@@ -217,6 +217,7 @@ void LeadingAxis(const NodesView& nodes, const Node& node, const float* coordina
     return hn::GetLane(hn::SumOfLanes(d, sum));
   };
   float* axis = to.axes + id * kCoordinates;
+  std::fill_n(axis, kCoordinates, 0.0F);  // where every norm is NaN
   float longest = -1.0F;
   for (std::int64_t j = 0; j < count; ++j) {
     const float norm = dot(rows + j * kCoordinates, rows + j * kCoordinates);

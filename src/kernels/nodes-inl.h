@@ -40,9 +40,9 @@ HWY_INLINE V NodeError(V risk, float value_spread, float mass_weight) {
 /// exact for normal logits; past u = 2 ln n, where it would overshoot what n keys can hold,
 /// c = sqrt(2 u ln n) - ln n meets it with equal slope (the random energy model's two phases,
 /// Derrida 1981).
-HWY_INLINE void NodeLogitsTile(const NodesView& nodes, const QueryLanes& lanes,
-                               const std::int32_t* ids, std::int64_t count, float* logits,
-                               float* risks) {
+inline HWY_NOINLINE void NodeLogitsTile(const NodesView& nodes, const QueryLanes& lanes,
+                                        const std::int32_t* ids, std::int64_t count, float* logits,
+                                        float* risks) {
   const FloatTag d;
   const auto step = static_cast<std::int64_t>(hn::Lanes(d));
   constexpr float kLog2E = 1.44269504088896340736F;
@@ -91,15 +91,16 @@ HWY_INLINE void NodeLogitsTile(const NodesView& nodes, const QueryLanes& lanes,
 }
 
 /// scores (sinks, kTreeRows) in base 2; at most kNodeTile sinks.
-HWY_INLINE void SinkScores(const NodesView& nodes, const QueryLanes& lanes, float* scores) {
+inline HWY_NOINLINE void SinkScores(const NodesView& nodes, const QueryLanes& lanes,
+                                    float* scores) {
   const float* keys[kNodeTile];
   for (std::int64_t j = 0; j < nodes.sinks; ++j) keys[j] = nodes.keys + j * nodes.depth;
   ScoreTile<kTreeRows>(keys, nodes.sinks, lanes.q, nodes.depth, TreeVectors(), scores);
 }
 
 /// scores (count, kTreeRows) of keys as they lie in `rows`, base 2.
-HWY_INLINE void ScoreRows(const Rows& rows, std::int64_t count, std::int64_t depth,
-                          const QueryLanes& lanes, Buffer& buffer, float* scores) {
+inline HWY_NOINLINE void ScoreRows(const Rows& rows, std::int64_t count, std::int64_t depth,
+                                   const QueryLanes& lanes, Buffer& buffer, float* scores) {
   const float* keys[kNodeTile];
   for (std::int64_t begin = 0; begin < count; begin += kNodeTile) {
     const std::int64_t tile = std::min(kNodeTile, count - begin);
@@ -109,7 +110,7 @@ HWY_INLINE void ScoreRows(const Rows& rows, std::int64_t count, std::int64_t dep
 }
 
 /// Logits become weights relative to their own largest, which goes to max; sums to sum.
-HWY_INLINE void Weigh(std::int64_t count, float* scores, float* max, float* sum) {
+inline HWY_NOINLINE void Weigh(std::int64_t count, float* scores, float* max, float* sum) {
   const FloatTag d;
   const auto step = static_cast<std::int64_t>(hn::Lanes(d));
   for (std::int64_t c = 0; c < kTreeRows; c += step) {

@@ -61,8 +61,8 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 /// weights (key_count, kTreeRows) of all keys, relative to the largest logit (base 2), which goes
 /// to max.
-HWY_INLINE void WeighKeys(const NodesView& nodes, const QueryLanes& lanes, MeasureScratch& scratch,
-                          float* weights, float* max) {
+HWY_NOINLINE void WeighKeys(const NodesView& nodes, const QueryLanes& lanes,
+                            MeasureScratch& scratch, float* weights, float* max) {
   HWY_ALIGN float sum[kTreeRows];
   const Rows keys{reinterpret_cast<const std::byte*>(nodes.keys),
                   nodes.depth * static_cast<std::int64_t>(sizeof(float)), DType::kFloat32, nullptr};
@@ -79,8 +79,8 @@ HWY_INLINE QueryLanes SampledLanes(const GroupTask& group) {
 
 /// What OpenBlock decides for one block at every threshold, were the shares those that the smallest
 /// threshold finds.
-HWY_INLINE void Decide(const GroupTask& group, const QueryLanes& lanes, MeasureScratch& scratch,
-                       Decisions& decisions, Measured& measured) {
+HWY_NOINLINE void Decide(const GroupTask& group, const QueryLanes& lanes, MeasureScratch& scratch,
+                         Decisions& decisions, Measured& measured) {
   const NodesView& nodes = group.nodes;
   const FloatTag d;
   const auto step = static_cast<std::int64_t>(hn::Lanes(d));
@@ -203,7 +203,7 @@ struct Subtrees {
   std::int64_t size() const { return group.sketch.value_depth * kTreeRows; }
 
   /// sum = over keys [begin, end).
-  HWY_INLINE void AddKeys(std::int64_t begin, std::int64_t end, float* sum) const {
+  HWY_NOINLINE void AddKeys(std::int64_t begin, std::int64_t end, float* sum) const {
     HWY_ALIGN float ones[kTreeRows];
     std::fill_n(ones, kTreeRows, 1.0F);
     const float* rows[kNodeTile];
@@ -284,8 +284,8 @@ struct Subtrees {
 
 /// Adds what the errors `lost` (columns, kTreeRows) that summaries leave in `total` do to out and
 /// lse.
-HWY_INLINE void AddErrors(const float* total, const float* lost, std::int64_t columns,
-                          std::int64_t rows, std::size_t t, Measured& measured) {
+HWY_NOINLINE void AddErrors(const float* total, const float* lost, std::int64_t columns,
+                            std::int64_t rows, std::size_t t, Measured& measured) {
   const FloatTag d;
   const auto step = static_cast<std::int64_t>(hn::Lanes(d));
   const std::int64_t mass = (columns - 1) * kTreeRows;
@@ -293,7 +293,9 @@ HWY_INLINE void AddErrors(const float* total, const float* lost, std::int64_t co
   for (std::int64_t c = 0; c < kTreeRows; c += step) {
     const auto whole = hn::LoadU(d, total + mass + c);
     const auto lost_mass = hn::LoadU(d, lost + mass + c);
-    const auto of_lost = hn::Div(hn::Set(d, 1.0F), hn::Sub(whole, lost_mass));
+    // A summary may have stood for all of a row's mass and have none itself.
+    const auto left = hn::Max(hn::Sub(whole, lost_mass), hn::Mul(whole, hn::Set(d, 1e-15F)));
+    const auto of_lost = hn::Div(hn::Set(d, 1.0F), left);
     const auto of_total = hn::Mul(hn::Div(lost_mass, whole), of_lost);
     auto sum = hn::Zero(d);
     for (std::int64_t r = 0; r + 1 < columns; ++r) {
@@ -317,8 +319,8 @@ HWY_INLINE void AddErrors(const float* total, const float* lost, std::int64_t co
 }
 
 /// Adds |out|^2 of every row.
-HWY_INLINE void AddOutputs(const float* total, std::int64_t columns, std::int64_t rows,
-                           Measured& measured) {
+HWY_NOINLINE void AddOutputs(const float* total, std::int64_t columns, std::int64_t rows,
+                             Measured& measured) {
   for (std::int64_t i = 0; i < rows; ++i) {
     const double mass = static_cast<double>(total[(columns - 1) * kTreeRows + i]);
     for (std::int64_t c = 0; c + 1 < columns; ++c) {
