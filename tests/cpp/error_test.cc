@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -154,7 +155,7 @@ TEST(Errors, DTypes) {
     }
   });
   ExpectError(kType, "query", {"number 9"},
-              [](Spoiled& s) { s.arguments.query.dtype = static_cast<DType>(9); });
+              [](Spoiled& s) { s.arguments.query.dtype = std::bit_cast<DType>(std::uint8_t{9}); });
 }
 
 TEST(Errors, Memory) {
@@ -338,7 +339,7 @@ TEST(Errors, Options) {
   ExpectError(kValue, "window", {"right = -9", "-1"},
               [](Spoiled& s) { s.options.window = Window{0, -9}; });
   ExpectError(kValue, "method", {"number 4", "auto, dense, lsh and tree"},
-              [](Spoiled& s) { s.options.method = static_cast<Method>(4); });
+              [](Spoiled& s) { s.options.method = std::bit_cast<Method>(std::uint8_t{4}); });
   ExpectError(kValue, "num_threads", {"got -1", "1 and more"},
               [](Spoiled& s) { s.options.num_threads = -1; });
 }

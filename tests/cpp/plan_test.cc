@@ -1,6 +1,7 @@
 // Exact and hostile: a plan carried out later, on other tensors, and where it does not fit.
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cstdint>
 #include <functional>
 #include <limits>
@@ -154,7 +155,7 @@ TEST(Plan, RefusesWhatWasTamperedWith) {
   expect([](Plan& p) { p.n_hashes = 64; });
   expect([](Plan& p) { p.n_hashes = std::numeric_limits<std::int64_t>::max(); });
   expect([](Plan& p) { p.method = Method::kAuto; });
-  expect([](Plan& p) { p.method = static_cast<Method>(4); });
+  expect([](Plan& p) { p.method = std::bit_cast<Method>(std::uint8_t{4}); });
   expect([](Plan& p) { p.heads[2].ranges[0].end = 201; });
   expect([](Plan& p) { p.heads[2].blocks[0].last_range = 1 << 20; });
   expect([](Plan& p) { p.valid_keys = {{0, 1}, {2}}; });

@@ -197,6 +197,21 @@ TEST(TreeDegenerate, HugeAndTinyElementsOfModerateLogits) {
   }
 }
 
+TEST(TreeDegenerate, SubnormalElements) {
+  // No float32 number brings them to a size of 1, and every logit is 0.
+  Random random(163);
+  for (const double size : {1e-38, 2e-39, 1e-40, 1e-44}) {
+    for (const bool keys : {false, true}) {
+      Call call = TreeCall({1, 1, 1, 32, 75, 8, 4}, 0.05);
+      call.FillNormal(random);
+      Tensor& tiny = keys ? call.key : call.query;
+      tiny.ForEach([&](auto... at) { tiny.set(at..., size * tiny.at(at...)); });
+      call.options.max_density = 0.2;  // the roots would do
+      EXPECT_EQ(ExpectTolerance(call), 1) << call;
+    }
+  }
+}
+
 TEST(TreeDegenerate, HugeAndTinyValues) {
   Random random(158);
   for (const double size : {1e-30, 1e-18, 1e15, 1e18, 1e30}) {

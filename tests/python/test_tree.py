@@ -267,3 +267,29 @@ def test_tensors_give_the_bits_of_arrays(dtype: str) -> None:
     out, lse = smyrf.attention(*tensors, **dials)
     assert torch.equal(out, torch.from_numpy(expected).to(out.dtype))
     assert torch.equal(lse, torch.from_numpy(expected_lse))
+
+
+def test_max_density_caps_the_density_of_real_heads() -> None:
+    for name in HEADS:
+        for cap in (0.1, 0.3):
+            statistics = smyrf.attention(
+                *head(name), method="tree", tolerance=0.001, max_density=cap, return_stats=True
+            )[1]
+            assert statistics.density[0, 0] <= 1.1 * cap
+            assert statistics.expected_error[0, 0] > 0.0
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_capped_error_is_less_than_half_of_that_of_lsh(name: str) -> None:
+    """Relative: at a quarter of the pairs each."""
+    arrays = head(name)
+    expected = smyrf.attention(*arrays, method="dense")
+    dials = {"n_hashes": round(0.25 * arrays[1].shape[2] / 32), "cluster_size": 32}
+    lsh = smyrf.attention(*arrays, method="lsh", **dials)
+    out, statistics = smyrf.attention(
+        *arrays, method="tree", tolerance=0.01, max_density=0.25, return_stats=True
+    )
+    assert not statistics.dense_heads[0, 0]
+    assert statistics.density[0, 0] <= 0.25 * 1.1
+    theirs = relative_error(lsh, expected, arrays[2])[0, 0]
+    assert relative_error(out, expected, arrays[2])[0, 0] < 0.5 * theirs
