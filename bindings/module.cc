@@ -190,9 +190,9 @@ struct Call {
   Call(nb::handle query_, nb::handle key_, nb::handle value_, const nb::kwargs& options_) {
     std::size_t taken = 0;
     const auto option = [&](const char* name) {
-      PyObject* given = PyDict_GetItemString(options_.ptr(), name);
-      taken += given != nullptr ? 1 : 0;
-      return given != nullptr ? nb::handle(given) : nb::handle(Py_None);
+      const nb::handle given = PyDict_GetItemString(options_.ptr(), name);
+      taken += given.is_valid() ? 1 : 0;
+      return given.is_valid() ? given : nb::handle(Py_None);
     };
     heads_last = ToHeadsLast(option("layout"));
     query.emplace("query", query_);

@@ -147,7 +147,7 @@ Plan plan(const Arguments& arguments, const Options& options) {
 Statistics estimate(const Arguments& arguments, const Options& options) {
   const Problem problem = CheckProblem(arguments, options, true);
   const auto start = std::chrono::steady_clock::now();
-  Plan plan = CheckMethod(arguments, options, problem);
+  const Plan plan = CheckMethod(arguments, options, problem);
   if (plan.method == Method::kLsh) {
     Fail(ErrorKind::kUnsupported,
          "estimate: method lsh has no estimate of its error; use method='tree' or 'auto', or count "

@@ -54,6 +54,8 @@ class Floats {
     }
     data_ = buffer_.Need(wanted);
   }
+  Floats(const Floats&) = delete;
+  Floats& operator=(const Floats&) = delete;
   Floats(Floats&& other) noexcept
       : buffer_(std::move(other.buffer_)), data_(std::exchange(other.data_, nullptr)) {}
   Floats& operator=(Floats&& other) noexcept {

@@ -169,7 +169,7 @@ TreePlanner::TreePlanner(const Problem& problem, const Plan& plan, std::int64_t 
       threads_(threads),
       queries_(ValidPositions(plan.valid_queries, batch, problem.queries)) {
   first_head_ = key_head * head_count_;
-  std::vector<std::int32_t> keys = ValidPositions(plan.valid_keys, batch, problem.keys);
+  const std::vector<std::int32_t> keys = ValidPositions(plan.valid_keys, batch, problem.keys);
   finite_heads_.assign(static_cast<std::size_t>(head_count_), 1);
   if (queries_.empty() || keys.empty()) return;
   tree_.key_order = keys;
