@@ -18,25 +18,13 @@ from smyrf import _core
 
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
-# What smyrf.attention hands to the C++ entry when nothing is asked for.
+# What smyrf.attention hands to the C++ entry when nothing is asked for; the rest is None.
 DEFAULTS: dict[str, Any] = {
-    "lse": None,
-    "attn_mask": None,
-    "key_padding_mask": None,
-    "query_padding_mask": None,
     "is_causal": False,
-    "scale": None,
     "enable_gqa": False,
     "method": "dense",
-    "n_hashes": None,
-    "cluster_size": None,
-    "tolerance": None,
-    "max_density": None,
     "seed": 0,
-    "window": None,
     "layout": "BHND",
-    "plan": None,
-    "with_statistics": False,
 }
 
 
@@ -62,9 +50,8 @@ def entry(
     settings = {**DEFAULTS, "num_threads": threads, **options}
 
     def call() -> Any:
-        arrays = {"query": query, "key": key, "value": value, "out": out}
-        capsules = {name: to_dlpack(tensor) for name, tensor in arrays.items()}
-        return _core.attention(**capsules, **settings)
+        rows = (to_dlpack(tensor) for tensor in (query, key, value, out))
+        return _core.attention(*rows, None, None, False, settings)
 
     return out, call
 

@@ -1,8 +1,7 @@
-// smyrf._core: the C++ calls with arrays by DLPack. Thin: every check of content is the core's.
+// smyrf._core: the C++ calls, and what they give back.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
-#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -13,10 +12,10 @@
 #include <optional>
 #include <string>
 #include <tuple>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "call.h"
 #include "message.h"
 #include "smyrf/smyrf.h"
 #include "validate.h"
@@ -24,222 +23,11 @@
 namespace nb = nanobind;
 using namespace nb::literals;
 
-namespace {
-
+using namespace smyrf::bindings;
 using smyrf::ErrorKind;
 using smyrf::Fail;
 
-/// str(object.name). Through an object: nb::str takes an attribute for one that is a str already.
-std::string Attribute(nb::handle object, const char* name) {
-  const nb::object value = nb::getattr(object, name);
-  return nb::cast<std::string>(nb::str(value));
-}
-
-std::string TypeName(nb::handle object) { return Attribute(object.type(), "__name__"); }
-
-std::string DTypeName(nb::dlpack::dtype dtype) {
-  constexpr const char* kNames[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
-  const std::string name = dtype.code < 7 ? kNames[dtype.code] : "unknown";
-  return name == "bool" ? name : name + std::to_string(dtype.bits);
-}
-
-smyrf::DType ToDType(const char* name, nb::dlpack::dtype dtype, const char* accepted) {
-  const auto code = static_cast<nb::dlpack::dtype_code>(dtype.code);
-  if (dtype.lanes == 1) {
-    if (code == nb::dlpack::dtype_code::Float && dtype.bits == 32) return smyrf::DType::kFloat32;
-    if (code == nb::dlpack::dtype_code::Float && dtype.bits == 16) return smyrf::DType::kFloat16;
-    if (code == nb::dlpack::dtype_code::Bfloat && dtype.bits == 16) return smyrf::DType::kBFloat16;
-    if (code == nb::dlpack::dtype_code::Bool && dtype.bits == 8) return smyrf::DType::kBool;
-  }
-  Fail(ErrorKind::kType, name, ": got dtype ", DTypeName(dtype), ", expected ", accepted,
-       "; convert it");
-}
-
-constexpr const char* kRows = "float32, float16 or bfloat16";
-constexpr const char* kMask = "bool, float32, float16 or bfloat16";
-constexpr const char* kPadding = "bool with True where a row is valid";
-
-/// The array behind a Python object, kept alive; nothing is copied or converted.
-template <class Array>
-class Import {
- public:
-  Import(const char* name, nb::handle object, const char* accepted = kRows) {
-    if (!nb::try_cast(object, array_, false)) {
-      // The device is worth a sentence of its own; what else keeps an array out is in its type.
-      if (nb::hasattr(object, "device") && nb::hasattr(object, "dtype")) {
-        Fail(ErrorKind::kType, name, ": its memory can't be used as it is (", TypeName(object),
-             " of dtype ", Attribute(object, "dtype"), " on device ", Attribute(object, "device"),
-             "); pass one of dtype ", accepted, " on the CPU in native byte order",
-             kWritable ? " that can be written to" : "");
-      }
-      Fail(ErrorKind::kType, name, ": got ", TypeName(object),
-           ", expected a NumPy array or a PyTorch tensor");
-    }
-    if (array_.device_type() != nb::device::cpu::value) {
-      Fail(ErrorKind::kType, name, ": lies on a device of DLPack type ", array_.device_type(),
-           ", only the CPU is supported; move it there");
-    }
-    if (array_.ndim() > 4) {
-      Fail(ErrorKind::kType, name, ": got ", array_.ndim(), " dimensions, at most 4");
-    }
-    view_.data = array_.data();
-    view_.dtype = ToDType(name, array_.dtype(), accepted);
-    view_.rank = static_cast<int>(array_.ndim());
-    for (std::size_t i = 0; i < array_.ndim(); ++i) {
-      view_.shape[i] = static_cast<std::int64_t>(array_.shape(i));
-      view_.strides[i] = array_.stride(i);
-    }
-    // Without elements NumPy's strides are 0 and mean nothing; the core looks at them.
-    if (array_.size() == 0) {
-      std::int64_t stride = 1;
-      for (std::size_t i = array_.ndim(); i-- > 0; stride *= view_.shape[i]) {
-        view_.strides[i] = stride;
-      }
-    }
-  }
-
-  auto view(bool heads_last = false) const {
-    auto view = view_;
-    if (heads_last && view.rank == 4) {  // (B, N, H, D) seen as (B, H, N, D)
-      std::swap(view.shape[1], view.shape[2]);
-      std::swap(view.strides[1], view.strides[2]);
-    }
-    return view;
-  }
-
- private:
-  static constexpr bool kWritable = !std::is_const_v<typename Array::Scalar>;
-  Array array_;
-  std::conditional_t<kWritable, smyrf::MutableTensorView, smyrf::TensorView> view_;
-};
-
-using Input = Import<nb::ndarray<nb::ro>>;
-using Output = Import<nb::ndarray<>>;
-
-template <class T>
-std::optional<T> ToNumber(const char* name, nb::handle object, const char* expected) {
-  if (object.is_none()) return std::nullopt;
-  T value{};
-  if (!nb::try_cast(object, value)) {
-    const bool too_large = std::is_integral_v<T> && nb::isinstance<nb::int_>(object);
-    Fail(too_large ? ErrorKind::kValue : ErrorKind::kType, name, ": got ",
-         nb::cast<std::string>(nb::repr(object)), ", expected ", expected);
-  }
-  return value;
-}
-
-bool ToBool(const char* name, nb::handle object) {
-  bool value = false;
-  if (!nb::try_cast(object, value)) {
-    Fail(ErrorKind::kType, name, ": got ", nb::cast<std::string>(nb::repr(object)),
-         ", expected True or False");
-  }
-  return value;
-}
-
-/// PyTorch's operators have signed integers only, so half of the core's seeds are for C++.
-std::uint64_t ToSeed(nb::handle object) {
-  std::int64_t seed = -1;
-  if (!nb::try_cast(object, seed) || seed < 0) {
-    Fail(nb::isinstance<nb::int_>(object) ? ErrorKind::kValue : ErrorKind::kType, "seed: got ",
-         nb::cast<std::string>(nb::repr(object)), ", expected an integer from 0 to 2^63 - 1");
-  }
-  return static_cast<std::uint64_t>(seed);
-}
-
-const smyrf::Plan* ToPlan(nb::handle object) {
-  if (object.is_none()) return nullptr;
-  const smyrf::Plan* plan = nullptr;
-  if (!nb::try_cast(object, plan)) {
-    Fail(ErrorKind::kType, "plan: got ", TypeName(object),
-         ", expected a smyrf.Plan; make one with smyrf.plan");
-  }
-  return plan;
-}
-
-smyrf::Method ToMethod(nb::handle object) {
-  std::string name;
-  if (nb::try_cast(object, name)) {
-    for (const auto method :
-         {smyrf::Method::kAuto, smyrf::Method::kDense, smyrf::Method::kLsh, smyrf::Method::kTree}) {
-      if (name == smyrf::Name(method)) return method;
-    }
-  }
-  Fail(ErrorKind::kValue, "method: got ", nb::cast<std::string>(nb::repr(object)),
-       ", accepted are 'auto', 'dense', 'lsh' and 'tree'");
-}
-
-bool ToHeadsLast(nb::handle object) {
-  std::string name;
-  if (nb::try_cast(object, name)) {
-    if (name == "BHND") return false;
-    if (name == "BNHD") return true;
-  }
-  Fail(ErrorKind::kValue, "layout: got ", nb::cast<std::string>(nb::repr(object)),
-       ", accepted are 'BHND' and 'BNHD'");
-}
-
-/// A call's Python arguments as the core takes them; keeps the arrays alive.
-struct Call {
-  std::optional<Input> query, key, value, attn_mask, key_padding_mask, query_padding_mask;
-  smyrf::Arguments arguments;
-  smyrf::Options options;
-  bool heads_last = false;
-
-  /// `options` are the keywords of smyrf.attention, each of them once.
-  Call(nb::handle query_, nb::handle key_, nb::handle value_, const nb::kwargs& options_) {
-    std::size_t taken = 0;
-    const auto option = [&](const char* name) {
-      const nb::handle given = PyDict_GetItemString(options_.ptr(), name);
-      taken += given.is_valid() ? 1 : 0;
-      return given.is_valid() ? given : nb::handle(Py_None);
-    };
-    heads_last = ToHeadsLast(option("layout"));
-    query.emplace("query", query_);
-    key.emplace("key", key_);
-    arguments.query = query->view(heads_last);
-    arguments.key = key->view(heads_last);
-    if (!value_.is_none()) {
-      value.emplace("value", value_);
-      arguments.value = value->view(heads_last);
-    }
-    const auto mask = [&](const char* name, std::optional<Input>& keep,
-                          std::optional<smyrf::TensorView>& view, const char* accepted) {
-      const nb::handle object = option(name);
-      if (object.is_none()) return;
-      keep.emplace(name, object, accepted);
-      view = keep->view();
-    };
-    mask("attn_mask", attn_mask, arguments.attn_mask, kMask);
-    mask("key_padding_mask", key_padding_mask, arguments.key_padding_mask, kPadding);
-    mask("query_padding_mask", query_padding_mask, arguments.query_padding_mask, kPadding);
-
-    options.method = ToMethod(option("method"));
-    options.is_causal = ToBool("is_causal", option("is_causal"));
-    options.enable_gqa = ToBool("enable_gqa", option("enable_gqa"));
-    options.scale =
-        ToNumber<double>("scale", option("scale"), "a finite number or None for 1/sqrt(D)");
-    constexpr const char* kDial = "an integer of at least 1, or None for the default";
-    options.n_hashes = ToNumber<std::int64_t>("n_hashes", option("n_hashes"), kDial);
-    options.cluster_size = ToNumber<std::int64_t>("cluster_size", option("cluster_size"), kDial);
-    options.tolerance = ToNumber<double>("tolerance", option("tolerance"), "a number or None");
-    options.max_density =
-        ToNumber<double>("max_density", option("max_density"), "a number or None");
-    options.seed = ToSeed(option("seed"));
-    options.num_threads =
-        ToNumber<int>("num_threads", option("num_threads"), "a number of threads or None")
-            .value_or(0);
-    if (const nb::handle window = option("window"); !window.is_none()) {
-      std::pair<std::int64_t, std::int64_t> sides;
-      if (!nb::try_cast(window, sides)) {
-        Fail(ErrorKind::kType, "window: got ", nb::cast<std::string>(nb::repr(window)),
-             ", expected (left, right), two integers from 0 up or -1 for no bound");
-      }
-      options.window = smyrf::Window{sides.first, sides.second};
-    }
-    if (taken < options_.size()) Fail(ErrorKind::kType, "options: got a keyword that is unknown");
-  }
-};
+namespace {
 
 template <class T, class Get>
 nb::ndarray<nb::numpy, T> HeadArray(const smyrf::Statistics& statistics, Get get) {
@@ -255,7 +43,7 @@ nb::ndarray<nb::numpy, T> HeadArray(const smyrf::Statistics& statistics, Get get
 
 std::optional<smyrf::Statistics> Attention(nb::handle query, nb::handle key, nb::handle value,
                                            nb::handle out, nb::handle lse, nb::handle plan_,
-                                           bool with_statistics, const nb::kwargs& options) {
+                                           bool with_statistics, const nb::dict& options) {
   const smyrf::Plan* plan = ToPlan(plan_);
   const Call call(query, key, value, options);
   const Output out_array("out", out);
@@ -272,15 +60,14 @@ std::optional<smyrf::Statistics> Attention(nb::handle query, nb::handle key, nb:
   return statistics;
 }
 
-smyrf::Plan MakePlan(nb::handle query, nb::handle key, nb::handle value,
-                     const nb::kwargs& options) {
+smyrf::Plan MakePlan(nb::handle query, nb::handle key, nb::handle value, const nb::dict& options) {
   const Call call(query, key, value, options);
   const nb::gil_scoped_release release;
   return smyrf::plan(call.arguments, call.options);
 }
 
 smyrf::Statistics Estimate(nb::handle query, nb::handle key, nb::handle value,
-                           const nb::kwargs& options) {
+                           const nb::dict& options) {
   const Call call(query, key, value, options);
   const nb::gil_scoped_release release;
   return smyrf::estimate(call.arguments, call.options);
@@ -302,7 +89,7 @@ void Merge(nb::handle out, nb::handle lse, nb::handle other_out, nb::handle othe
 
 void Reference(nb::handle query, nb::handle key, nb::handle value,
                nb::ndarray<double, nb::c_contig> out, nb::ndarray<double, nb::c_contig> lse,
-               nb::handle plan_, const nb::kwargs& options) {
+               nb::handle plan_, const nb::dict& options) {
   const smyrf::Plan* plan = ToPlan(plan_);
   const Call call(query, key, value, options);
   const auto& [b, h, n, d] = call.arguments.query.shape;
@@ -502,7 +289,7 @@ and for every node (begin, end, first_child, child_count) into that order.)");
       .def_ro("execution_seconds", &smyrf::Statistics::execution_seconds, "Wall seconds.")
       .def_ro("instruction_set", &smyrf::Statistics::instruction_set);
 
-  // The options are the keywords of smyrf.attention.
+  // One dict of options: keywords would be gathered into one, and cost microseconds a call.
   m.def("attention", &Attention, "query"_a.none(), "key"_a.none(), "value"_a.none(), "out"_a.none(),
         "lse"_a.none(), "plan"_a.none(), "with_statistics"_a, "options"_a);
   m.def("plan", &MakePlan, "query"_a.none(), "key"_a.none(), "value"_a.none(), "options"_a);

@@ -12,6 +12,7 @@ import numpy as np
 
 from smyrf import _core, reference
 from smyrf._call import (
+    PARTS,
     check_arrays,
     check_dropout,
     is_tensor,
@@ -157,9 +158,9 @@ def attention(
         value,
         out,
         lse,
-        plan=plan,
-        with_statistics=return_stats or collecting is not None,
-        **options,
+        plan,
+        return_stats or collecting is not None,
+        options,
     )
     if collecting is not None and statistics is not None:
         collecting.add(statistics, query, key, value, out, {**options, "plan": plan})
@@ -211,20 +212,8 @@ def plan(
         "layout": layout,
         "num_threads": num_threads,
     }
-    if is_tensor(query):
-        from smyrf import torch as smyrf_torch
-
-        return smyrf_torch.plan(query, key, value, options)
-    check_arrays(
-        np.ndarray,
-        query=query,
-        key=key,
-        **({} if value is None else {"value": value}),
-        attn_mask=attn_mask,
-        key_padding_mask=key_padding_mask,
-        query_padding_mask=query_padding_mask,
-    )
-    return _core.plan(query, key, value, **options)
+    made: Plan = _planned(_core.plan, query, key, value, options)
+    return made
 
 
 def estimate(
@@ -264,8 +253,6 @@ def estimate(
         "scale": scale,
         "enable_gqa": enable_gqa,
         "method": method,
-        "n_hashes": None,
-        "cluster_size": None,
         "tolerance": tolerance,
         "max_density": max_density,
         "seed": seed,
@@ -273,20 +260,30 @@ def estimate(
         "layout": layout,
         "num_threads": num_threads,
     }
+    if value is None:
+        raise TypeError(
+            "value: got NoneType, expected a NumPy array or a PyTorch tensor like query"
+        )
+    expected: Statistics = _planned(_core.estimate, query, key, value, options)
+    return expected
+
+
+def _planned(call: Any, query: Any, key: Any, value: Any, options: dict[str, Any]) -> Any:
+    """What a call of the core that plans says of the arrays, whichever kind they are."""
     if is_tensor(query):
         from smyrf import torch as smyrf_torch
 
-        return smyrf_torch.estimate(query, key, value, options)
+        return smyrf_torch.planned(call, query, key, value, options)
     check_arrays(
         np.ndarray,
         query=query,
         key=key,
-        value=value,
-        attn_mask=attn_mask,
-        key_padding_mask=key_padding_mask,
-        query_padding_mask=query_padding_mask,
+        **({} if value is None else {"value": value}),
+        attn_mask=options["attn_mask"],
+        key_padding_mask=options["key_padding_mask"],
+        query_padding_mask=options["query_padding_mask"],
     )
-    return _core.estimate(query, key, value, **options)
+    return call(query, key, value, options)
 
 
 def merge(
@@ -321,17 +318,7 @@ def merge(
         from smyrf import torch as smyrf_torch
 
         return smyrf_torch.merge(out, lse, other_out, other_lse, layout, num_threads)
-    for name, array in (
-        ("out", out),
-        ("lse", lse),
-        ("other_out", other_out),
-        ("other_lse", other_lse),
-    ):
-        if not isinstance(array, np.ndarray):
-            raise TypeError(
-                f"{name}: got {type(array).__name__}, expected a NumPy array"
-                + (" or a PyTorch tensor" if name == "out" else " like out")
-            )
+    check_arrays(np.ndarray, PARTS, out=out, lse=lse, other_out=other_out, other_lse=other_lse)
     out, lse = out.copy(), lse.copy()
     _core.merge(out, lse, other_out, other_lse, layout, num_threads)
     return out, lse

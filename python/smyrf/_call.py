@@ -30,20 +30,27 @@ def check_dropout(dropout_p: float) -> None:
         )
 
 
-def check_arrays(kind: type, **arrays: Any) -> None:
-    """Raise unless every array that is given is of one kind; query, key and value must be given."""
+def check_arrays(
+    kind: type, required: tuple[str, ...] = ("query", "key", "value"), **arrays: Any
+) -> None:
+    """Raise unless every array that is given is of one kind; those required must be given."""
     for name, array in arrays.items():
-        if array is None and name not in ("query", "key", "value"):
+        if array is None and name not in required:
             continue
         if not isinstance(array, kind):
             expected = "a NumPy array" if kind is np.ndarray else "a PyTorch tensor"
-            hint = " or a PyTorch tensor" if name == "query" else " like query"
+            first = required[0]
+            hint = " or a PyTorch tensor" if name == first else f" like {first}"
             raise TypeError(f"{name}: got {type(array).__name__}, expected {expected}{hint}")
         if isinstance(array, np.ma.MaskedArray):
             raise TypeError(
                 f"{name}: got a masked array, whose mask would be ignored; pass its data, and "
                 "key_padding_mask or attn_mask for what takes no part"
             )
+
+
+# What `merge` takes.
+PARTS = ("out", "lse", "other_out", "other_lse")
 
 
 def output_shape(query: Any, value: Any) -> tuple[int, ...]:

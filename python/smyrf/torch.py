@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from smyrf import _core, collector
-from smyrf._call import check_arrays, detached, lse_shape, output_shape, pack
+from smyrf._call import PARTS, check_arrays, detached, lse_shape, output_shape, pack
 
 _SCHEMA = (
     "attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, "
@@ -149,9 +149,9 @@ def _run(
         _export("value", value),
         _export("out", out),
         _export("lse", lse),
-        plan=plan,
-        with_statistics=return_stats or collecting is not None,
-        **_exported(options),
+        plan,
+        return_stats or collecting is not None,
+        _exported(options),
     )
     if collecting is not None and statistics is not None:
         collecting.add(statistics, query, key, value, out, {**options, "plan": plan})
@@ -198,7 +198,7 @@ def attention(
                         _export("query", query),
                         _export("key", key),
                         _export("value", value),
-                        **_exported(options),
+                        _exported(options),
                     )
                 except (TypeError, ValueError) as sentence:
                     raise sentence from None
@@ -228,26 +228,18 @@ def attention(
     return pack(out, lse, statistics if return_stats else None)
 
 
-def plan(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor | None, options: dict[str, Any]
-) -> _core.Plan:
-    """`smyrf.plan` for tensors; see there."""
-    given = {"key": key} if value is None else {"key": key, "value": value}
+def planned(
+    call: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor | None,
+    options: dict[str, Any],
+) -> Any:
+    """`smyrf.plan` and `smyrf.estimate` for tensors: `call` is the core's function."""
+    given: dict[str, Any] = {"key": key} if value is None else {"key": key, "value": value}
     check_arrays(torch.Tensor, **given, **{name: options[name] for name in _NAMES[:3]})
-    return _core.plan(
-        _export("query", query), _export("key", key), _export("value", value), **_exported(options)
-    )
-
-
-def estimate(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: dict[str, Any]
-) -> _core.Statistics:
-    """`smyrf.estimate` for tensors; see there."""
-    masks = {name: options[name] for name in _NAMES[:3]}
-    check_arrays(torch.Tensor, key=key, value=value, **masks)
-    return _core.estimate(
-        _export("query", query), _export("key", key), _export("value", value), **_exported(options)
-    )
+    rows = (_export(name, x) for name, x in (("query", query), ("key", key), ("value", value)))
+    return call(*rows, _exported(options))
 
 
 def merge(
@@ -262,11 +254,7 @@ def merge(
     if torch.compiler.is_compiling():
         raise NotImplementedError("merge can't be part of a compiled graph; call it outside")
     others = {"lse": lse, "other_out": other_out, "other_lse": other_lse}
-    for name, tensor in others.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(
-                f"{name}: got {type(tensor).__name__}, expected a PyTorch tensor like out"
-            )
+    check_arrays(torch.Tensor, PARTS, out=out, **others)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (out, *others.values())):
         raise NotImplementedError("merge gives no gradient; call it under torch.no_grad()")
     out = out.detach().clone(memory_format=torch.contiguous_format)

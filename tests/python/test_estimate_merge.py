@@ -85,6 +85,8 @@ def test_merge_says_what_is_wrong() -> None:
         smyrf.merge(out, lse.astype(np.float64), out, lse)
     with pytest.raises(TypeError, match="other_out: got dtype float16"):
         smyrf.merge(out, lse, out.astype(np.float16), lse)
+    with pytest.raises(TypeError, match="other_out: got a masked array"):
+        smyrf.merge(out, lse, np.ma.MaskedArray(out, out == 0), lse)
     with pytest.raises(ValueError, match="num_threads: got -1"):
         smyrf.merge(out, lse, out, lse, num_threads=-1)
     tensors = [torch.from_numpy(x.copy()) for x in (out, lse, out, lse)]

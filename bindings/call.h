@@ -1,0 +1,264 @@
+// A call's Python arguments as the core takes them: arrays by DLPack, nothing converted, and
+// options out of a dict. Every check of content is the core's.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include "message.h"
+#include "smyrf/smyrf.h"
+#include "validate.h"
+
+namespace smyrf::bindings {
+
+namespace nb = nanobind;
+
+/// str(object.name). Through an object: nb::str takes an attribute for one that is a str already.
+inline std::string Attribute(nb::handle object, const char* name) {
+  const nb::object value = nb::getattr(object, name);
+  return nb::cast<std::string>(nb::str(value));
+}
+
+inline std::string TypeName(nb::handle object) { return Attribute(object.type(), "__name__"); }
+
+inline std::string DTypeName(nb::dlpack::dtype dtype) {
+  constexpr const char* kNames[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
+  const std::string name = dtype.code < 7 ? kNames[dtype.code] : "unknown";
+  return name == "bool" ? name : name + std::to_string(dtype.bits);
+}
+
+inline DType ToDType(const char* name, nb::dlpack::dtype dtype, const char* accepted) {
+  const auto code = static_cast<nb::dlpack::dtype_code>(dtype.code);
+  if (dtype.lanes == 1) {
+    if (code == nb::dlpack::dtype_code::Float && dtype.bits == 32) return DType::kFloat32;
+    if (code == nb::dlpack::dtype_code::Float && dtype.bits == 16) return DType::kFloat16;
+    if (code == nb::dlpack::dtype_code::Bfloat && dtype.bits == 16) return DType::kBFloat16;
+    if (code == nb::dlpack::dtype_code::Bool && dtype.bits == 8) return DType::kBool;
+  }
+  Fail(ErrorKind::kType, name, ": got dtype ", DTypeName(dtype), ", expected ", accepted,
+       "; convert it");
+}
+
+inline constexpr const char* kRows = "float32, float16 or bfloat16";
+inline constexpr const char* kMask = "bool, float32, float16 or bfloat16";
+inline constexpr const char* kPadding = "bool with True where a row is valid";
+
+/// The array behind a Python object, kept alive; nothing is copied or converted.
+template <class Array>
+class Import {
+ public:
+  Import(const char* name, nb::handle object, const char* accepted = kRows) {
+    if (!nb::try_cast(object, array_, false)) {
+      // The device is worth a sentence of its own; what else keeps an array out is in its type.
+      if (nb::hasattr(object, "device") && nb::hasattr(object, "dtype")) {
+        Fail(ErrorKind::kType, name, ": its memory can't be used as it is (", TypeName(object),
+             " of dtype ", Attribute(object, "dtype"), " on device ", Attribute(object, "device"),
+             "); pass one of dtype ", accepted, " on the CPU in native byte order",
+             kWritable ? " that can be written to" : "");
+      }
+      Fail(ErrorKind::kType, name, ": got ", TypeName(object),
+           ", expected a NumPy array or a PyTorch tensor");
+    }
+    if (array_.device_type() != nb::device::cpu::value) {
+      Fail(ErrorKind::kType, name, ": lies on a device of DLPack type ", array_.device_type(),
+           ", only the CPU is supported; move it there");
+    }
+    if (array_.ndim() > 4) {
+      Fail(ErrorKind::kType, name, ": got ", array_.ndim(), " dimensions, at most 4");
+    }
+    view_.data = array_.data();
+    view_.dtype = ToDType(name, array_.dtype(), accepted);
+    view_.rank = static_cast<int>(array_.ndim());
+    for (std::size_t i = 0; i < array_.ndim(); ++i) {
+      view_.shape[i] = static_cast<std::int64_t>(array_.shape(i));
+      view_.strides[i] = array_.stride(i);
+    }
+    // Without elements NumPy's strides are 0 and mean nothing; the core looks at them.
+    if (array_.size() == 0) {
+      std::int64_t stride = 1;
+      for (std::size_t i = array_.ndim(); i-- > 0; stride *= view_.shape[i]) {
+        view_.strides[i] = stride;
+      }
+    }
+  }
+
+  auto view(bool heads_last = false) const {
+    auto view = view_;
+    if (heads_last && view.rank == 4) {  // (B, N, H, D) seen as (B, H, N, D)
+      std::swap(view.shape[1], view.shape[2]);
+      std::swap(view.strides[1], view.strides[2]);
+    }
+    return view;
+  }
+
+ private:
+  static constexpr bool kWritable = !std::is_const_v<typename Array::Scalar>;
+  Array array_;
+  std::conditional_t<kWritable, MutableTensorView, TensorView> view_;
+};
+
+using Input = Import<nb::ndarray<nb::ro>>;
+using Output = Import<nb::ndarray<>>;
+
+template <class T>
+std::optional<T> ToNumber(const char* name, nb::handle object, const char* expected) {
+  if (object.is_none()) return std::nullopt;
+  T value{};
+  if (!nb::try_cast(object, value)) {
+    const bool too_large = std::is_integral_v<T> && nb::isinstance<nb::int_>(object);
+    Fail(too_large ? ErrorKind::kValue : ErrorKind::kType, name, ": got ",
+         nb::cast<std::string>(nb::repr(object)), ", expected ", expected);
+  }
+  return value;
+}
+
+inline bool ToBool(const char* name, nb::handle object) {
+  bool value = false;
+  if (!nb::try_cast(object, value)) {
+    Fail(ErrorKind::kType, name, ": got ", nb::cast<std::string>(nb::repr(object)),
+         ", expected True or False");
+  }
+  return value;
+}
+
+/// PyTorch's operators have signed integers only, so half of the core's seeds are for C++.
+inline std::uint64_t ToSeed(nb::handle object) {
+  std::int64_t seed = -1;
+  if (!nb::try_cast(object, seed) || seed < 0) {
+    Fail(nb::isinstance<nb::int_>(object) ? ErrorKind::kValue : ErrorKind::kType, "seed: got ",
+         nb::cast<std::string>(nb::repr(object)), ", expected an integer from 0 to 2^63 - 1");
+  }
+  return static_cast<std::uint64_t>(seed);
+}
+
+inline const Plan* ToPlan(nb::handle object) {
+  if (object.is_none()) return nullptr;
+  const Plan* plan = nullptr;
+  if (!nb::try_cast(object, plan)) {
+    Fail(ErrorKind::kType, "plan: got ", TypeName(object),
+         ", expected a smyrf.Plan; make one with smyrf.plan");
+  }
+  return plan;
+}
+
+inline Method ToMethod(nb::handle object) {
+  std::string name;
+  if (nb::try_cast(object, name)) {
+    for (const auto method : {Method::kAuto, Method::kDense, Method::kLsh, Method::kTree}) {
+      if (name == Name(method)) return method;
+    }
+  }
+  Fail(ErrorKind::kValue, "method: got ", nb::cast<std::string>(nb::repr(object)),
+       ", accepted are 'auto', 'dense', 'lsh' and 'tree'");
+}
+
+inline bool ToHeadsLast(nb::handle object) {
+  std::string name;
+  if (nb::try_cast(object, name)) {
+    if (name == "BHND") return false;
+    if (name == "BNHD") return true;
+  }
+  Fail(ErrorKind::kValue, "layout: got ", nb::cast<std::string>(nb::repr(object)),
+       ", accepted are 'BHND' and 'BNHD'");
+}
+
+/// A string as a template's argument.
+template <std::size_t kSize>
+struct Literal {
+  char text[kSize]{};
+  constexpr Literal(const char (&from)[kSize]) { std::copy_n(from, kSize, text); }
+};
+
+/// Looks options up by names whose Python strings are made and hashed once, not once a call.
+class OptionReader {
+ public:
+  explicit OptionReader(const nb::dict& options) : options_(options) {}
+
+  template <Literal kName>
+  nb::handle Get() {
+    static PyObject* const name = PyUnicode_InternFromString(kName.text);
+    const nb::handle given = PyDict_GetItem(options_.ptr(), name);
+    taken_ += given.is_valid() ? 1 : 0;
+    return given.is_valid() ? given : nb::handle(Py_None);
+  }
+  std::size_t taken() const { return taken_; }
+
+ private:
+  const nb::dict& options_;
+  std::size_t taken_ = 0;
+};
+
+/// A call's Python arguments as the core takes them; keeps the arrays alive.
+struct Call {
+  std::optional<Input> query, key, value, attn_mask, key_padding_mask, query_padding_mask;
+  Arguments arguments;
+  Options options;
+  bool heads_last = false;
+
+  /// `options`: those of the keywords of smyrf.attention that are neither arrays of rows nor about
+  /// what is returned. What is missing counts as None.
+  Call(nb::handle query_, nb::handle key_, nb::handle value_, const nb::dict& options_) {
+    OptionReader option(options_);
+    heads_last = ToHeadsLast(option.Get<"layout">());
+    query.emplace("query", query_);
+    key.emplace("key", key_);
+    arguments.query = query->view(heads_last);
+    arguments.key = key->view(heads_last);
+    if (!value_.is_none()) {
+      value.emplace("value", value_);
+      arguments.value = value->view(heads_last);
+    }
+    const auto mask = [](const char* name, nb::handle object, std::optional<Input>& keep,
+                         std::optional<TensorView>& view, const char* accepted) {
+      if (object.is_none()) return;
+      keep.emplace(name, object, accepted);
+      view = keep->view();
+    };
+    mask("attn_mask", option.Get<"attn_mask">(), attn_mask, arguments.attn_mask, kMask);
+    mask("key_padding_mask", option.Get<"key_padding_mask">(), key_padding_mask,
+         arguments.key_padding_mask, kPadding);
+    mask("query_padding_mask", option.Get<"query_padding_mask">(), query_padding_mask,
+         arguments.query_padding_mask, kPadding);
+
+    options.method = ToMethod(option.Get<"method">());
+    options.is_causal = ToBool("is_causal", option.Get<"is_causal">());
+    options.enable_gqa = ToBool("enable_gqa", option.Get<"enable_gqa">());
+    options.scale =
+        ToNumber<double>("scale", option.Get<"scale">(), "a finite number or None for 1/sqrt(D)");
+    constexpr const char* kDial = "an integer of at least 1, or None for the default";
+    options.n_hashes = ToNumber<std::int64_t>("n_hashes", option.Get<"n_hashes">(), kDial);
+    options.cluster_size =
+        ToNumber<std::int64_t>("cluster_size", option.Get<"cluster_size">(), kDial);
+    options.tolerance =
+        ToNumber<double>("tolerance", option.Get<"tolerance">(), "a number or None");
+    options.max_density =
+        ToNumber<double>("max_density", option.Get<"max_density">(), "a number or None");
+    options.seed = ToSeed(option.Get<"seed">());
+    options.num_threads =
+        ToNumber<int>("num_threads", option.Get<"num_threads">(), "a number of threads or None")
+            .value_or(0);
+    if (const nb::handle window = option.Get<"window">(); !window.is_none()) {
+      std::pair<std::int64_t, std::int64_t> sides;
+      if (!nb::try_cast(window, sides)) {
+        Fail(ErrorKind::kType, "window: got ", nb::cast<std::string>(nb::repr(window)),
+             ", expected (left, right), two integers from 0 up or -1 for no bound");
+      }
+      options.window = Window{sides.first, sides.second};
+    }
+    if (option.taken() < options_.size()) {
+      Fail(ErrorKind::kType, "options: got a name that is unknown");
+    }
+  }
+};
+
+}  // namespace smyrf::bindings
