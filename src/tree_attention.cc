@@ -79,6 +79,20 @@ void AttendTree(const Problem& problem, const Plan& header, const Outputs& outpu
   });
 }
 
+void EstimateTree(const Problem& problem, const Plan& header, Statistics& statistics) {
+  ForEachGroup(problem, [&](const HeadGroup& group) {
+    const TreePlanner planner(problem, header, group.batch, group.key_head, group.threads);
+    for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
+      const TreePlanner::Head head = planner.PlanHead(h);
+      Statistics::Head& to =
+          statistics.heads[static_cast<std::size_t>(group.batch * problem.query_heads + h)];
+      DescribeHead(head.plan, to);
+      if (head.plan.non_finite) to.density = 0.0;
+      if (!head.plan.blocks.empty()) to.density = head.calibration.density;
+    }
+  });
+}
+
 void AttendTreePlan(const Problem& problem, const Plan& plan, const Outputs& outputs) {
   ForEachGroup(problem, [&](const HeadGroup& group) {
     const std::int64_t b = group.batch;

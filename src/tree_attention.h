@@ -10,6 +10,9 @@ namespace smyrf {
 /// that no plan is stored and pseudo-logits are computed once.
 void AttendTree(const Problem& problem, const Plan& header, const Outputs& outputs);
 
+/// Fills in what to expect of each head of a `tree` plan. Carries nothing out.
+void EstimateTree(const Problem& problem, const Plan& header, Statistics& statistics);
+
 /// Carries out a plan of PlanTree.
 void AttendTreePlan(const Problem& problem, const Plan& plan, const Outputs& outputs);
 

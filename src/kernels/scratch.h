@@ -16,6 +16,7 @@ namespace smyrf::kernels {
 class Buffer {
  public:
   std::size_t size() const { return size_; }
+  const float* data() const { return data_.get(); }
 
   float* Need(std::size_t count) {
     if (count > size_) {

@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstddef>
+#include <numeric>
 #include <span>
 
 #include "kernels/parallel.h"
@@ -14,8 +15,7 @@
 #define HWY_TARGET_INCLUDE "plan/measure.cc"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
-#include "kernels/exp-inl.h"
-#include "kernels/nodes-inl.h"
+#include "plan/level-inl.h"
 
 #ifndef SMYRF_MEASURE_ONCE_
 #define SMYRF_MEASURE_ONCE_
@@ -45,7 +45,7 @@ struct GroupTask {
 };
 
 struct MeasureScratch {
-  kernels::Buffer keys, exact, logits, risks, masses, sums, bins, error;
+  kernels::Buffer keys, exact, logits, masses, sums, bins, error;
   std::vector<std::int32_t> candidates, next, closed;
   std::vector<std::uint8_t> enters, next_enters;
   std::array<Decisions, static_cast<std::size_t>(kGroupBlocks)> decisions;
@@ -82,8 +82,6 @@ HWY_INLINE QueryLanes SampledLanes(const GroupTask& group) {
 HWY_NOINLINE void Decide(const GroupTask& group, const QueryLanes& lanes, MeasureScratch& scratch,
                          Decisions& decisions, Measured& measured) {
   const NodesView& nodes = group.nodes;
-  const FloatTag d;
-  const auto step = static_cast<std::int64_t>(hn::Lanes(d));
   const auto tried = static_cast<std::uint8_t>(group.thresholds.size());
   std::array<float, kMostThresholds> limits{};
   for (std::size_t t = 0; t < tried; ++t) limits[t] = group.thresholds[t] * group.thresholds[t];
@@ -93,80 +91,34 @@ HWY_NOINLINE void Decide(const GroupTask& group, const QueryLanes& lanes, Measur
   std::array<double, kMostThresholds + 1> exact{};
   std::array<double, kMostThresholds + 1> closed{};
   std::array<double, kMostThresholds + 1> visited{};
-  HWY_ALIGN float reference[kTreeRows];  // base-2 logit that weights are relative to
-  HWY_ALIGN float mass[kTreeRows];       // of sinks and closed nodes
-  HWY_ALIGN float factor[kTreeRows];     // 1 / (rows total^2)
+  exact[0] = static_cast<double>(nodes.sinks);
+  LevelScratch& level = OfThread<LevelScratch>();
+  BlockMass block;
+  StartWithSinks(nodes, lanes, level, block);
   std::vector<std::int32_t>& candidates = scratch.candidates;
   std::vector<std::uint8_t>& enters = scratch.enters;
   candidates.resize(static_cast<std::size_t>(nodes.roots));
-  for (std::size_t i = 0; i < candidates.size(); ++i) candidates[i] = static_cast<std::int32_t>(i);
+  std::iota(candidates.begin(), candidates.end(), 0);
   enters.assign(candidates.size(), 0);
-  exact[0] = static_cast<double>(nodes.sinks);
-  for (bool first = true; !candidates.empty(); first = false) {
-    const auto count = static_cast<std::int64_t>(candidates.size());
-    float* weights =
-        scratch.logits.Need(static_cast<std::size_t>((nodes.sinks + count) * kTreeRows));
-    float* risks = scratch.risks.Need(static_cast<std::size_t>(count * kTreeRows));
-    NodeLogitsTile(nodes, lanes, candidates.data(), count, weights, risks);
-    if (first) {
-      float* s = weights + count * kTreeRows;
-      SinkScores(nodes, lanes, s);
-      for (std::int64_t c = 0; c < kTreeRows; c += step) {
-        auto m = hn::LoadU(d, weights + c);
-        for (std::int64_t j = 1; j < nodes.sinks + count; ++j) {
-          m = hn::Max(m, hn::LoadU(d, weights + j * kTreeRows + c));
-        }
-        auto sum = hn::Zero(d);
-        for (std::int64_t j = 0; j < nodes.sinks; ++j) {
-          sum = hn::Add(sum, Exp2(d, hn::Sub(hn::LoadU(d, s + j * kTreeRows + c), m)));
-        }
-        hn::StoreU(m, d, reference + c);
-        hn::StoreU(sum, d, mass + c);
-      }
-    }
-    // Logits become weights; risks become their errors' squares. A child may weigh more than all
-    // roots did: up to 2^60, whose square is still finite.
-    for (std::int64_t c = 0; c < kTreeRows; c += step) {
-      const auto m = hn::LoadU(d, reference + c);
-      auto total = hn::LoadU(d, mass + c);
-      for (std::int64_t j = 0; j < count; ++j) {
-        const float spread = nodes.value_spreads[candidates[static_cast<std::size_t>(j)]];
-        const std::int64_t at = j * kTreeRows + c;
-        const auto logit = hn::Sub(hn::LoadU(d, weights + at), m);
-        const auto w = Exp2(d, hn::Min(logit, hn::Set(d, 60.0F)));
-        total = hn::Add(total, w);
-        hn::StoreU(w, d, weights + at);
-        hn::StoreU(
-            hn::Mul(hn::Mul(w, w), NodeError(hn::LoadU(d, risks + at), spread, group.mass_weight)),
-            d, risks + at);
-      }
-      const auto rows = hn::Set(d, static_cast<float>(lanes.rows));
-      hn::StoreU(hn::Div(hn::Set(d, 1.0F), hn::Mul(rows, hn::Mul(total, total))), d, factor + c);
-    }
-    for (std::int64_t i = lanes.rows; i < kTreeRows; ++i) factor[i] = 0.0F;
+  while (!candidates.empty()) {
+    ScoreLevel(nodes, lanes, candidates, group.mass_weight, level, block);
+    const float* logits = level.logits.data();
+    const float* scores = level.scores.data();
     scratch.next.clear();
     scratch.next_enters.clear();
-    for (std::int64_t j = 0; j < count; ++j) {
-      auto sum = hn::Zero(d);
-      for (std::int64_t c = 0; c < kTreeRows; c += step) {
-        sum = hn::MulAdd(hn::LoadU(d, risks + j * kTreeRows + c), hn::LoadU(d, factor + c), sum);
-      }
-      const float score = hn::GetLane(hn::SumOfLanes(d, sum));
-      const auto id = static_cast<std::size_t>(candidates[static_cast<std::size_t>(j)]);
+    for (std::size_t j = 0; j < candidates.size(); ++j) {
+      const auto id = static_cast<std::size_t>(candidates[j]);
       const Node& node = nodes.nodes[id];
-      const std::uint8_t enter = enters[static_cast<std::size_t>(j)];
+      const std::uint8_t enter = enters[j];
       std::uint8_t leave = enter;
-      while (leave < tried && !(score > limits[leave])) ++leave;
+      while (leave < tried && !(scores[j] > limits[leave])) ++leave;
       decisions.enter[id] = enter;
       decisions.leave[id] = leave;
       visited[enter] += 1.0;
       closed[enter] += 1.0;
       closed[leave] -= 1.0;
       if (leave == tried) {
-        for (std::int64_t c = 0; c < kTreeRows; c += step) {
-          const auto w = hn::LoadU(d, weights + j * kTreeRows + c);
-          hn::StoreU(hn::Add(hn::LoadU(d, mass + c), w), d, mass + c);
-        }
+        CloseNode(logits + static_cast<std::ptrdiff_t>(j) * kTreeRows, block);
       } else if (node.child_count == 0) {
         exact[leave] += static_cast<double>(node.end - node.begin);
       }

@@ -12,7 +12,6 @@
 #include "plan/balanced_tree.h"
 #include "plan/open.h"
 #include "plan/random.h"
-#include "statistics.h"
 
 namespace smyrf {
 namespace {
@@ -335,20 +334,6 @@ void ForEachGroup(const Problem& problem, const std::function<void(const HeadGro
         const std::int64_t key_head = i % problem.key_heads;
         body({i / problem.key_heads, key_head, key_head * heads, (key_head + 1) * heads, threads});
       });
-}
-
-void EstimateTree(const Problem& problem, const Plan& plan, Statistics& statistics) {
-  ForEachGroup(problem, [&](const HeadGroup& group) {
-    const TreePlanner planner(problem, plan, group.batch, group.key_head, group.threads);
-    for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
-      const TreePlanner::Head head = planner.PlanHead(h);
-      Statistics::Head& to =
-          statistics.heads[static_cast<std::size_t>(group.batch * problem.query_heads + h)];
-      DescribeHead(head.plan, to);
-      if (head.plan.non_finite) to.density = 0.0;
-      if (!head.plan.blocks.empty()) to.density = head.calibration.density;
-    }
-  });
 }
 
 void PlanTree(const Problem& problem, Plan& plan) {

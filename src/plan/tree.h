@@ -13,7 +13,6 @@
 #include "plan/sketch.h"
 #include "plan/summaries.h"
 #include "smyrf/plan.h"
-#include "smyrf/statistics.h"
 #include "validate.h"
 
 namespace smyrf {
@@ -69,9 +68,6 @@ struct HeadGroup {
   int threads = 1;  ///< that its work may use
 };
 void ForEachGroup(const Problem& problem, const std::function<void(const HeadGroup&)>& body);
-
-/// Fills in what to expect of each head of a `tree` plan. Carries nothing out.
-void EstimateTree(const Problem& problem, const Plan& plan, Statistics& statistics);
 
 /// Fills plan.key_trees and plan.heads.
 void PlanTree(const Problem& problem, Plan& plan);
