@@ -11,6 +11,7 @@
 
 #include "plan/random.h"
 #include "testing/bounds.h"
+#include "testing/plan_rows.h"
 #include "testing/random_call.h"
 
 namespace smyrf::testing {
@@ -25,21 +26,6 @@ bool Same(const Plan& a, const Plan& b) {
   return a.heads.size() == b.heads.size() &&
          std::equal(a.heads.begin(), a.heads.end(), b.heads.begin(),
                     [](const HeadPlan& x, const HeadPlan& y) { return Same(x, y); });
-}
-
-Plan PlanOf(const Call& call) { return plan(call.arguments(), call.options); }
-
-std::vector<std::int32_t> ValidRows(const Call& call, std::int64_t b, bool queries) {
-  std::vector<std::int32_t> rows;
-  for (std::int32_t i = 0; i < (queries ? call.shape.queries : call.shape.keys); ++i) {
-    if (queries ? call.IsValidQuery(b, i) : call.IsValidKey(b, i)) rows.push_back(i);
-  }
-  return rows;
-}
-
-std::vector<std::int32_t> Sorted(std::vector<std::int32_t> rows) {
-  std::sort(rows.begin(), rows.end());
-  return rows;
 }
 
 /// Ranges follow each other from 0 to `count` and their sizes differ by at most one.

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "testing/bounds.h"
+#include "testing/plan_rows.h"
 #include "testing/random_call.h"
 
 namespace smyrf::testing {
@@ -23,8 +24,6 @@ Call WithoutWhatThePlanHolds(Call call) {
   call.options = options;
   return call;
 }
-
-Plan PlanOf(const Call& call) { return plan(call.arguments(), call.options); }
 
 TEST(Plan, CarriedOutLaterGivesTheSameBits) {
   Random random(120);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "testing/bounds.h"
+#include "testing/plan_rows.h"
 #include "testing/random_call.h"
 
 namespace smyrf::testing {
@@ -16,21 +17,6 @@ namespace {
 
 constexpr std::int32_t kMostQueries = 16;  // a block
 constexpr std::int32_t kMostKeys = 8;      // a leaf
-
-Plan PlanOf(const Call& call) { return plan(call.arguments(), call.options); }
-
-std::vector<std::int32_t> ValidRows(const Call& call, std::int64_t b, bool queries) {
-  std::vector<std::int32_t> rows;
-  for (std::int32_t i = 0; i < (queries ? call.shape.queries : call.shape.keys); ++i) {
-    if (queries ? call.IsValidQuery(b, i) : call.IsValidKey(b, i)) rows.push_back(i);
-  }
-  return rows;
-}
-
-std::vector<std::int32_t> Sorted(std::vector<std::int32_t> rows) {
-  std::sort(rows.begin(), rows.end());
-  return rows;
-}
 
 /// The valid keys once each; roots partition those that are no sinks, children their parent; every
 /// node but a root has one parent; leaves hold 1 to 8 keys.
