@@ -176,6 +176,7 @@ inline bool ToHeadsLast(nb::handle object) {
 template <std::size_t kSize>
 struct Literal {
   char text[kSize]{};
+  // NOLINTNEXTLINE(google-explicit-constructor): Get<"name"> converts the string by it.
   constexpr Literal(const char (&from)[kSize]) { std::copy_n(from, kSize, text); }
 };
 
