@@ -58,7 +58,12 @@ QueryLanes LoadLanesImpl(const Rows& rows, std::int64_t begin, std::int64_t end,
   if (count < kTreeRows) std::fill_n(lanes, kCoordinates * kTreeRows, 0.0F);
   TransposeRows(rows_of_coordinates, count, kCoordinates, static_cast<float>(scale), kTreeRows,
                 lanes);
-  for (std::int64_t i = 0; i < kCoordinates * kTreeRows; ++i) squares[i] = lanes[i] * lanes[i];
+  // Finite squares: equal keys have no variance, and 0 times infinity is not 0.
+  constexpr float kMost = 1e18F;
+  for (std::int64_t i = 0; i < kCoordinates * kTreeRows; ++i) {
+    lanes[i] = std::clamp(lanes[i], -kMost, kMost);
+    squares[i] = lanes[i] * lanes[i];
+  }
   return {count, q, lanes, squares};
 }
 

@@ -239,6 +239,18 @@ TEST(TreeDegenerate, HugeLogits) {
   }
 }
 
+TEST(TreeDegenerate, EqualKeysUnderScalesWhoseSquareOverflows) {
+  Random random(165);
+  for (const double scale : {1e18, 1e30, 1e37}) {
+    Call call = TreeCall({1, 1, 1, 130, 520, 7, 8}, 0.05);
+    call.FillNormal(random);
+    call.key.ForEach([&](auto... at) { call.key.set(at..., 0.0); });
+    call.options.scale = scale;
+    for (const float lse : Attend(call).lse) ASSERT_NEAR(lse, std::log(520.0), 1e-5) << call;
+    ExpectToleranceOfNodesToo(call);
+  }
+}
+
 TEST(TreeDegenerate, ScalesOfZeroAndBelow) {
   Random random(160);
   for (const double scale : {0.0, -0.25}) {
