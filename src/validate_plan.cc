@@ -108,8 +108,10 @@ void CheckPlan(const Plan& plan, const Arguments& arguments, const Options& opti
   if (options.method != Method::kAuto && options.method != plan.method) conflict("method");
   if (options.n_hashes && *options.n_hashes != plan.n_hashes) conflict("n_hashes");
   if (options.cluster_size && *options.cluster_size != plan.cluster_size) conflict("cluster_size");
-  if (options.seed != 0 && options.seed != plan.seed) conflict("seed");
-  if (options.tolerance && *options.tolerance != plan.tolerance) conflict("tolerance");
+  // As in a call that makes its own plan: where auto took dense, these are not used.
+  const bool unused = plan.method == Method::kDense && options.method == Method::kAuto;
+  if (!unused && options.seed != 0 && options.seed != plan.seed) conflict("seed");
+  if (!unused && options.tolerance && *options.tolerance != plan.tolerance) conflict("tolerance");
   if (options.max_density && options.max_density != plan.max_density) conflict("max_density");
   if (options.is_causal && !plan.is_causal) conflict("is_causal");
   if (options.window && (!plan.window || options.window->left != plan.window->left ||

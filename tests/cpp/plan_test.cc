@@ -44,6 +44,17 @@ TEST(Plan, CarriedOutLaterGivesTheSameBits) {
   }
 }
 
+TEST(Plan, OfAutoTakesTheOptionsItWasMadeWith) {
+  Random random(128);
+  Call call({1, 2, 2, 10, 20, 8, 3});
+  call.FillNormal(random);
+  call.options.seed = 4;
+  call.options.tolerance = 0.1;
+  const Plan made = PlanOf(call);
+  ASSERT_EQ(made.method, Method::kDense);
+  EXPECT_TRUE(Attend(call, &made).SameBits(Attend(call)));
+}
+
 TEST(Plan, ServesOtherTensorsAndTypes) {
   Random random(121);
   for (int n = 0; n < 60; ++n) {
@@ -240,7 +251,10 @@ TEST(Plan, RefusesOtherOptions) {
   refuse(of_causal, "window", [](Options& options) { options.window = Window{4, 0}; });
   refuse(of_causal, "n_hashes", [](Options& options) { options.n_hashes = 4; });
   refuse(of_causal, "cluster_size", [](Options& options) { options.cluster_size = 4; });
-  refuse(of_causal, "seed", [](Options& options) { options.seed = 4; });
+  refuse(of_causal, "seed", [](Options& options) {
+    options.method = Method::kDense;
+    options.seed = 4;
+  });
   refuse(PlanOf(call), "is_causal", [](Options& options) { options.is_causal = true; });
   refuse(PlanOf(call), "window", [](Options& options) { options.window = Window{4, -1}; });
 }
