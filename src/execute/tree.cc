@@ -24,8 +24,10 @@ void ExecuteDenseHead(const Problem& problem, const Plan& plan, std::int64_t bat
   const auto slice = [](auto view, std::int64_t b, std::int64_t h) {
     using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(view.data)>>,
                                     const std::byte, std::byte>;
-    view.data = static_cast<Byte*>(view.data) +
-                SizeOf(view.dtype) * (b * view.strides[0] + h * view.strides[1]);
+    if (view.data != nullptr) {  // as it may be where there are no rows
+      view.data = static_cast<Byte*>(view.data) +
+                  SizeOf(view.dtype) * (b * view.strides[0] + h * view.strides[1]);
+    }
     view.shape[0] = view.shape[1] = 1;
     return view;
   };

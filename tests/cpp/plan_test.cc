@@ -186,6 +186,15 @@ TEST(Plan, RefusesWhatWasTamperedWith) {
   expect([](Plan& p) { p.heads[0].blocks[0].end = 99; });
 }
 
+TEST(Plan, WhoseHeadIsDenseMeetsNoKeys) {
+  Call call({2, 2, 2, 5, 0, 4, 3});
+  call.options.method = Method::kTree;
+  Plan made = PlanOf(call);
+  made.heads[3].dense = true;
+  for (const float x : Attend(call, &made).lse)
+    EXPECT_EQ(x, -std::numeric_limits<float>::infinity());
+}
+
 TEST(Plan, RefusesNodesThatAreNoTree) {
   Random random(127);
   Call call({1, 1, 1, 40, 700, 8, 3});
