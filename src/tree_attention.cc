@@ -52,8 +52,7 @@ void AttendTree(const Problem& problem, const Plan& header, const Outputs& outpu
           const QueryBlock& block = head.plan.blocks[static_cast<std::size_t>(i)];
           const kernels::QueryLanes lanes =
               BlockLanes(problem, b, h, head.plan, block, planner.key_tree());
-          OpenBlock(nodes, lanes, head.calibration.threshold, head.calibration.mass_weight,
-                    opening);
+          OpenBlock(nodes, lanes, head.calibration.threshold, head.calibration.scoring, opening);
           pairs[static_cast<std::size_t>(i)] =
               (block.end - block.begin) *
               (opening.exact_keys() + static_cast<std::int64_t>(opening.closed.size()));

@@ -25,6 +25,8 @@ namespace {
 
 struct NodeScratch {
   Buffer rows, coordinates, q, lanes, squares, scores, shares, out, result;
+  const float* queries[kTreeRows];
+  std::int32_t positions[kTreeRows];
 };
 
 }  // namespace
@@ -40,14 +42,18 @@ QueryLanes LoadLanesImpl(const Rows& rows, std::int64_t begin, std::int64_t end,
   constexpr double kLog2E = 1.44269504088896340736;
   NodeScratch& scratch = OfThread<NodeScratch>();
   const std::int64_t count = end - begin;
-  const float* pointers[kTreeRows];
+  const float** pointers = scratch.queries;
   FloatRows(rows, begin, count, depth, scratch.rows, pointers);
+  for (std::int64_t i = 0; i < count; ++i) {
+    scratch.positions[i] = static_cast<std::int32_t>(rows.Position(begin + i));
+  }
   float* q = scratch.q.Need(static_cast<std::size_t>(depth * kTreeRows));
   float* lanes = scratch.lanes.Need(kCoordinates * kTreeRows);
   float* squares = scratch.squares.Need(kCoordinates * kTreeRows);
   float* coordinates = scratch.coordinates.Need(kTreeRows * kCoordinates);
   if (count < kTreeRows) std::fill_n(q, depth * kTreeRows, 0.0F);
-  TransposeRows(pointers, count, depth, static_cast<float>(scale * kLog2E), kTreeRows, q);
+  const auto logit_scale = static_cast<float>(scale * kLog2E);
+  TransposeRows(pointers, count, depth, logit_scale, kTreeRows, q);
   constexpr auto kWide = static_cast<int>(kCoordinates);
   ScoreTile<kWide>(pointers, count, basis, depth,
                    kCoordinates / static_cast<std::int64_t>(hn::Lanes(FloatTag())), coordinates);
@@ -64,7 +70,7 @@ QueryLanes LoadLanesImpl(const Rows& rows, std::int64_t begin, std::int64_t end,
     lanes[i] = std::clamp(lanes[i], -kMost, kMost);
     squares[i] = lanes[i] * lanes[i];
   }
-  return {count, q, lanes, squares};
+  return {count, q, lanes, squares, pointers, scratch.positions, logit_scale};
 }
 
 void NodeLogitsImpl(const NodesView& nodes, const QueryLanes& lanes,

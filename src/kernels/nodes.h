@@ -31,6 +31,9 @@ struct NodesView {
   const float* variances = nullptr;      ///< (nodes, kCoordinates): what it leaves, divisor n
   const float* log_counts = nullptr;     ///< (nodes): ln n
   const float* value_spreads = nullptr;  ///< (nodes): mean |v - mean(v)|^2
+  /// (Nk): where the key at each position lies in tree order; -1 where it is padded.
+  std::span<const std::int32_t> ranks;
+  std::int64_t own_offset = 0;  ///< Nk - Nq: from a query's position to its own key's
 };
 
 /// At most kTreeRows queries, a lane each; lanes past `rows` are zero.
@@ -41,6 +44,9 @@ struct QueryLanes {
   /// product with its axis, squared, and the product of their squares with its variances.
   const float* coordinates = nullptr;
   const float* squares = nullptr;
+  const float* const* queries = nullptr;    ///< (rows) of D, as they are
+  const std::int32_t* positions = nullptr;  ///< (rows)
+  float logit_scale = 0.0F;                 ///< scale times log2(e)
 };
 
 /// Queries at positions order[begin, end) of `rows`. basis: (D, kCoordinates). In memory of the

@@ -23,6 +23,8 @@ constexpr double kRatio = 1.4;
 constexpr std::size_t kBelow = 5;
 constexpr std::size_t kLeast = 26;
 constexpr std::size_t kMore = 8;
+/// Of a row's mass: below it, keys at and next to its own position are like any others.
+constexpr double kNearShare = 0.005;
 /// From one threshold to the next, of errors between which it is interpolated.
 constexpr double kMostJump = 3.0;
 
@@ -81,7 +83,7 @@ Calibration Between(const Calibration& a, const Calibration& b, double part) {
     return x > 0.0 && y > 0.0 ? x * std::pow(y / x, part) : x + (y - x) * part;
   };
   return {static_cast<float>(blend(a.threshold, b.threshold)),
-          a.mass_weight,
+          a.scoring,
           blend(a.error, b.error),
           blend(a.lse_error, b.lse_error),
           blend(a.density, b.density),
@@ -97,13 +99,13 @@ struct Found {
   bool capped = false;
 
   Found(const kernels::NodesView& nodes, const CalibrationTask& task, const Measured& sum,
-        std::span<const float> thresholds, float mass_weight, double variance, double sample) {
+        std::span<const float> thresholds, const Scoring& scoring, double variance, double sample) {
     const auto rows = static_cast<double>(sum.rows);
     const auto blocks = static_cast<double>(sum.blocks);
     const double size = std::max(sum.out / rows, 1e-4 * variance);
     for (std::size_t t = 0; t < thresholds.size(); ++t) {
       grid.push_back(
-          {thresholds[t], mass_weight,
+          {thresholds[t], scoring,
            size > 0.0 ? Bound(sum.out_error[t], sum.out_error_2[t], rows, sample, kOutErrors) /
                             std::sqrt(size)
                       : 0.0,
@@ -150,11 +152,13 @@ std::optional<Calibration> Calibrate(const kernels::NodesView& nodes, const Valu
   }
   const kernels::NodesView sketch = values.View(nodes);
   const SampledRows rows(nodes, sketch, task);
+  const ExactRows exact = rows.Exact();
   // An error of the mass by a part of itself counts as much as one of out by that part of its size.
-  const auto mass_weight = static_cast<float>(std::max(rows.MeanSquareOutput(), 1e-4 * square));
+  const Scoring scoring{static_cast<float>(std::max(exact.square_output, 1e-4 * square)),
+                        exact.near_share > kNearShare};
   const auto find = [&](std::size_t count, bool first_only) {
     const std::span<const float> tried = std::span(thresholds).first(count);
-    return Found(nodes, task, rows.Measure(tried, mass_weight, first_only), tried, mass_weight,
+    return Found(nodes, task, rows.Measure(tried, scoring, first_only), tried, scoring,
                  size.variance, static_cast<double>(rows.count()));
   };
   std::size_t count = std::max(find(kMostThresholds, true).chosen + kBelow, kLeast);

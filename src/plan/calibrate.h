@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/nodes.h"
+#include "plan/open.h"
 #include "plan/sketch.h"
 
 namespace smyrf {
@@ -25,12 +26,12 @@ struct CalibrationTask {
 
 /// Estimates for the whole head, from the sampled rows.
 struct Calibration {
-  float threshold = 0.0F;    ///< for OpenBlock
-  float mass_weight = 0.0F;  ///< for OpenBlock
-  double error = 0.0;        ///< relative error of out
-  double lse_error = 0.0;    ///< RMS, nats
-  double density = 1.0;      ///< exact and summary pairs over all pairs
-  double work = 1.0;         ///< time over that of dense attention, planning of blocks included
+  float threshold = 0.0F;  ///< for OpenBlock
+  Scoring scoring;         ///< for OpenBlock
+  double error = 0.0;      ///< relative error of out
+  double lse_error = 0.0;  ///< RMS, nats
+  double density = 1.0;    ///< exact and summary pairs over all pairs
+  double work = 1.0;       ///< time over that of dense attention, planning of blocks included
 };
 
 /// The largest threshold whose errors, of out (relative) and of lse (RMS, nats), are within the

@@ -4,7 +4,6 @@
 #include <array>
 #include <cmath>
 #include <cstddef>
-#include <numeric>
 #include <span>
 
 #include "kernels/parallel.h"
@@ -40,13 +39,13 @@ struct GroupTask {
   const CalibrationTask& task;
   const SampledGroup& group;
   std::span<const float> thresholds;
-  float mass_weight;
+  Scoring scoring;
   std::int64_t levels;
 };
 
 struct MeasureScratch {
   kernels::Buffer keys, exact, logits, masses, sums, bins, error;
-  std::vector<std::int32_t> candidates, next, closed;
+  std::vector<std::int32_t> closed;
   std::vector<std::uint8_t> enters, next_enters;
   std::array<Decisions, static_cast<std::size_t>(kGroupBlocks)> decisions;
 };
@@ -92,42 +91,32 @@ HWY_NOINLINE void Decide(const GroupTask& group, const QueryLanes& lanes, Measur
   std::array<double, kMostThresholds + 1> closed{};
   std::array<double, kMostThresholds + 1> visited{};
   exact[0] = static_cast<double>(nodes.sinks);
-  LevelScratch& level = OfThread<LevelScratch>();
-  BlockMass block;
-  StartWithSinks(nodes, lanes, level, block);
-  std::vector<std::int32_t>& candidates = scratch.candidates;
   std::vector<std::uint8_t>& enters = scratch.enters;
-  candidates.resize(static_cast<std::size_t>(nodes.roots));
-  std::iota(candidates.begin(), candidates.end(), 0);
-  enters.assign(candidates.size(), 0);
-  while (!candidates.empty()) {
-    ScoreLevel(nodes, lanes, candidates, group.mass_weight, level, block);
-    const float* logits = level.logits.data();
-    const float* scores = level.scores.data();
-    scratch.next.clear();
+  enters.assign(static_cast<std::size_t>(nodes.roots), 0);
+  Levels levels(nodes, lanes, group.scoring);
+  while (levels.Score()) {
+    const auto candidates = levels.candidates();
     scratch.next_enters.clear();
     for (std::size_t j = 0; j < candidates.size(); ++j) {
       const auto id = static_cast<std::size_t>(candidates[j]);
       const Node& node = nodes.nodes[id];
       const std::uint8_t enter = enters[j];
       std::uint8_t leave = enter;
-      while (leave < tried && !(scores[j] > limits[leave])) ++leave;
+      while (leave < tried && !(levels.score(j) > limits[leave])) ++leave;
       decisions.enter[id] = enter;
       decisions.leave[id] = leave;
       visited[enter] += 1.0;
       closed[enter] += 1.0;
       closed[leave] -= 1.0;
       if (leave == tried) {
-        CloseNode(logits + static_cast<std::ptrdiff_t>(j) * kTreeRows, block);
-      } else if (node.child_count == 0) {
-        exact[leave] += static_cast<double>(node.end - node.begin);
+        levels.Close(j);
+        continue;
       }
-      for (std::int32_t k = 0; leave < tried && k < node.child_count; ++k) {
-        scratch.next.push_back(node.first_child + k);
-        scratch.next_enters.push_back(leave);
-      }
+      levels.Open(j);
+      if (node.child_count == 0) exact[leave] += static_cast<double>(node.end - node.begin);
+      scratch.next_enters.insert(scratch.next_enters.end(),
+                                 static_cast<std::size_t>(node.child_count), leave);
     }
-    candidates.swap(scratch.next);
     enters.swap(scratch.next_enters);
   }
   for (std::size_t t = 0; t < tried; ++t) {
@@ -270,20 +259,20 @@ HWY_NOINLINE void AddErrors(const float* total, const float* lost, std::int64_t 
   }
 }
 
-/// Adds |out|^2 of every row.
-HWY_NOINLINE void AddOutputs(const float* total, std::int64_t columns, std::int64_t rows,
-                             Measured& measured) {
+/// |out|^2, summed over the rows.
+HWY_NOINLINE double SquareOutputs(const float* total, std::int64_t columns, std::int64_t rows) {
+  double sum = 0.0;
   for (std::int64_t i = 0; i < rows; ++i) {
     const double mass = static_cast<double>(total[(columns - 1) * kTreeRows + i]);
     for (std::int64_t c = 0; c + 1 < columns; ++c) {
       const double out = static_cast<double>(total[c * kTreeRows + i]) / mass;
-      measured.out += out * out;
+      sum += out * out;
     }
   }
-  measured.rows += rows;
+  return sum;
 }
 
-void MeasureOutputs(const GroupTask& group, Measured& measured) {
+void MeasureExact(const GroupTask& group, ExactRows& result) {
   MeasureScratch& scratch = OfThread<MeasureScratch>();
   HWY_ALIGN float max[kTreeRows];
   float* weights = scratch.exact.Need(static_cast<std::size_t>(group.nodes.key_count * kTreeRows));
@@ -292,7 +281,19 @@ void MeasureOutputs(const GroupTask& group, Measured& measured) {
   float* total = scratch.sums.Need(static_cast<std::size_t>(subtrees.size()));
   std::fill_n(total, subtrees.size(), 0.0F);
   subtrees.AddKeys(0, group.nodes.key_count, total);
-  AddOutputs(total, group.sketch.value_depth, std::ssize(group.group.queries), measured);
+  const std::int64_t columns = group.sketch.value_depth;
+  const std::int64_t rows = std::ssize(group.group.queries);
+  result.square_output = SquareOutputs(total, columns, rows) / static_cast<double>(rows);
+  for (std::int64_t i = 0; i < rows; ++i) {
+    std::int32_t ranks[2 * kNear + 1];
+    const std::int64_t near =
+        NearKeys(group.nodes, group.group.queries[static_cast<std::size_t>(i)], ranks);
+    for (std::int64_t j = 0; j < near; ++j) {
+      result.near_share += static_cast<double>(weights[ranks[j] * kTreeRows + i]) /
+                           static_cast<double>(total[(columns - 1) * kTreeRows + i]) /
+                           static_cast<double>(rows);
+    }
+  }
 }
 
 void MeasureGroup(const GroupTask& group, Measured& measured) {
@@ -356,7 +357,8 @@ void MeasureGroup(const GroupTask& group, Measured& measured) {
     subtrees.Visit(root, 0);
     for (std::int64_t i = 0; i < size; ++i) total[i] += sums[i];
   }
-  AddOutputs(total, columns, lanes.rows, measured);
+  measured.out += SquareOutputs(total, columns, lanes.rows);
+  measured.rows += lanes.rows;
   // The errors present at threshold t: all that entered and have not left.
   for (std::int64_t t = 0; t < tried; ++t) {
     float* bin = bins + t * size;
@@ -372,7 +374,7 @@ HWY_AFTER_NAMESPACE();
 namespace smyrf {
 
 namespace kernels {
-HWY_EXPORT(MeasureOutputs);
+HWY_EXPORT(MeasureExact);
 HWY_EXPORT(MeasureGroup);
 }  // namespace kernels
 
@@ -431,15 +433,15 @@ std::int64_t SampledRows::count() const {
   return rows;
 }
 
-double SampledRows::MeanSquareOutput() const {
+ExactRows SampledRows::Exact() const {
   using namespace kernels;
-  Measured measured;
-  HWY_DYNAMIC_DISPATCH(MeasureOutputs)
-  ({nodes_, sketch_, task_, groups_[0], {}, 0.0F, 0}, measured);
-  return measured.out / static_cast<double>(measured.rows);
+  ExactRows result;
+  HWY_DYNAMIC_DISPATCH(MeasureExact)
+  ({nodes_, sketch_, task_, groups_[0], {}, {}, 0}, result);
+  return result;
 }
 
-Measured SampledRows::Measure(std::span<const float> thresholds, float mass_weight,
+Measured SampledRows::Measure(std::span<const float> thresholds, const Scoring& scoring,
                               bool first_group_only) const {
   const std::int64_t wanted = first_group_only ? 1 : std::ssize(groups_);
   std::vector<Measured> parts(static_cast<std::size_t>(wanted));
@@ -447,8 +449,7 @@ Measured SampledRows::Measure(std::span<const float> thresholds, float mass_weig
   ParallelFor(wanted, task_.threads, [&](std::int64_t g) {
     using namespace kernels;
     HWY_DYNAMIC_DISPATCH(MeasureGroup)
-    ({nodes_, sketch_, task_, groups_[static_cast<std::size_t>(g)], thresholds, mass_weight,
-      levels},
+    ({nodes_, sketch_, task_, groups_[static_cast<std::size_t>(g)], thresholds, scoring, levels},
      parts[static_cast<std::size_t>(g)]);
   });
   Measured sum;

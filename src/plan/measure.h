@@ -33,6 +33,12 @@ struct Measured {
 };
 
 /// kernels::kTreeRows rows of kGroupBlocks blocks.
+/// Exact attention of rows: means over them.
+struct ExactRows {
+  double square_output = 0.0;  ///< |out|^2, of folded values
+  double near_share = 0.0;     ///< of keys at and next to a row's own position, in its mass
+};
+
 struct SampledGroup {
   std::vector<std::int64_t> blocks;   ///< of the query tree
   std::vector<std::int32_t> queries;  ///< positions of the rows, block by block
@@ -49,13 +55,13 @@ class SampledRows {
   std::int64_t count() const;
 
   /// Of the first group's rows.
-  double MeanSquareOutput() const;
+  ExactRows Exact() const;
 
   /// What the `thresholds`, descending, do to all rows, or to those of the first group. Shares are
   /// taken as the smallest threshold finds them. Sums in fixed order, whatever the number of
-  /// threads. `mass_weight` as for OpenBlock. Cost: kTreeRows visited (D + 2 kCoordinates)
+  /// threads. Cost: kTreeRows visited (D + 2 kCoordinates)
   /// multiply-adds for each block, and D + 33 for each row and key.
-  Measured Measure(std::span<const float> thresholds, float mass_weight,
+  Measured Measure(std::span<const float> thresholds, const Scoring& scoring,
                    bool first_group_only) const;
 
  private:

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <numeric>
 
 #include "kernels/scratch.h"
 
@@ -18,7 +17,6 @@ namespace smyrf {
 namespace {
 
 struct OpenScratch {
-  std::vector<std::int32_t> candidates, next;
   std::vector<KeyRange> leaves;
 };
 
@@ -40,53 +38,40 @@ namespace smyrf::kernels::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 void OpenBlockImpl(const NodesView& nodes, const QueryLanes& lanes, float threshold,
-                   float mass_weight, Opening& opening) {
-  OpenScratch& scratch = OfThread<OpenScratch>();
-  LevelScratch& level = OfThread<LevelScratch>();
+                   const Scoring& scoring, Opening& opening) {
+  std::vector<KeyRange>& leaves = OfThread<OpenScratch>().leaves;
   opening.closed.clear();
   opening.closed_logits.clear();
   opening.ranges.clear();
   opening.visited = 0;
-  scratch.leaves.clear();
-  BlockMass block;
-  StartWithSinks(nodes, lanes, level, block);
+  leaves.clear();
   if (nodes.sinks > 0) {
     opening.ranges.push_back({0, static_cast<std::int32_t>(nodes.sinks), false});
   }
 
-  std::vector<std::int32_t>& candidates = scratch.candidates;
-  candidates.resize(static_cast<std::size_t>(nodes.roots));
-  std::iota(candidates.begin(), candidates.end(), 0);
   const float limit = threshold * threshold;
-  while (!candidates.empty()) {
+  Levels levels(nodes, lanes, scoring);
+  while (levels.Score()) {
+    const auto candidates = levels.candidates();
     opening.visited += std::ssize(candidates);
-    ScoreLevel(nodes, lanes, candidates, mass_weight, level, block);
-    const float* logits = level.logits.data();
-    const float* scores = level.scores.data();
-    std::vector<std::int32_t>& next = scratch.next;
-    next.clear();
-    const std::size_t level_leaves = scratch.leaves.size();
+    const auto level_leaves = std::ssize(leaves);
     for (std::size_t j = 0; j < candidates.size(); ++j) {
-      const std::int32_t id = candidates[j];
-      const Node& node = nodes.nodes[static_cast<std::size_t>(id)];
-      if (scores[j] > limit) {
-        for (std::int32_t k = 0; k < node.child_count; ++k) next.push_back(node.first_child + k);
-        if (node.child_count == 0) AddRange(node.begin, node.end, scratch.leaves);
+      if (levels.score(j) > limit) {
+        const Node& node = nodes.nodes[static_cast<std::size_t>(candidates[j])];
+        levels.Open(j);
+        if (node.child_count == 0) AddRange(node.begin, node.end, leaves);
       } else {
-        const float* from = logits + static_cast<std::ptrdiff_t>(j) * kTreeRows;
-        opening.closed.push_back(id);
-        opening.closed_logits.insert(opening.closed_logits.end(), from, from + kTreeRows);
-        CloseNode(from, block);
+        levels.Close(j);
+        opening.closed.push_back(candidates[j]);
+        opening.closed_logits.insert(opening.closed_logits.end(), levels.logits(j),
+                                     levels.logits(j) + kTreeRows);
       }
     }
     // Leaves lie on at most two levels, each ascending.
-    std::inplace_merge(scratch.leaves.begin(),
-                       scratch.leaves.begin() + static_cast<std::ptrdiff_t>(level_leaves),
-                       scratch.leaves.end(),
+    std::inplace_merge(leaves.begin(), leaves.begin() + level_leaves, leaves.end(),
                        [](const KeyRange& a, const KeyRange& b) { return a.begin < b.begin; });
-    candidates.swap(next);
   }
-  for (const KeyRange& leaf : scratch.leaves) AddRange(leaf.begin, leaf.end, opening.ranges);
+  for (const KeyRange& leaf : leaves) AddRange(leaf.begin, leaf.end, opening.ranges);
 }
 
 }  // namespace smyrf::kernels::HWY_NAMESPACE
@@ -100,9 +85,9 @@ HWY_EXPORT(OpenBlockImpl);
 }  // namespace kernels
 
 void OpenBlock(const kernels::NodesView& nodes, const kernels::QueryLanes& lanes, float threshold,
-               float mass_weight, Opening& opening) {
+               const Scoring& scoring, Opening& opening) {
   using namespace kernels;  // where the dispatch tables are
-  HWY_DYNAMIC_DISPATCH(OpenBlockImpl)(nodes, lanes, threshold, mass_weight, opening);
+  HWY_DYNAMIC_DISPATCH(OpenBlockImpl)(nodes, lanes, threshold, scoring, opening);
 }
 
 }  // namespace smyrf

@@ -23,10 +23,10 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
   value_spreads_ = kernels::Floats(count);
   const kernels::Floats coordinates(rows * kernels::kCoordinates);
   const kernels::Floats mean_coordinates(count * kernels::kCoordinates);
-  view_ = {problem.depth,     problem.value_depth, rows,        tree.sinks,
-           tree.nodes,        tree.roots,          keys_.get(), values_.get(),
-           mean_keys_.get(),  mean_values_.get(),  axes_.get(), variances_.get(),
-           log_counts_.get(), value_spreads_.get()};
+  view_ = {problem.depth,     problem.value_depth,  rows,        tree.sinks,
+           tree.nodes,        tree.roots,           keys_.get(), values_.get(),
+           mean_keys_.get(),  mean_values_.get(),   axes_.get(), variances_.get(),
+           log_counts_.get(), value_spreads_.get(), {},          0};
 
   const auto key_rows = kernels::RowsOf(problem.key, batch, key_head, tree.key_order);
   const auto value_rows = kernels::RowsOf(problem.value, batch, key_head, tree.key_order);

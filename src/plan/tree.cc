@@ -188,7 +188,18 @@ TreePlanner::TreePlanner(const Problem& problem, const Plan& plan, std::int64_t 
   tree_.query_basis = basis_.query;
   tree_.key_basis = basis_.key;
   summaries_ = std::make_unique<Summaries>(problem, batch, key_head, tree_, threads);
+  ranks_.assign(static_cast<std::size_t>(problem.keys), -1);
+  for (std::size_t i = 0; i < tree_.key_order.size(); ++i) {
+    ranks_[static_cast<std::size_t>(tree_.key_order[i])] = static_cast<std::int32_t>(i);
+  }
   sketch_ = std::make_unique<ValueSketch>(summaries_->view(), plan.seed);
+}
+
+kernels::NodesView TreePlanner::nodes() const {
+  kernels::NodesView view = summaries_->view();
+  view.ranks = ranks_;
+  view.own_offset = problem_.keys - problem_.queries;
+  return view;
 }
 
 void TreePlanner::FindCommonBasis() {
@@ -313,7 +324,7 @@ TreePlanner::Head TreePlanner::PlanHead(std::int64_t query_head) const {
   task.max_density = plan_.max_density;
   task.seed = plan_.seed;
   task.threads = threads_;
-  const std::optional<Calibration> found = Calibrate(summaries_->view(), *sketch_, task);
+  const std::optional<Calibration> found = Calibrate(nodes(), *sketch_, task);
   if (!found || (found->work >= kWorthwhile && !plan_.max_density)) return head;
   head.plan.dense = false;
   head.plan.query_order = std::move(order);
@@ -349,7 +360,7 @@ void PlanTree(const Problem& problem, Plan& plan) {
         OpenBlock(planner.nodes(),
                   BlockLanes(problem, group.batch, h, head.plan, head.plan.blocks[at],
                              planner.key_tree()),
-                  head.calibration.threshold, head.calibration.mass_weight, openings[at]);
+                  head.calibration.threshold, head.calibration.scoring, openings[at]);
         openings[at].closed_logits = {};
       });
       for (std::size_t block = 0; block < openings.size(); ++block) {

@@ -33,7 +33,8 @@ class TreePlanner {
   Head PlanHead(std::int64_t query_head) const;
 
   const KeyTree& key_tree() const { return tree_; }
-  kernels::NodesView nodes() const { return summaries_->view(); }
+  /// Where there are blocks.
+  kernels::NodesView nodes() const;
   KeyTree TakeKeyTree() { return std::move(tree_); }
 
  private:
@@ -51,6 +52,7 @@ class TreePlanner {
   bool finite_keys_ = true;
   Basis basis_;
   KeyTree tree_;
+  std::vector<std::int32_t> ranks_;  ///< as NodesView's
   std::unique_ptr<Summaries> summaries_;
   std::unique_ptr<ValueSketch> sketch_;
 };

@@ -1,6 +1,7 @@
 // `tree` where statistics, bases and trees degenerate: each case meets the tolerance.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -78,6 +79,25 @@ TEST(TreeDegenerate, OneKeyDominates) {
       call.key.FillRow(0, 0, at, 0.0);
       call.key.set(0, 0, at, 0, logit);  // times 4 over sqrt(16)
       ExpectToleranceOfNodesToo(call);
+    }
+  }
+}
+
+TEST(TreeDegenerate, EachQuerySeesAKeyNextToItAndNoOther) {
+  // Keys far from each other, at no one's side in any tree: only its position tells which one a
+  // query sees. Queries are the last of the keys' positions.
+  Random random(165);
+  for (const std::int64_t queries : {1200, 900}) {
+    for (const std::int64_t away : {-3, 0, 4}) {
+      Call call = TreeCall({1, 1, 1, queries, 1200, 32, 8}, 0.1);
+      call.key.FillNormal(random, 1.0);
+      call.value.FillNormal(random, 1.0);
+      call.query.ForEach([&](auto b, auto h, auto i, auto c) {
+        const auto at = std::clamp<std::int64_t>(i + 1200 - queries + away, 0, 1199);
+        call.query.set(b, h, i, c, 4.0 * call.key.at(b, h, at, c));
+      });
+      EXPECT_EQ(ExpectTolerance(call), 1);
+      EXPECT_LT(Attend(call).statistics.heads[0].density, 0.35);
     }
   }
 }
