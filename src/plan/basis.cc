@@ -20,10 +20,11 @@ Basis FindBasis(std::span<const double> query_moment, std::span<const double> ke
     moment.diagonal().array() += kRidge * moment.trace() / static_cast<double>(depth);
     const Eigen::LLT<Matrix> cholesky(moment);
     const Matrix lower = cholesky.matrixL();
-    const Eigen::SelfAdjointEigenSolver<Matrix> solver(lower.transpose() * covariance * lower);
+    const Matrix product = lower.transpose() * covariance * lower;
+    const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXf> solver(product.cast<float>());
     if (cholesky.info() == Eigen::Success && solver.info() == Eigen::Success) {
-      const Matrix directions = solver.eigenvectors().rowwise().reverse();
-      deviations = solver.eigenvalues().reverse().cwiseMax(0.0).cwiseSqrt();
+      const Matrix directions = solver.eigenvectors().cast<double>().rowwise().reverse();
+      deviations = solver.eigenvalues().cast<double>().reverse().cwiseMax(0.0).cwiseSqrt();
       to_key = lower * directions;
       to_query = lower.transpose().triangularView<Eigen::Upper>().solve(directions);
     }

@@ -156,15 +156,17 @@ std::optional<Calibration> Calibrate(const kernels::NodesView& nodes, const Valu
   // An error of the mass by a part of itself counts as much as one of out by that part of its size.
   const Scoring scoring{static_cast<float>(std::max(exact.square_output, 1e-4 * square)),
                         exact.near_share > kNearShare};
-  const auto find = [&](std::size_t count, bool first_only) {
-    const std::span<const float> tried = std::span(thresholds).first(count);
-    return Found(nodes, task, rows.Measure(tried, scoring, first_only), tried, scoring,
-                 size.variance, static_cast<double>(rows.count()));
+  const auto find = [&](const Measured& sum, std::size_t count) {
+    return Found(nodes, task, sum, std::span(thresholds).first(count), scoring, size.variance,
+                 static_cast<double>(rows.count()));
   };
-  std::size_t count = std::max(find(kMostThresholds, true).chosen + kBelow, kLeast);
+  const Measured first = rows.Measure(thresholds, scoring, 0, 1);
+  std::size_t count = std::max(find(first, kMostThresholds).chosen + kBelow, kLeast);
   for (;; count += kMore) {
     count = std::min(count, kMostThresholds);
-    const Found found = find(count, false);
+    Measured sum = rows.Measure(std::span(thresholds).first(count), scoring, 1, rows.groups());
+    sum.Add(first);
+    const Found found = find(sum, count);
     if (found.capped) return found.grid[found.chosen];
     if (found.chosen == count) {
       if (count < kMostThresholds) continue;

@@ -441,32 +441,34 @@ ExactRows SampledRows::Exact() const {
   return result;
 }
 
+void Measured::Add(const Measured& other) {
+  for (std::size_t t = 0; t < kMostThresholds; ++t) {
+    out_error[t] += other.out_error[t];
+    lse_error[t] += other.lse_error[t];
+    out_error_2[t] += other.out_error_2[t];
+    lse_error_2[t] += other.lse_error_2[t];
+    exact[t] += other.exact[t];
+    closed[t] += other.closed[t];
+    visited[t] += other.visited[t];
+  }
+  out += other.out;
+  rows += other.rows;
+  blocks += other.blocks;
+}
+
 Measured SampledRows::Measure(std::span<const float> thresholds, const Scoring& scoring,
-                              bool first_group_only) const {
-  const std::int64_t wanted = first_group_only ? 1 : std::ssize(groups_);
-  std::vector<Measured> parts(static_cast<std::size_t>(wanted));
+                              std::int64_t begin, std::int64_t end) const {
+  std::vector<Measured> parts(static_cast<std::size_t>(end - begin));
   const std::int64_t levels = Levels(nodes_);
-  ParallelFor(wanted, task_.threads, [&](std::int64_t g) {
+  ParallelFor(end - begin, task_.threads, [&](std::int64_t g) {
     using namespace kernels;
     HWY_DYNAMIC_DISPATCH(MeasureGroup)
-    ({nodes_, sketch_, task_, groups_[static_cast<std::size_t>(g)], thresholds, scoring, levels},
+    ({nodes_, sketch_, task_, groups_[static_cast<std::size_t>(begin + g)], thresholds, scoring,
+      levels},
      parts[static_cast<std::size_t>(g)]);
   });
   Measured sum;
-  for (const Measured& part : parts) {
-    for (std::size_t t = 0; t < thresholds.size(); ++t) {
-      sum.out_error[t] += part.out_error[t];
-      sum.lse_error[t] += part.lse_error[t];
-      sum.out_error_2[t] += part.out_error_2[t];
-      sum.lse_error_2[t] += part.lse_error_2[t];
-      sum.exact[t] += part.exact[t];
-      sum.closed[t] += part.closed[t];
-      sum.visited[t] += part.visited[t];
-    }
-    sum.out += part.out;
-    sum.rows += part.rows;
-    sum.blocks += part.blocks;
-  }
+  for (const Measured& part : parts) sum.Add(part);
   return sum;
 }
 

@@ -30,6 +30,8 @@ struct Measured {
   Sums exact{}, closed{}, visited{};  ///< keys and nodes, a block
   double out = 0.0;                   ///< squares
   std::int64_t rows = 0, blocks = 0;
+
+  void Add(const Measured& other);
 };
 
 /// kernels::kTreeRows rows of kGroupBlocks blocks.
@@ -57,12 +59,14 @@ class SampledRows {
   /// Of the first group's rows.
   ExactRows Exact() const;
 
-  /// What the `thresholds`, descending, do to all rows, or to those of the first group. Shares are
-  /// taken as the smallest threshold finds them. Sums in fixed order, whatever the number of
-  /// threads. Cost: kTreeRows visited (D + 2 kCoordinates)
-  /// multiply-adds for each block, and D + 33 for each row and key.
-  Measured Measure(std::span<const float> thresholds, const Scoring& scoring,
-                   bool first_group_only) const;
+  std::int64_t groups() const { return std::ssize(groups_); }
+
+  /// What the `thresholds`, descending, do to the rows of groups [begin, end). Shares are taken as
+  /// the smallest threshold finds them. Sums in fixed order, whatever the number of threads. Cost:
+  /// kTreeRows visited (D + 2 kCoordinates) multiply-adds for each block, and D + 17 for each row
+  /// and key.
+  Measured Measure(std::span<const float> thresholds, const Scoring& scoring, std::int64_t begin,
+                   std::int64_t end) const;
 
  private:
   const kernels::NodesView& nodes_;

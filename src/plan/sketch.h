@@ -11,10 +11,10 @@ namespace smyrf {
 /// Every value row, and every node's mean value, as at most kSketch signed sums of its columns and
 /// a last column of ones, which counts mass. Column c holds the sum over m of sign(c, m) *
 /// v[c + m kSketch]: with random signs the square of a row's norm is unbiased (Charikar, Chen &
-/// Farach-Colton 2002), off by a sixth at Dv = 64 for one row, and exact up to Dv = kSketch.
+/// Farach-Colton 2002), off by a third at Dv = 64 for one row, and exact up to Dv = kSketch.
 class ValueSketch {
  public:
-  static constexpr std::int64_t kSketch = 32;
+  static constexpr std::int64_t kSketch = 16;
 
   ValueSketch(const kernels::NodesView& nodes, std::uint64_t seed);
 
