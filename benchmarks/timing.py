@@ -43,15 +43,21 @@ def best(peers: Mapping[str, Callable[[], Any]], seconds: float, least: int) -> 
 
 
 def entry(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, threads: int, **options: Any
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    threads: int,
+    with_statistics: bool = False,
+    **options: Any,
 ) -> tuple[torch.Tensor, Callable[[], Any]]:
-    """out, and a call of the C++ entry that writes it: checks, planning and execution."""
+    """out, and a call of the C++ entry that writes it: checks, planning and execution. The call
+    gives the statistics where asked for."""
     out = torch.empty_like(query)
     settings = {**DEFAULTS, "num_threads": threads, **options}
 
     def call() -> Any:
         rows = (to_dlpack(tensor) for tensor in (query, key, value, out))
-        return _core.attention(*rows, None, None, False, settings)
+        return _core.attention(*rows, None, None, with_statistics, settings)
 
     return out, call
 
