@@ -105,31 +105,48 @@ HWY_INLINE void ValueMicro(const float* const* rows, std::int64_t first, const f
   }
 }
 
-/// Calls micro.operator()<rows, cols>(row, col) over a grid of `rows` by `vectors`, in micro-tiles
+template <int kRows, int kCols, class Micro>
+HWY_NOINLINE void RunApart(const Micro& micro, std::int64_t row, std::int64_t col) {
+  micro.template Run<kRows, kCols>(row, col);
+}
+
+/// Narrow tiles are computed among much other code, which takes the registers that addresses should
+/// be in, so GCC gets them as functions of their own. Wide ones, the dense kernel's, are better off
+/// inlined.
+template <int kRows, int kCols, class Micro>
+HWY_INLINE void RunMicro(const Micro& micro, std::int64_t row, std::int64_t col) {
+  if constexpr (Micro::kNarrow) {
+    RunApart<kRows, kCols>(micro, row, col);
+  } else {
+    micro.template Run<kRows, kCols>(row, col);
+  }
+}
+
+/// Calls micro.Run<rows, cols>(row, col) over a grid of `rows` by `vectors`, in micro-tiles
 /// of PanelRows by kVectors and what is left of them.
 template <int kCols, class Micro>
 HWY_INLINE void ForPanels(std::int64_t rows, std::int64_t col, const Micro& micro) {
   std::int64_t r = 0;
   for (; r + PanelRows(kCols) <= rows; r += PanelRows(kCols)) {
-    micro.template Run<PanelRows(kCols), kCols>(r, col);
+    RunMicro<PanelRows(kCols), kCols>(micro, r, col);
   }
   switch (rows - r) {
     case 7:
-      if constexpr (PanelRows(kCols) > 7) return micro.template Run<7, kCols>(r, col);
+      if constexpr (PanelRows(kCols) > 7) return RunMicro<7, kCols>(micro, r, col);
       return;
     case 6:
-      if constexpr (PanelRows(kCols) > 6) return micro.template Run<6, kCols>(r, col);
+      if constexpr (PanelRows(kCols) > 6) return RunMicro<6, kCols>(micro, r, col);
       return;
     case 5:
-      return micro.template Run<5, kCols>(r, col);
+      return RunMicro<5, kCols>(micro, r, col);
     case 4:
-      return micro.template Run<4, kCols>(r, col);
+      return RunMicro<4, kCols>(micro, r, col);
     case 3:
-      return micro.template Run<3, kCols>(r, col);
+      return RunMicro<3, kCols>(micro, r, col);
     case 2:
-      return micro.template Run<2, kCols>(r, col);
+      return RunMicro<2, kCols>(micro, r, col);
     case 1:
-      return micro.template Run<1, kCols>(r, col);
+      return RunMicro<1, kCols>(micro, r, col);
     default:
       return;
   }
@@ -148,6 +165,7 @@ HWY_INLINE void ForMicroTiles(std::int64_t rows, std::int64_t vectors, const Mic
 
 template <int kWidth>
 struct ScorePanels {
+  static constexpr bool kNarrow = kWidth < kBlockRows;
   const float* const* rows;
   const float* q;
   std::int64_t depth;
@@ -161,6 +179,7 @@ struct ScorePanels {
 
 template <int kWidth>
 struct ValuePanels {
+  static constexpr bool kNarrow = kWidth < kBlockRows;
   const float* const* rows;
   const float* p;
   std::int64_t count;
