@@ -40,6 +40,7 @@ struct Row {
 struct NodeMeans {
   std::vector<double> keys, values;                  ///< (nodes, D), (nodes, Dv)
   std::vector<double> coordinates, axes, variances;  ///< (nodes, coordinates)
+  std::vector<double> residuals, profile;            ///< (nodes), (coordinates)
 };
 
 class Reference {
@@ -172,6 +173,17 @@ class Reference {
     means.axes.resize(size);
     means.variances.resize(size);
     for (std::size_t id = tree.nodes.size(); id-- > 0;) AddComponents(b, g, tree, id, means);
+    // What axes leave is kept as a node's sum over coordinates and the coordinates' over nodes.
+    constexpr auto kWide = static_cast<std::size_t>(kCoordinates);
+    means.residuals.resize(tree.nodes.size());
+    means.profile.resize(kWide);
+    double all = 0.0;
+    for (std::size_t i = 0; i < size; ++i) {
+      means.residuals[i / kWide] += means.variances[i];
+      means.profile[i % kWide] += means.variances[i];
+      all += means.variances[i];
+    }
+    for (double& part : means.profile) part = all > 0.0 ? part / all : 0.0;
     return means;
   }
 
@@ -273,7 +285,8 @@ class Reference {
     for (std::int64_t c = 0; c < kCoordinates; ++c) {
       const auto at = static_cast<std::size_t>(id * kCoordinates + c);
       const double y = problem_.scale * Coordinate(problem_.query, b, h, i, tree.query_basis, c);
-      u += y * y * means.variances[at];
+      u += y * y * means.profile[static_cast<std::size_t>(c)] *
+           means.residuals[static_cast<std::size_t>(id)];
       along += y * means.axes[at];
     }
     u += along * along;

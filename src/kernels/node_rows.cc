@@ -178,7 +178,7 @@ void PrincipalKeysImpl(const float* coordinates, std::span<const std::int32_t> o
 }
 
 /// The leading component of the keys' coordinates, by power iterations over a leaf's rows, or over
-/// its children's means and axes; variances keep what it leaves.
+/// its children's means and axes; variances and residual keep what it leaves.
 void LeadingAxis(const NodesView& nodes, const Node& node, const float* coordinates,
                  const NodeStatistics& to, std::int64_t id) {
   const FloatTag d;
@@ -248,10 +248,13 @@ void LeadingAxis(const NodesView& nodes, const Node& node, const float* coordina
     std::copy_n(next, kCoordinates, axis);
   }
   float* variances = to.variances + id * kCoordinates;
+  float residual = 0.0F;
   for (std::int64_t c = 0; c < kCoordinates; ++c) {
     axis[c] *= factor;
     variances[c] = std::max(0.0F, variances[c] - axis[c] * axis[c]);
+    residual += variances[c];
   }
+  to.residuals[id] = residual;
 }
 
 void SummarizeNodeImpl(const NodesView& nodes, std::int64_t id, const float* coordinates,

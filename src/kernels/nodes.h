@@ -28,7 +28,8 @@ struct NodesView {
   const float* mean_keys = nullptr;      ///< (nodes, D)
   const float* mean_values = nullptr;    ///< (nodes, Dv)
   const float* axes = nullptr;           ///< (nodes, kCoordinates): leading component of the keys
-  const float* variances = nullptr;      ///< (nodes, kCoordinates): what it leaves, divisor n
+  const float* residuals = nullptr;      ///< (nodes): variance that it leaves, all coordinates'
+  const float* profile = nullptr;        ///< (kCoordinates): their parts in it, of all nodes
   const float* log_counts = nullptr;     ///< (nodes): ln n
   const float* value_spreads = nullptr;  ///< (nodes): mean |v - mean(v)|^2
   /// (Nk): where the key at each position lies in tree order; -1 where it is padded.
@@ -41,7 +42,7 @@ struct QueryLanes {
   std::int64_t rows = 0;
   const float* q = nullptr;  ///< (D, kTreeRows): times scale and log2(e)
   /// (kCoordinates, kTreeRows): coordinates times scale. A logit's variance over a node is their
-  /// product with its axis, squared, and the product of their squares with its variances.
+  /// product with its axis, squared, and that of their squares with the profile and its residual.
   const float* coordinates = nullptr;
   const float* squares = nullptr;
   const float* const* queries = nullptr;    ///< (rows) of D, as they are
@@ -91,7 +92,8 @@ struct NodeStatistics {
   float* mean_values = nullptr;
   float* mean_coordinates = nullptr;
   float* axes = nullptr;
-  float* variances = nullptr;
+  float* variances = nullptr;  ///< (nodes, kCoordinates): what the axes leave
+  float* residuals = nullptr;
   float* log_counts = nullptr;
   float* value_spreads = nullptr;
 };

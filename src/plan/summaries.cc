@@ -1,7 +1,9 @@
 #include "plan/summaries.h"
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
+#include <numeric>
 #include <vector>
 
 #include "kernels/parallel.h"
@@ -18,15 +20,28 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
   mean_keys_ = kernels::Floats(count * problem.depth);
   mean_values_ = kernels::Floats(count * problem.value_depth);
   axes_ = kernels::Floats(count * kernels::kCoordinates);
-  variances_ = kernels::Floats(count * kernels::kCoordinates);
+  residuals_ = kernels::Floats(count);
+  profile_ = kernels::Floats(kernels::kCoordinates);
   log_counts_ = kernels::Floats(count);
   value_spreads_ = kernels::Floats(count);
   const kernels::Floats coordinates(rows * kernels::kCoordinates);
   const kernels::Floats mean_coordinates(count * kernels::kCoordinates);
-  view_ = {problem.depth,     problem.value_depth,  rows,        tree.sinks,
-           tree.nodes,        tree.roots,           keys_.get(), values_.get(),
-           mean_keys_.get(),  mean_values_.get(),   axes_.get(), variances_.get(),
-           log_counts_.get(), value_spreads_.get(), {},          0};
+  const kernels::Floats variances(count * kernels::kCoordinates);
+  view_.depth = problem.depth;
+  view_.value_depth = problem.value_depth;
+  view_.key_count = rows;
+  view_.sinks = tree.sinks;
+  view_.nodes = tree.nodes;
+  view_.roots = tree.roots;
+  view_.keys = keys_.get();
+  view_.values = values_.get();
+  view_.mean_keys = mean_keys_.get();
+  view_.mean_values = mean_values_.get();
+  view_.axes = axes_.get();
+  view_.residuals = residuals_.get();
+  view_.profile = profile_.get();
+  view_.log_counts = log_counts_.get();
+  view_.value_spreads = value_spreads_.get();
 
   const auto key_rows = kernels::RowsOf(problem.key, batch, key_head, tree.key_order);
   const auto value_rows = kernels::RowsOf(problem.value, batch, key_head, tree.key_order);
@@ -51,9 +66,9 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
     end = next;
   }
   level_begins.push_back(count);
-  const kernels::NodeStatistics to{mean_keys_.get(),    mean_values_.get(), mean_coordinates.get(),
-                                   axes_.get(),         variances_.get(),   log_counts_.get(),
-                                   value_spreads_.get()};
+  const kernels::NodeStatistics to{mean_keys_.get(),  mean_values_.get(),  mean_coordinates.get(),
+                                   axes_.get(),       variances.get(),     residuals_.get(),
+                                   log_counts_.get(), value_spreads_.get()};
   for (std::size_t level = level_begins.size() - 1; level > 0; --level) {
     const std::int64_t first = level_begins[level - 1];
     const std::int64_t last = level_begins[level];
@@ -63,6 +78,18 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
         kernels::SummarizeNode(view_, id, coordinates.get(), to);
       }
     });
+  }
+
+  // Nodes differ in how much their axes leave, little in which coordinates it lies in.
+  constexpr auto kWide = static_cast<std::size_t>(kernels::kCoordinates);
+  std::array<double, kWide> sums{};
+  for (std::int64_t id = 0; id < count; ++id) {
+    const float* of_node = variances.get() + id * kernels::kCoordinates;
+    for (std::size_t c = 0; c < kWide; ++c) sums[c] += static_cast<double>(of_node[c]);
+  }
+  const double all = std::accumulate(sums.begin(), sums.end(), 0.0);
+  for (std::size_t c = 0; c < kWide; ++c) {
+    profile_.get()[c] = all > 0.0 ? static_cast<float>(sums[c] / all) : 0.0F;
   }
 }
 

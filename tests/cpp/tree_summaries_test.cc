@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "testing/bounds.h"
@@ -68,6 +69,8 @@ TEST(TreeSummaries, AreMeansSpreadsAndVariancesOfTheirKeys) {
       for (std::int64_t g = 0; g < 2; ++g) {
         const KeyTree& tree = all.made.key_tree(b, g);
         const kernels::NodesView view = all.summaries[static_cast<std::size_t>(2 * b + g)].view();
+        const double parts = std::accumulate(view.profile, view.profile + kCoordinates, 0.0);
+        ASSERT_NEAR(parts, 1.0, 1e-6);
         for (std::int64_t id = 0; id < std::ssize(tree.nodes); ++id) {
           const Node& node = tree.nodes[static_cast<std::size_t>(id)];
           const double count = node.end - node.begin;
@@ -100,28 +103,20 @@ TEST(TreeSummaries, AreMeansSpreadsAndVariancesOfTheirKeys) {
 
           double trace = 0.0;
           double axis_square = 0.0;
-          std::vector<double> variances;
           for (std::int64_t c = 0; c < kCoordinates; ++c) {
-            variances.push_back(moments([&](auto j) {
-                                  return Coordinate(call.key, b, g, j, tree.key_basis, c);
-                                }).second);
-            trace += variances.back();
-          }
-          for (std::int64_t c = 0; c < kCoordinates; ++c) {
+            trace += moments([&](auto j) {
+                       return Coordinate(call.key, b, g, j, tree.key_basis, c);
+                     }).second;
             const double axis = view.axes[id * kCoordinates + c];
-            const double rest = view.variances[id * kCoordinates + c];
             axis_square += axis * axis;
-            ASSERT_GE(rest, 0.0);
-            // The axis and what it leaves make up the variance. Where power iterations have not
-            // converged, an axis may be longer than the variance in a coordinate: the rest is cut
-            // off at 0, and the parents' sums are larger by as much.
-            const double variance = variances[static_cast<std::size_t>(c)];
-            ASSERT_GE(axis * axis + rest, variance - 1e-4 * trace);
-            ASSERT_LE(rest, variance + 0.03 * trace);
-            if (rest > 0.0) {
-              ASSERT_NEAR(axis * axis + rest, variance, 0.03 * trace);
-            }
           }
+          // The axis and what it leaves make up the variance. Where power iterations have not
+          // converged, an axis may be longer than the variance in a coordinate: the rest is cut
+          // off at 0, and the parents' sums are larger by as much.
+          const double residual = view.residuals[id];
+          ASSERT_GE(residual, 0.0);
+          ASSERT_GE(axis_square + residual, (1.0 - 1e-4) * trace);
+          ASSERT_LE(axis_square + residual, 1.1 * trace + 1e-12);
           // The leading component of n keys holds at least 1 / (n - 1) of their variance. Power
           // iterations may miss some of it, and a parent's is found in its children's.
           const double rank = std::min({count - 1.0, static_cast<double>(kCoordinates),
@@ -182,7 +177,7 @@ Exact Softmax(const Call& call, const Summarized& all) {
             double along = 0.0;
             for (std::int64_t c = 0; c < kCoordinates; ++c) {
               const double y = call.scale() * Coordinate(call.query, b, h, i, tree.query_basis, c);
-              u += y * y * view.variances[id * kCoordinates + c];
+              u += y * y * view.profile[c] * view.residuals[id];
               along += y * view.axes[id * kCoordinates + c];
             }
             u += along * along;
