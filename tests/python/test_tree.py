@@ -44,8 +44,8 @@ def test_the_dial(name: str) -> None:
         assert max(error for error, _, _ in found) < 1.5 * tolerance
         assert np.median([error for error, _, _ in found]) <= 1.1 * tolerance
         assert np.median([lse for _, lse, _ in found]) <= tolerance
-        dense = [density == 1 for _, _, density in found]
-        assert all(dense) or np.median([error for error, _, _ in found]) > 0.2 * tolerance
+        opened = [error for error, _, density in found if density < 1]  # the others went dense
+        assert not opened or np.median(opened) > 0.2 * tolerance
 
 
 def test_it_skips_most_pairs_where_heads_are_easy() -> None:
