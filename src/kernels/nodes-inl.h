@@ -34,7 +34,14 @@ HWY_INLINE V NodeError(V risk, float value_spread, float mass_weight) {
   return hn::Mul(risk, hn::MulAdd(part, hn::Set(d, mass_weight), hn::Set(d, value_spread)));
 }
 
-/// logits (count, kTreeRows) in base 2 of ids, and, where `risks` is given, min(u, n - 1).
+/// What scoring needs beside logits, (count, kTreeRows) each.
+struct NodeRisks {
+  float* risks;    ///< min(u, n - 1)
+  float* trusted;  ///< logits, base 2, with at most kTrusted of c
+};
+inline constexpr float kTrusted = 2.0F;  // nats
+
+/// logits (count, kTreeRows) in base 2 of ids, and `risks` where given.
 ///
 /// A node of n keys whose logits have mean m and variance u weighs about n e^(m + c): c = u / 2 is
 /// exact for normal logits; past u = 2 ln n, where it would overshoot what n keys can hold,
@@ -42,7 +49,7 @@ HWY_INLINE V NodeError(V risk, float value_spread, float mass_weight) {
 /// Derrida 1981).
 inline HWY_NOINLINE void NodeLogitsTile(const NodesView& nodes, const QueryLanes& lanes,
                                         const std::int32_t* ids, std::int64_t count, float* logits,
-                                        float* risks) {
+                                        const NodeRisks* risks) {
   const FloatTag d;
   const auto step = static_cast<std::int64_t>(hn::Lanes(d));
   constexpr float kLog2E = 1.44269504088896340736F;
@@ -89,7 +96,10 @@ inline HWY_NOINLINE void NodeLogitsTile(const NodesView& nodes, const QueryLanes
         const auto logit = hn::LoadU(d, s + j * kTreeRows + c);
         hn::StoreU(hn::MulAdd(added, hn::Set(d, kLog2E), logit), d, s + j * kTreeRows + c);
         if (risks != nullptr) {
-          hn::StoreU(hn::Min(variance, others), d, risks + (begin + j) * kTreeRows + c);
+          const std::int64_t at = (begin + j) * kTreeRows + c;
+          const auto trusted = hn::Min(added, hn::Add(ln, hn::Set(d, kTrusted)));
+          hn::StoreU(hn::Min(variance, others), d, risks->risks + at);
+          hn::StoreU(hn::MulAdd(trusted, hn::Set(d, kLog2E), logit), d, risks->trusted + at);
         }
       }
     }

@@ -52,7 +52,7 @@ HWY_INLINE std::int64_t NearKeys(const NodesView& nodes, std::int64_t position,
 }
 
 struct LevelScratch {
-  Buffer logits, risks, scores;
+  Buffer logits, risks, trusted, scores;
   std::vector<std::int32_t> candidates, next, first_next;
   std::vector<KnownKey> known;
   std::vector<float> summary_logits;
@@ -108,13 +108,14 @@ class Levels {
   }
 
  private:
-  static constexpr float kNegligible = 8.0F;  // below the largest logit known, base 2
-  static constexpr float kHuge = 1e30F;       // weights of infinity would be NaN
+  static constexpr float kNegligible = 8.0F;    // below the largest logit known, base 2
+  static constexpr float kHuge = 1e30F;         // weights of infinity would be NaN
+  static constexpr float kLeastTotal = 1e-12F;  // its square is not 0
 
   void StartWithSinks();
   void FindKnownKeys();
   void FollowKnownKeys();
-  void ShowKnownKeys(float* logits, float* risks);
+  void ShowKnownKeys(float* logits, const NodeRisks& risks);
   void HideKnownKeys(float* logits);
 
   const NodesView& nodes_;
@@ -195,7 +196,7 @@ inline HWY_NOINLINE void Levels::FollowKnownKeys() {
 
 /// A node weighs no less than a key under it: where its summary says so, the error is as large as
 /// one key among so many can make it.
-inline HWY_NOINLINE void Levels::ShowKnownKeys(float* logits, float* risks) {
+inline HWY_NOINLINE void Levels::ShowKnownKeys(float* logits, const NodeRisks& risks) {
   scratch_.summary_logits.clear();
   for (const KnownKey& key : scratch_.known) {
     const std::int64_t at = key.candidate * kTreeRows + key.lane;
@@ -203,8 +204,8 @@ inline HWY_NOINLINE void Levels::ShowKnownKeys(float* logits, float* risks) {
     if (!(key.logit > logits[at])) continue;
     const Node& node = nodes_.nodes[static_cast<std::size_t>(
         scratch_.candidates[static_cast<std::size_t>(key.candidate)])];
-    logits[at] = key.logit;
-    risks[at] = static_cast<float>(node.end - node.begin - 1);
+    logits[at] = risks.trusted[at] = key.logit;
+    risks.risks[at] = static_cast<float>(node.end - node.begin - 1);
   }
 }
 
@@ -228,11 +229,15 @@ inline HWY_NOINLINE bool Levels::Score() {
   float* logits = scratch_.logits.Need(static_cast<std::size_t>(count * kTreeRows));
   float* risks = scratch_.risks.Need(static_cast<std::size_t>(count * kTreeRows));
   float* scores = scratch_.scores.Need(static_cast<std::size_t>(count));
-  NodeLogitsTile(nodes_, lanes_, scratch_.candidates.data(), count, logits, risks);
-  ShowKnownKeys(logits, risks);
+  float* trusted = scratch_.trusted.Need(static_cast<std::size_t>(count * kTreeRows));
+  const NodeRisks node_risks{risks, trusted};
+  NodeLogitsTile(nodes_, lanes_, scratch_.candidates.data(), count, logits, &node_risks);
+  ShowKnownKeys(logits, node_risks);
   HWY_ALIGN float weight[kTreeRows];
   const float share = 1.0F / static_cast<float>(lanes_.rows);
-  // Risks become (weight^2 risk), weights relative to the new largest logit.
+  // Risks become (weight^2 risk), weights relative to the new largest logit. Summaries of wide
+  // nodes may promise mass that is not there, and what is kept beside them stays: only what is
+  // trusted counts as the total.
   for (std::int64_t c = 0; c < kTreeRows; c += step) {
     const auto old_max = hn::LoadU(d, max_ + c);
     auto m = old_max;
@@ -243,12 +248,13 @@ inline HWY_NOINLINE bool Levels::Score() {
     auto total = kept;
     for (std::int64_t j = 0; j < count; ++j) {
       const auto w = Exp2(d, hn::Sub(hn::LoadU(d, logits + j * kTreeRows + c), m));
-      total = hn::Add(total, w);
+      total = hn::Add(total, Exp2(d, hn::Sub(hn::LoadU(d, trusted + j * kTreeRows + c), m)));
       const auto risk = hn::LoadU(d, risks + j * kTreeRows + c);
       const float spread = nodes_.value_spreads[scratch_.candidates[static_cast<std::size_t>(j)]];
       hn::StoreU(hn::Mul(hn::Mul(w, w), NodeError(risk, spread, mass_weight_)), d,
                  risks + j * kTreeRows + c);
     }
+    total = hn::Max(total, hn::Set(d, kLeastTotal));
     hn::StoreU(m, d, max_ + c);
     hn::StoreU(kept, d, mass_ + c);
     hn::StoreU(hn::Div(hn::Set(d, share), hn::Mul(total, total)), d, weight + c);
