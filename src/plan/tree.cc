@@ -20,9 +20,10 @@ using kernels::kCoordinates;
 using kernels::kTreeRows;
 
 constexpr std::int64_t kLeafKeys = 8;
-constexpr std::int64_t kSinks = 16;      // by mass
-constexpr std::int64_t kOutliers = 8;    // sinks by leverage
-constexpr std::int64_t kSinkGroups = 2;  // of kTreeRows queries a head, which choose the sinks
+constexpr std::int64_t kSinks = 16;       // by mass, of one query head
+constexpr std::int64_t kGroupSinks = 32;  // by mass, of several
+constexpr std::int64_t kOutliers = 8;     // sinks by leverage
+constexpr std::int64_t kSinkGroups = 2;   // of kTreeRows queries a head, which choose the sinks
 constexpr std::uint64_t kSinkStream = 0x73696E6BU;  // of random numbers
 constexpr std::int64_t kMomentRows = 1024;          // sampled for the basis
 constexpr std::int64_t kTaskRows = 256;
@@ -276,9 +277,11 @@ std::vector<std::int32_t> TreePlanner::ChooseSinks(const std::vector<std::int32_
   }
   std::vector<std::int32_t> ranks(static_cast<std::size_t>(n));
   std::iota(ranks.begin(), ranks.end(), 0);
-  SelectLargest(ranks, kSinks, shares);
-  SelectLargest(std::span(ranks).subspan(kSinks), kOutliers, Leverages(coordinates, n));
-  tree_.sinks = static_cast<std::int32_t>(kSinks + kOutliers);
+  const std::int64_t by_mass = head_count_ > 1 ? kGroupSinks : kSinks;
+  SelectLargest(ranks, by_mass, shares);
+  SelectLargest(std::span(ranks).subspan(static_cast<std::size_t>(by_mass)), kOutliers,
+                Leverages(coordinates, n));
+  tree_.sinks = static_cast<std::int32_t>(by_mass + kOutliers);
   std::sort(ranks.begin(), ranks.begin() + tree_.sinks);
   std::sort(ranks.begin() + tree_.sinks, ranks.end());
   tree_.key_order.clear();
