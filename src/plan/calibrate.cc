@@ -29,11 +29,10 @@ constexpr double kNearShare = 0.005;
 constexpr double kMostJump = 3.0;
 
 /// Estimates are upper bounds: a mean square and so many of its standard errors, which heavy tails
-/// widen, times a factor: chosen on real heads so that 95 in 100 keep the tolerance. (With neither,
-/// one head in ten errs by a quarter more than asked for.)
-constexpr double kOutErrors = 7.0;
+/// widen: chosen on real heads so that 95 in 100 keep the tolerance. (Without, one head in ten errs
+/// by a quarter more than asked for.)
+constexpr double kOutErrors = 9.0;
 constexpr double kLseErrors = 5.0;
-constexpr double kSafety = 1.05;
 
 /// Time over dense attention's of one block, with its planning, from counts a block: multiply-adds
 /// of rows that are exact, nodes that are visited and summaries that are kept, each with its
@@ -133,7 +132,7 @@ struct Found {
     return std::sqrt(mean + errors * std::sqrt(variance / size));
   }
   static double Excess(const Calibration& at, double tolerance) {
-    return kSafety * std::max(at.error, at.lse_error) / tolerance;
+    return std::max(at.error, at.lse_error) / tolerance;
   }
 };
 
