@@ -331,14 +331,15 @@ void ChooseMethod(const Arguments& arguments, const Options& options, const Prob
                         : options.tolerance == 0.0  ? "tolerance 0"
                         : arguments.value.rank == 0 ? "a plan without value"
                                                     : nullptr;
-  if (std::min(problem.queries, problem.keys) < kAutoRows) {
-    plan.reason = Message("auto: dense below ", kAutoRows, " queries or keys");
+  const std::int64_t rows = problem.query_heads > problem.key_heads ? kAutoRowsShared : kAutoRows;
+  if (std::min(problem.queries, problem.keys) < rows) {
+    plan.reason = Message("auto: dense below ", rows, " queries or keys");
   } else if (refused != nullptr) {
     plan.reason = Message("auto: dense because of ", refused);
   } else {
     plan.method = Method::kTree;
-    plan.dense_below = kAutoRows;
-    plan.reason = Message("auto: tree from ", kAutoRows, " queries and keys on");
+    plan.dense_below = rows;
+    plan.reason = Message("auto: tree from ", rows, " queries and keys on");
   }
 }
 

@@ -90,7 +90,8 @@ struct Plan {
   // `tree` only.
   double tolerance = 0.0;
   std::optional<double> max_density{};
-  /// Batch entries with fewer valid queries or keys are done as dense: kAutoRows of kAuto.
+  /// Batch entries with fewer valid queries or keys are done as dense: kAutoRows or kAutoRowsShared
+  /// of kAuto.
   std::int64_t dense_below = 0;
   double scale = 0.0;              ///< that the plan was made for
   std::vector<KeyTree> key_trees;  ///< (batch, key head)
