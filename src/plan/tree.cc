@@ -28,6 +28,8 @@ constexpr std::uint64_t kSinkStream = 0x73696E6BU;  // of random numbers
 constexpr std::int64_t kMomentRows = 1024;          // sampled for the basis
 constexpr std::int64_t kTaskRows = 256;
 constexpr std::int64_t kFewestKeys = 64;  // with fewer there is nothing to summarise
+/// With no more than calibration would compute exactly, dense costs no more.
+constexpr std::int64_t kFewestQueries = 128;
 /// Dense is taken where calibration expects no more of `tree`.
 constexpr double kWorthwhile = 0.9;
 
@@ -177,6 +179,7 @@ TreePlanner::TreePlanner(const Problem& problem, const Plan& plan, std::int64_t 
   if (!finite_keys_ || plan.tolerance == 0.0) return;
   if (std::ssize(keys) < std::max(kFewestKeys, plan.dense_below)) return;
   if (std::ssize(queries_) < plan.dense_below) return;
+  if (std::ssize(queries_) <= kFewestQueries && !plan.max_density) return;
 
   const kernels::Floats coordinates =
       CoordinatesOf(problem.key, batch, key_head, keys, basis_.key, threads);

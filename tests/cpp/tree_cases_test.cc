@@ -149,6 +149,18 @@ TEST(TreeDegenerate, HeadsOfAGroupWhoseNormsDifferTenfold) {
   }
 }
 
+TEST(TreeDegenerate, AsFewQueriesAsCalibrationTakesAreDense) {
+  // One query sees a key that no other does: a sample would miss it.
+  Random random(166);
+  Call call = TreeCall({1, 1, 1, 128, 700, 16, 8}, 0.1);
+  call.FillNormal(random);
+  for (std::int64_t c = 0; c < 16; ++c) call.query.set(0, 0, 77, c, 20.0 * call.key.at(0, 0, 3, c));
+  EXPECT_EQ(ExpectTolerance(call), 0);
+  Call more = TreeCall({1, 1, 1, 129, 700, 16, 8}, 0.9);
+  FillSmooth(random, more);
+  EXPECT_EQ(ExpectTolerance(more), 1);
+}
+
 TEST(TreeDegenerate, FewRows) {
   Random random(155);
   for (const auto& [queries, keys, depth] : {std::tuple{1, 600, 16},
