@@ -24,7 +24,7 @@ import smyrf.transformers
 from smyrf.choice import Choice
 from smyrf.measure import AttentionClock, PeakMemory, collect_in
 from smyrf.problem import Problem
-from smyrf.tasks import Figure, Task
+from smyrf.task import Figure, Task
 
 ROUNDS = 3
 

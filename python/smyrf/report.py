@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from smyrf.compare import Comparison, Errors, Row
-from smyrf.tasks import Task
+from smyrf.task import Task
 
 MOST_ANSWER = 700  # characters of an answer on the screen; JSON has all
 LEAST_SECONDS = 0.01  # of attention in the base of a ratio; below it a ratio is noise

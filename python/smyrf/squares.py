@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from smyrf import inputs
 from smyrf.models import Model
 from smyrf.problem import Problem
-from smyrf.tasks import Figure
+from smyrf.task import Figure
 
 MOST_TOKENS = 4096
 TIMED_LAYERS = 6
