@@ -32,11 +32,11 @@ struct Scoring {
 /// Opens nodes whose score sqrt(mean_i(share_i^2 r_i (s^2 + mass_weight min(1, r_i / 4)))) is above
 /// `threshold`: to first order the error that the node's summary leaves in query i's output, RMS
 /// over the block. share_i: the node's part of query i's mass, among sinks, closed nodes and the
-/// level's candidates, of whose logits at most 2 nats that variance adds count here; r_i = min(u_i, n - 1), u_i the variance of its logits (n - 1: what one key
-/// that holds all the mass makes of it); s the RMS deviation of its values; the second part is the
-/// error of the mass, for keys whose values agree. A node with a known key that weighs more than it
-/// is given that key's logit, and r_i = n - 1. Cost: kTreeRows visited (D + kCoordinates)
-/// multiply-adds.
+/// level's candidates, of whose logits at most 2 nats that variance adds count here; r_i = min(u_i,
+/// n - 1), u_i the variance of its logits (n - 1: what one key that holds all the mass makes of
+/// it); s the RMS deviation of its values; the second part is the error of the mass, for keys whose
+/// values agree. A node with a known key that weighs more than it is given that key's logit, and
+/// r_i = n - 1. Cost: kTreeRows visited (D + kCoordinates) multiply-adds.
 void OpenBlock(const kernels::NodesView& nodes, const kernels::QueryLanes& lanes, float threshold,
                const Scoring& scoring, Opening& opening);
 
