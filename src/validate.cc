@@ -345,6 +345,13 @@ void ChooseMethod(const Arguments& arguments, const Options& options, const Prob
 
 }  // namespace
 
+void CheckTolerance(const Options& options) {
+  if (options.tolerance && !(*options.tolerance >= 0.0 && *options.tolerance < 1.0)) {
+    Fail(ErrorKind::kValue, "tolerance: got ", *options.tolerance,
+         ", expected a relative error from 0 (every pair) to below 1");
+  }
+}
+
 Plan CheckMethod(const Arguments& arguments, const Options& options, const Problem& problem) {
   if (options.method > Method::kTree) {
     Fail(ErrorKind::kValue, "method: got number ", static_cast<int>(options.method),
@@ -401,10 +408,7 @@ Plan CheckMethod(const Arguments& arguments, const Options& options, const Probl
     plan.n_hashes = options.n_hashes.value_or(kDefaultHashes);
     plan.cluster_size = options.cluster_size.value_or(kDefaultClusterSize);
   }
-  if (options.tolerance && !(*options.tolerance >= 0.0 && *options.tolerance < 1.0)) {
-    Fail(ErrorKind::kValue, "tolerance: got ", *options.tolerance,
-         ", expected a relative error from 0 (every pair) to below 1");
-  }
+  CheckTolerance(options);
   if (plan.method == Method::kTree) {
     plan.tolerance = options.tolerance.value_or(kDefaultTolerance);
     plan.max_density = options.max_density;

@@ -29,6 +29,9 @@ struct Problem {
 /// Checks everything but options' method and dials. `value` is looked at where `with_value`.
 Problem CheckProblem(const Arguments& arguments, const Options& options, bool with_value);
 
+/// Its range, whether it is used or not.
+void CheckTolerance(const Options& options);
+
 /// An empty plan with its method, reason, dials and padding filled in.
 Plan CheckMethod(const Arguments& arguments, const Options& options, const Problem& problem);
 

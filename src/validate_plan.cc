@@ -108,6 +108,7 @@ void CheckPlan(const Plan& plan, const Arguments& arguments, const Options& opti
   if (options.method != Method::kAuto && options.method != plan.method) conflict("method");
   if (options.n_hashes && *options.n_hashes != plan.n_hashes) conflict("n_hashes");
   if (options.cluster_size && *options.cluster_size != plan.cluster_size) conflict("cluster_size");
+  CheckTolerance(options);
   // As in a call that makes its own plan: where auto took dense, these are not used.
   const bool unused = plan.method == Method::kDense && options.method == Method::kAuto;
   if (!unused && options.seed != 0 && options.seed != plan.seed) conflict("seed");

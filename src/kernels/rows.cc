@@ -169,7 +169,8 @@ float NaturalLse(float max, float sum) {
 void MergePart(float* out, float* max, float* sum, const float* other, float other_max,
                float other_sum, std::int64_t count) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  if (other_max == -kInfinity && *max != -kInfinity) return;
+  // A part in which a row may see no key has no mass at all.
+  if (other_max == -kInfinity && (*max != -kInfinity || other_sum == 0.0F)) return;
   if (*max == -kInfinity && other_max != -kInfinity) {
     std::copy_n(other, count, out);
     *max = other_max;

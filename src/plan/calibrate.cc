@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -101,13 +102,13 @@ struct Found {
         std::span<const float> thresholds, const Scoring& scoring, double variance, double sample) {
     const auto rows = static_cast<double>(sum.rows);
     const auto blocks = static_cast<double>(sum.blocks);
-    const double size = std::max(sum.out / rows, 1e-4 * variance);
+    const double size = std::max(sum.out / rows, 1e-4 * variance);  // NaN where a value is
     for (std::size_t t = 0; t < thresholds.size(); ++t) {
       grid.push_back(
           {thresholds[t], scoring,
            size > 0.0 ? Bound(sum.out_error[t], sum.out_error_2[t], rows, sample, kOutErrors) /
                             std::sqrt(size)
-                      : 0.0,
+                      : (size == 0.0 ? 0.0 : std::numeric_limits<double>::infinity()),
            Bound(sum.lse_error[t], sum.lse_error_2[t], rows, sample, kLseErrors),
            (sum.exact[t] + sum.closed[t]) / blocks / static_cast<double>(nodes.key_count),
            Work(nodes, sum.exact[t] / blocks, sum.visited[t] / blocks, sum.closed[t] / blocks)});
@@ -142,6 +143,12 @@ std::optional<Calibration> Calibrate(const kernels::NodesView& nodes, const Valu
                                      const CalibrationTask& task) {
   if (nodes.nodes.empty()) return std::nullopt;
   const ValueSize size(nodes);
+  // Squares of float32 would vanish or overflow, and with them every error.
+  constexpr double kSmallest = 1e-32;
+  constexpr double kGreatest = 1e32;
+  if (size.square != 0.0 && !(size.square >= kSmallest && size.square <= kGreatest)) {
+    return std::nullopt;
+  }
   // Values that are all zero have no error but lse's.
   const double square = size.square > 0.0 ? size.square : 1.0;
   std::array<float, kMostThresholds> thresholds{};

@@ -345,6 +345,7 @@ TreePlanner::Head TreePlanner::PlanHead(std::int64_t query_head) const {
 }
 
 void ForEachGroup(const Problem& problem, const std::function<void(const HeadGroup&)>& body) {
+  if (problem.query_heads == 0) return;  // whatever the number of key heads
   ParallelOuter(
       problem.batch * problem.key_heads, problem.num_threads, [&](std::int64_t i, int threads) {
         const std::int64_t heads = problem.query_heads / problem.key_heads;

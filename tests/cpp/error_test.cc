@@ -455,10 +455,11 @@ TEST(Limits, HugeDialsAreSound) {
 }
 
 TEST(Limits, NothingToDo) {
-  const std::vector<Shape> shapes{
-      {0, 2, 2, 3, 4, 5, 6}, {2, 0, 0, 3, 4, 5, 6}, {2, 2, 2, 0, 4, 5, 6}, {2, 2, 2, 0, 0, 5, 6}};
+  const std::vector<Shape> shapes{{0, 2, 2, 3, 4, 5, 6}, {2, 0, 0, 3, 4, 5, 6},
+                                  {2, 0, 2, 3, 4, 5, 6}, {2, 0, 2, 300, 400, 5, 6},
+                                  {2, 2, 2, 0, 4, 5, 6}, {2, 2, 2, 0, 0, 5, 6}};
   for (const Shape& shape : shapes) {
-    for (const Method method : {Method::kAuto, Method::kDense, Method::kLsh}) {
+    for (const Method method : {Method::kAuto, Method::kDense, Method::kLsh, Method::kTree}) {
       Call call(shape);
       call.options.method = method;
       call.options.enable_gqa = true;

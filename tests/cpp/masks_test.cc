@@ -107,6 +107,22 @@ TEST(EmptyRows, ByPaddedKeysOrQueries) {
   }
 }
 
+TEST(EmptyRows, OfFewQueriesWhoseKeysAreSplit) {
+  Random random(88);
+  Call padded = SmallCall(random, 3, 2500);
+  padded.key_padding_mask = Tensor(DType::kBool, {1, 1, 2, 2500});
+  padded.key_padding_mask->FillRow(0, 0, 0, 1.0);
+  padded.key_padding_mask->FillRow(0, 0, 1, 0.0);
+  ExpectEmpty(padded, [](auto b, auto, auto) { return b == 1; });
+
+  for (const DType dtype : {DType::kBool, DType::kFloat32}) {
+    Call masked = SmallCall(random, 3, 2500);
+    AddMask(masked, dtype, dtype == DType::kBool ? 1.0 : 0.0);
+    MaskOf(masked).FillRow(0, 0, 1, dtype == DType::kBool ? 0.0 : -kInfinity);
+    ExpectEmpty(masked, [](auto b, auto h, auto i) { return b == 0 && h == 0 && i == 1; });
+  }
+}
+
 TEST(EmptyRows, ByMasksThatOnlyTogetherForbidAll) {
   Random random(85);
   Call call = SmallCall(random);

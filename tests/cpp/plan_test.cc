@@ -264,6 +264,11 @@ TEST(Plan, RefusesOtherOptions) {
     options.method = Method::kDense;
     options.seed = 4;
   });
+  for (const double tolerance : {-1.0, 1.0, std::numeric_limits<double>::quiet_NaN()}) {
+    Call other = call;
+    other.options.tolerance = tolerance;
+    ExpectRefused(other, PlanOf(call), ErrorKind::kValue, {"tolerance: got"});
+  }
   refuse(PlanOf(call), "is_causal", [](Options& options) { options.is_causal = true; });
   refuse(PlanOf(call), "window", [](Options& options) { options.window = Window{4, -1}; });
 }

@@ -255,6 +255,23 @@ TEST(TreeDegenerate, HugeAndTinyValues) {
   }
 }
 
+TEST(TreeDegenerate, ValuesWhoseErrorsCannotBeMeasuredAreDense) {
+  Random random(167);
+  for (const double value : {std::nan(""), 1e-22, 2e37}) {
+    Call call = TreeCall({1, 1, 1, 200, 600, 16, 8}, 0.1);
+    FillSmooth(random, call);
+    EXPECT_EQ(ExpectTolerance(call), 1);
+    if (std::isnan(value)) {
+      call.value.set(0, 0, 77, 3, value);
+    } else {
+      call.value.ForEach([&](auto... at) { call.value.set(at..., value * call.value.at(at...)); });
+    }
+    const Result result = Attend(call);
+    EXPECT_TRUE(result.statistics.heads[0].dense) << value;
+    EXPECT_TRUE(std::isfinite(result.out.at(0, 0, 5, 2))) << value;
+  }
+}
+
 TEST(TreeDegenerate, HugeLogits) {
   Random random(159);
   for (const double scale : {10.0, 1e3, 1e6}) {
