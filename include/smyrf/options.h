@@ -35,10 +35,12 @@ struct Options {
   std::optional<std::int64_t> cluster_size{};
   /// The relative error of out that `tree` aims for in every (batch, query head), and the RMS error
   /// of lse in nats; at least 0 and below 1. Default kDefaultTolerance; 0 evaluates every pair.
-  /// With kAuto: what the method that it takes may err.
+  /// Relative to out, or to .01 of the values' deviation where that is more. With kAuto: what the
+  /// method that it takes may err.
   std::optional<double> tolerance{};
   /// Most pairs, exact and summary, over all pairs that `tree` may evaluate, above 0 to 1: where
-  /// the tolerance would need more, statistics say what error to expect instead. Default no limit.
+  /// the tolerance would need more, statistics say what error to expect instead. Sinks and
+  /// roots are evaluated in any case. Default no limit.
   std::optional<double> max_density{};
   /// Chooses the hash directions (`lsh`) and the calibration rows (`tree`).
   std::uint64_t seed = 0;

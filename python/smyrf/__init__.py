@@ -89,9 +89,11 @@ def attention(
         n_hashes: rounds of hashing, 1 to 4096, default 8. `lsh` only.
         cluster_size: keys a cluster, at least 1, default 32. `lsh` only.
         tolerance: relative error of out aimed for in every (batch, query head), and RMS error of
-            lse in nats; from 0 (every pair) to below 1, default 0.05. `tree` and "auto" only.
+            lse in nats; from 0 (every pair) to below 1, default 0.05. Relative to out, or to .01
+            of the values' deviation where that is more. `tree` and "auto" only.
         max_density: most pairs over all pairs that may be evaluated, above 0 to 1, default no
-            limit; statistics say what error to expect. `tree` only.
+            limit; statistics say what error to expect. 24 or 40 keys and a summary for about every
+            512 are evaluated in any case. `tree` only.
         seed: chooses the hash directions (`lsh`) or the calibration rows (`tree`), 0 to 2^63 - 1.
         window: (left, right): query i sees keys from i + Nk - Nq - left to i + Nk - Nq + right;
             -1 for no bound. `dense` only.
