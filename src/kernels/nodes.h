@@ -12,7 +12,7 @@ namespace smyrf::kernels {
 
 /// Queries a block of `tree`, which are the SIMD lanes.
 inline constexpr std::int64_t kTreeRows = 16;
-/// Leading coordinates in the common basis that node variances are kept in; zero past D.
+/// Leading coordinates in the common basis that nodes' variances are of; zero past D.
 inline constexpr std::int64_t kCoordinates = 32;
 
 /// A key head in tree order (sinks first) and its nodes; all float32 and contiguous.
@@ -86,7 +86,7 @@ void Coordinates(const Rows& rows, std::int64_t begin, std::int64_t count, std::
 void PrincipalKeys(const float* coordinates, std::span<const std::int32_t> order,
                    std::uint64_t* keys);
 
-/// Mutable parts of a NodesView, and (nodes, kCoordinates) mean coordinates.
+/// Mutable parts of a NodesView; mean coordinates and variances only while they are made.
 struct NodeStatistics {
   float* mean_keys = nullptr;
   float* mean_values = nullptr;

@@ -21,6 +21,7 @@ Basis FindBasis(std::span<const double> query_moment, std::span<const double> ke
     const Eigen::LLT<Matrix> cholesky(moment);
     const Matrix lower = cholesky.matrixL();
     const Matrix product = lower.transpose() * covariance * lower;
+    // In float32, half the time: an eigenvector that is off by a rounding is as good a coordinate.
     const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXf> solver(product.cast<float>());
     if (cholesky.info() == Eigen::Success && solver.info() == Eigen::Success) {
       const Matrix directions = solver.eigenvectors().cast<double>().rowwise().reverse();

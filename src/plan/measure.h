@@ -34,13 +34,13 @@ struct Measured {
   void Add(const Measured& other);
 };
 
-/// kernels::kTreeRows rows of kGroupBlocks blocks.
 /// Exact attention of rows: means over them.
 struct ExactRows {
   double square_output = 0.0;  ///< |out|^2, of folded values
   double near_share = 0.0;     ///< of keys at and next to a row's own position, in its mass
 };
 
+/// kernels::kTreeRows rows of kGroupBlocks blocks.
 struct SampledGroup {
   std::vector<std::int64_t> blocks;   ///< of the query tree
   std::vector<std::int32_t> queries;  ///< positions of the rows, block by block
