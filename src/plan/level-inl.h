@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <numeric>
 #include <span>
 #include <vector>
@@ -68,7 +67,9 @@ class Levels {
         lanes_(lanes),
         mass_weight_(scoring.mass_weight),
         scratch_(OfThread<LevelScratch>()) {
-    StartWithSinks();
+    float* sinks = scratch_.logits.Need(static_cast<std::size_t>(nodes.sinks * kTreeRows));
+    SinkScores(nodes, lanes, sinks);
+    Weigh(nodes.sinks, sinks, max_, mass_);
     scratch_.known.clear();
     if (scoring.near_keys) FindKnownKeys();
     scratch_.first_next.clear();
@@ -112,7 +113,6 @@ class Levels {
   static constexpr float kHuge = 1e30F;         // weights of infinity would be NaN
   static constexpr float kLeastTotal = 1e-12F;  // its square is not 0
 
-  void StartWithSinks();
   void FindKnownKeys();
   void FollowKnownKeys();
   void ShowKnownKeys(float* logits, const NodeRisks& risks);
@@ -127,28 +127,6 @@ class Levels {
   HWY_ALIGN float max_[kTreeRows];
   HWY_ALIGN float mass_[kTreeRows];
 };
-
-inline HWY_NOINLINE void Levels::StartWithSinks() {
-  const FloatTag d;
-  const auto step = static_cast<std::int64_t>(hn::Lanes(d));
-  std::fill_n(max_, kTreeRows, -std::numeric_limits<float>::infinity());
-  std::fill_n(mass_, kTreeRows, 0.0F);
-  if (nodes_.sinks == 0) return;
-  float* s = scratch_.logits.Need(static_cast<std::size_t>(nodes_.sinks * kTreeRows));
-  SinkScores(nodes_, lanes_, s);
-  for (std::int64_t c = 0; c < kTreeRows; c += step) {
-    auto m = hn::LoadU(d, s + c);
-    for (std::int64_t j = 1; j < nodes_.sinks; ++j) {
-      m = hn::Max(m, hn::LoadU(d, s + j * kTreeRows + c));
-    }
-    auto sum = hn::Zero(d);
-    for (std::int64_t j = 0; j < nodes_.sinks; ++j) {
-      sum = hn::Add(sum, Exp2(d, hn::Sub(hn::LoadU(d, s + j * kTreeRows + c), m)));
-    }
-    hn::StoreU(m, d, max_ + c);
-    hn::StoreU(sum, d, mass_ + c);
-  }
-}
 
 inline HWY_NOINLINE void Levels::FindKnownKeys() {
   const auto roots = nodes_.nodes.first(static_cast<std::size_t>(nodes_.roots));

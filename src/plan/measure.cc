@@ -380,7 +380,7 @@ HWY_EXPORT(MeasureGroup);
 
 namespace {
 
-std::int64_t Levels(const kernels::NodesView& nodes) {
+std::int64_t LevelCount(const kernels::NodesView& nodes) {
   std::int64_t levels = 1;
   for (std::size_t id = 0; nodes.nodes[id].child_count > 0; ++levels) {
     id = static_cast<std::size_t>(nodes.nodes[id].first_child);
@@ -459,7 +459,7 @@ void Measured::Add(const Measured& other) {
 Measured SampledRows::Measure(std::span<const float> thresholds, const Scoring& scoring,
                               std::int64_t begin, std::int64_t end) const {
   std::vector<Measured> parts(static_cast<std::size_t>(end - begin));
-  const std::int64_t levels = Levels(nodes_);
+  const std::int64_t levels = LevelCount(nodes_);
   ParallelFor(end - begin, task_.threads, [&](std::int64_t g) {
     using namespace kernels;
     HWY_DYNAMIC_DISPATCH(MeasureGroup)

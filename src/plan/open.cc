@@ -43,7 +43,6 @@ void OpenBlockImpl(const NodesView& nodes, const QueryLanes& lanes, float thresh
   opening.closed.clear();
   opening.closed_logits.clear();
   opening.ranges.clear();
-  opening.visited = 0;
   leaves.clear();
   if (nodes.sinks > 0) {
     opening.ranges.push_back({0, static_cast<std::int32_t>(nodes.sinks), false});
@@ -53,7 +52,6 @@ void OpenBlockImpl(const NodesView& nodes, const QueryLanes& lanes, float thresh
   Levels levels(nodes, lanes, scoring);
   while (levels.Score()) {
     const auto candidates = levels.candidates();
-    opening.visited += std::ssize(candidates);
     const auto level_leaves = std::ssize(leaves);
     for (std::size_t j = 0; j < candidates.size(); ++j) {
       if (levels.score(j) > limit) {
