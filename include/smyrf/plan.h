@@ -47,6 +47,9 @@ struct KeyTree {
   /// what the leading coordinates leave out. Constants under differentiation.
   std::vector<float> query_basis;
   std::vector<float> key_basis;
+  /// (nodes, kCoordinates), of length 1 or 0: along them the variance of a node's keys is its own,
+  /// beside which that of the coordinates is summed. Constants as the basis is.
+  std::vector<float> directions;
 };
 
 /// One round of one (batch, query head). Rows that are in no block give 0 and lse -inf.

@@ -38,9 +38,8 @@ struct Row {
 
 /// Summaries of one (batch, key head), by the definitions.
 struct NodeMeans {
-  std::vector<double> keys, values;                  ///< (nodes, D), (nodes, Dv)
-  std::vector<double> coordinates, axes, variances;  ///< (nodes, coordinates)
-  std::vector<double> residuals, profile;            ///< (nodes), (coordinates)
+  std::vector<double> keys, values;     ///< (nodes, D), (nodes, Dv)
+  std::vector<double> axes, variances;  ///< (nodes, coordinates)
 };
 
 class Reference {
@@ -167,105 +166,41 @@ class Reference {
       mean([&](auto j, auto c) { return Element(problem_.value, b, g, j, c); },
            problem_.value_depth, means.values);
     }
-    // Children lie behind their parents, whose components are made of theirs.
-    const auto size = static_cast<std::size_t>(kCoordinates) * tree.nodes.size();
-    means.coordinates.resize(size);
-    means.axes.resize(size);
-    means.variances.resize(size);
-    for (std::size_t id = tree.nodes.size(); id-- > 0;) AddComponents(b, g, tree, id, means);
-    // What axes leave is kept as a node's sum over coordinates and the coordinates' over nodes.
-    constexpr auto kWide = static_cast<std::size_t>(kCoordinates);
-    means.residuals.resize(tree.nodes.size());
-    means.profile.resize(kWide);
-    double all = 0.0;
-    for (std::size_t i = 0; i < size; ++i) {
-      means.residuals[i / kWide] += means.variances[i];
-      means.profile[i % kWide] += means.variances[i];
-      all += means.variances[i];
-    }
-    for (double& part : means.profile) part = all > 0.0 ? part / all : 0.0;
+    for (std::size_t id = 0; id < tree.nodes.size(); ++id) AddComponents(b, g, tree, id, means);
     return means;
   }
 
-  /// A node's leading component and what it leaves of the variances of its coordinates: two power
-  /// iterations from the longest of the rows whose Gram matrix is the covariance (a leaf's keys, or
-  /// its children's means and components), by counts.
+  /// A node's deviation along its direction, and what that leaves of the variances of coordinates.
   void AddComponents(std::int64_t b, std::int64_t g, const KeyTree& tree, std::size_t id,
                      NodeMeans& means) const {
     using Coordinates = std::array<double, static_cast<std::size_t>(kCoordinates)>;
-    const auto at = [](const std::vector<double>& of, std::size_t n) {
-      Coordinates row{};
-      std::copy_n(of.begin() + static_cast<std::ptrdiff_t>(n) * kCoordinates, kCoordinates,
-                  row.begin());
-      return row;
-    };
-    const auto dot = [](const Coordinates& x, const Coordinates& y) {
-      return std::inner_product(x.begin(), x.end(), y.begin(), 0.0);
-    };
     const Node& node = tree.nodes[id];
     const double n = node.end - node.begin;
-    Coordinates mean{};
-    std::vector<std::pair<Coordinates, double>> members;  // and their weights
     std::vector<Coordinates> rows;
-    for (std::int32_t j = node.begin; node.child_count == 0 && j < node.end; ++j) {
-      Coordinates x{};
-      for (std::int64_t c = 0; c < kCoordinates; ++c) {
-        x[static_cast<std::size_t>(c)] = Coordinate(
-            problem_.key, b, g, tree.key_order[static_cast<std::size_t>(j)], tree.key_basis, c);
+    Coordinates mean{};
+    for (std::int32_t j = node.begin; j < node.end; ++j) {
+      Coordinates& x = rows.emplace_back();
+      for (std::size_t c = 0; c < x.size(); ++c) {
+        x[c] = Coordinate(problem_.key, b, g, tree.key_order[static_cast<std::size_t>(j)],
+                          tree.key_basis, static_cast<std::int64_t>(c));
+        mean[c] += x[c] / n;
       }
-      members.emplace_back(x, 1.0 / n);
     }
+    const float* direction = tree.directions.data() + id * mean.size();
     Coordinates variances{};
-    for (std::int32_t k = 0; k < node.child_count; ++k) {
-      const auto child = static_cast<std::size_t>(node.first_child) + static_cast<std::size_t>(k);
-      const double weight = (tree.nodes[child].end - tree.nodes[child].begin) / n;
-      members.emplace_back(at(means.coordinates, child), weight);
-      Coordinates axis = at(means.axes, child);
-      const Coordinates left = at(means.variances, child);
-      for (std::size_t c = 0; c < axis.size(); ++c) {
-        variances[c] += weight * (left[c] + axis[c] * axis[c]);
-        axis[c] *= std::sqrt(weight);
+    double square = 0.0;
+    for (const Coordinates& x : rows) {
+      double along = 0.0;
+      for (std::size_t c = 0; c < x.size(); ++c) {
+        along += (x[c] - mean[c]) * direction[c];
+        variances[c] += (x[c] - mean[c]) * (x[c] - mean[c]) / n;
       }
-      rows.push_back(axis);
+      square += along * along / n;
     }
-    for (const auto& [x, weight] : members) {
-      for (std::size_t c = 0; c < mean.size(); ++c) mean[c] += weight * x[c];
-    }
-    for (std::size_t m = 0; m < members.size(); ++m) {
-      auto [x, weight] = members[m];
-      for (std::size_t c = 0; c < mean.size(); ++c) {
-        x[c] = std::sqrt(weight) * (x[c] - mean[c]);
-        variances[c] += x[c] * x[c];
-      }
-      // A child's mean before its component, so that ties choose alike.
-      rows.insert(
-          node.child_count == 0 ? rows.end() : rows.begin() + static_cast<std::ptrdiff_t>(2 * m),
-          x);
-    }
-    Coordinates axis = *std::max_element(
-        rows.begin(), rows.end(),
-        [&](const Coordinates& x, const Coordinates& y) { return dot(x, x) < dot(y, y); });
-    double factor = 0.0;
-    for (int iteration = 0; iteration < 3 && dot(axis, axis) > 0.0; ++iteration) {
-      const double norm = std::sqrt(dot(axis, axis));
-      Coordinates next{};
-      double squares = 0.0;
-      for (const Coordinates& row : rows) {
-        const double along = dot(axis, row) / norm;
-        squares += along * along;
-        for (std::size_t c = 0; c < next.size(); ++c) next[c] += along * row[c];
-      }
-      if (iteration == 2) {
-        factor = std::sqrt(squares) / norm;
-      } else {
-        axis = next;
-      }
-    }
-    for (std::size_t c = 0; c < axis.size(); ++c) {
-      const std::size_t to = id * axis.size() + c;
-      means.coordinates[to] = mean[c];
-      means.axes[to] = factor * axis[c];
-      means.variances[to] = std::max(0.0, variances[c] - means.axes[to] * means.axes[to]);
+    for (std::size_t c = 0; c < mean.size(); ++c) {
+      const double axis = std::sqrt(square) * direction[c];
+      means.axes.push_back(axis);
+      means.variances.push_back(std::max(0.0, variances[c] - axis * axis));
     }
   }
 
@@ -285,8 +220,7 @@ class Reference {
     for (std::int64_t c = 0; c < kCoordinates; ++c) {
       const auto at = static_cast<std::size_t>(id * kCoordinates + c);
       const double y = problem_.scale * Coordinate(problem_.query, b, h, i, tree.query_basis, c);
-      u += y * y * means.profile[static_cast<std::size_t>(c)] *
-           means.residuals[static_cast<std::size_t>(id)];
+      u += y * y * means.variances[at];
       along += y * means.axes[at];
     }
     u += along * along;

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 
 #include "kernels/nodes.h"
@@ -23,6 +24,7 @@ namespace {
 /// Coordinates that principal directions are looked for in, and rows they are computed from.
 constexpr std::int64_t kSplitCoordinates = 16;
 constexpr std::int64_t kSplitRows = 128;
+constexpr std::int64_t kDirectionRows = 64;
 constexpr std::int64_t kRowTile = 128;
 
 struct NodeRowScratch {
@@ -96,165 +98,87 @@ void CoordinatesImpl(const Rows& rows, std::int64_t begin, std::int64_t count, s
   }
 }
 
-using SplitTag = hn::CappedTag<float, kSplitCoordinates>;
-inline constexpr int kSplitVectors = static_cast<int>(kSplitCoordinates / hn::MaxLanes(SplitTag()));
-
-HWY_INLINE float Dot(const float* a, const float* b) {
-  const SplitTag d;
-  auto sum = hn::Zero(d);
-  SMYRF_UNROLL
-  for (int c = 0; c < kSplitVectors; ++c) {
-    const std::size_t at = static_cast<std::size_t>(c) * hn::Lanes(d);
-    sum = hn::MulAdd(hn::LoadU(d, a + at), hn::LoadU(d, b + at), sum);
+/// direction = the leading principal one of the rows' leading kWidth coordinates, of length 1: two
+/// power iterations over at most `most` of them, from the one farthest from their mean. Zero where
+/// they agree.
+template <std::int64_t kWidth>
+HWY_INLINE void LeadingDirection(const float* coordinates, std::span<const std::int32_t> order,
+                                 std::int64_t most, float* direction) {
+  const hn::CappedTag<float, kWidth> d;
+  constexpr int kParts = static_cast<int>(kWidth / hn::MaxLanes(d));
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  const auto dot = [&](const float* a, const float* b) HWY_ATTR {
+    auto sum = hn::Zero(d);
+    SMYRF_UNROLL
+    for (int i = 0; i < kParts; ++i) {
+      sum = hn::MulAdd(hn::LoadU(d, a + i * lanes), hn::LoadU(d, b + i * lanes), sum);
+    }
+    return hn::GetLane(hn::SumOfLanes(d, sum));
+  };
+  // y += a x
+  const auto add = [&](float a, const float* x, float* y) HWY_ATTR {
+    const auto factor = hn::Set(d, a);
+    SMYRF_UNROLL
+    for (int i = 0; i < kParts; ++i) {
+      const std::int64_t at = i * lanes;
+      hn::StoreU(hn::MulAdd(factor, hn::LoadU(d, x + at), hn::LoadU(d, y + at)), d, y + at);
+    }
+  };
+  const auto all = static_cast<std::int64_t>(order.size());
+  const std::int64_t step = (all + most - 1) / most;
+  const std::int64_t count = (all + step - 1) / step;
+  float* rows = OfThread<NodeRowScratch>().tile.Need(static_cast<std::size_t>(count * kWidth));
+  HWY_ALIGN float mean[kWidth] = {};
+  for (std::int64_t i = 0; i < count; ++i) {
+    const float* row = coordinates + order[static_cast<std::size_t>(i * step)] * kCoordinates;
+    std::copy_n(row, kWidth, rows + i * kWidth);
+    add(1.0F, row, mean);
   }
-  return hn::GetLane(hn::SumOfLanes(d, sum));
+  for (float& x : mean) x /= static_cast<float>(count);
+  float farthest = -1.0F;
+  std::fill_n(direction, kWidth, 0.0F);
+  for (std::int64_t i = 0; i < count; ++i) {
+    float* row = rows + i * kWidth;
+    add(-1.0F, mean, row);
+    const float distance = dot(row, row);
+    if (!(distance > farthest)) continue;
+    farthest = distance;
+    std::copy_n(row, kWidth, direction);
+  }
+  for (int iteration = 0; iteration < 2; ++iteration) {
+    HWY_ALIGN float next[kWidth] = {};
+    for (std::int64_t i = 0; i < count; ++i) {
+      add(dot(direction, rows + i * kWidth), rows + i * kWidth, next);
+    }
+    const float norm = std::sqrt(dot(next, next));
+    if (!(norm > 0.0F && norm < std::numeric_limits<float>::infinity())) {
+      std::fill_n(direction, kWidth, 0.0F);
+      return;
+    }
+    for (std::int64_t c = 0; c < kWidth; ++c) direction[c] = next[c] / norm;
+  }
 }
 
-HWY_INLINE float Distance(const float* a, const float* b) {
-  const SplitTag d;
-  auto sum = hn::Zero(d);
-  SMYRF_UNROLL
-  for (int c = 0; c < kSplitVectors; ++c) {
-    const std::size_t at = static_cast<std::size_t>(c) * hn::Lanes(d);
-    const auto x = hn::Sub(hn::LoadU(d, a + at), hn::LoadU(d, b + at));
-    sum = hn::MulAdd(x, x, sum);
-  }
-  return hn::GetLane(hn::SumOfLanes(d, sum));
-}
-
-/// y += a x over the leading coordinates.
-HWY_INLINE void Add(float a, const float* x, float* y) {
-  const SplitTag d;
-  const auto factor = hn::Set(d, a);
-  SMYRF_UNROLL
-  for (int c = 0; c < kSplitVectors; ++c) {
-    const std::size_t at = static_cast<std::size_t>(c) * hn::Lanes(d);
-    hn::StoreU(hn::MulAdd(factor, hn::LoadU(d, x + at), hn::LoadU(d, y + at)), d, y + at);
-  }
+void LeadingDirectionImpl(const float* coordinates, std::span<const std::int32_t> order,
+                          float* direction) {
+  LeadingDirection<kCoordinates>(coordinates, order, kDirectionRows, direction);
 }
 
 void PrincipalKeysImpl(const float* coordinates, std::span<const std::int32_t> order,
                        std::uint64_t* keys) {
-  const auto count = static_cast<std::int64_t>(order.size());
-  const auto row = [&](std::int64_t i) {
-    return coordinates + order[static_cast<std::size_t>(i)] * kCoordinates;
-  };
-  const std::int64_t step = (count + kSplitRows - 1) / kSplitRows;
-  HWY_ALIGN float mean[kSplitCoordinates] = {};
-  std::int64_t sampled = 0;
-  for (std::int64_t i = 0; i < count; i += step, ++sampled) Add(1.0F, row(i), mean);
-  for (float& x : mean) x /= static_cast<float>(sampled);
-  // Start from the row that lies farthest from the mean: never orthogonal to everything.
-  HWY_ALIGN float direction[kSplitCoordinates] = {};
-  float farthest = -1.0F;
-  std::int64_t start = 0;
-  for (std::int64_t i = 0; i < count; i += step) {
-    const float distance = Distance(row(i), mean);
-    if (distance > farthest) {
-      farthest = distance;
-      start = i;
-    }
-  }
-  Add(1.0F, row(start), direction);
-  Add(-1.0F, mean, direction);
-  for (int iteration = 0; iteration < 2; ++iteration) {
-    HWY_ALIGN float next[kSplitCoordinates] = {};
-    const float offset = Dot(direction, mean);
-    float total = 0.0F;
-    for (std::int64_t i = 0; i < count; i += step) {
-      const float along = Dot(direction, row(i)) - offset;
-      total += along;
-      Add(along, row(i), next);
-    }
-    Add(-total, mean, next);
-    const float norm = std::sqrt(Dot(next, next));
-    if (!(norm > 0.0F)) break;  // all rows agree: their order decides
-    for (std::int64_t c = 0; c < kSplitCoordinates; ++c) direction[c] = next[c] / norm;
-  }
-  for (std::int64_t i = 0; i < count; ++i) {
-    keys[i] = std::uint64_t{OrderedBits(Dot(direction, row(i)))} << 32 |
-              static_cast<std::uint32_t>(order[static_cast<std::size_t>(i)]);
-  }
-}
-
-/// The leading component of the keys' coordinates, by power iterations over a leaf's rows, or over
-/// its children's means and axes; variances and residual keep what it leaves.
-void LeadingAxis(const NodesView& nodes, const Node& node, const float* coordinates,
-                 const NodeStatistics& to, std::int64_t id) {
-  const FloatTag d;
+  const hn::CappedTag<float, kSplitCoordinates> d;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  constexpr std::int64_t kMost = 64;
-  HWY_ALIGN float rows[kMost * kCoordinates];  // their Gram matrix is the covariance
-  std::int64_t count = 0;
-  const float* mean = to.mean_coordinates + id * kCoordinates;
-  const float n = static_cast<float>(node.end - node.begin);
-  const auto add = [&](const float* row, const float* minus, float factor) HWY_ATTR {
-    for (std::int64_t c = 0; c < kCoordinates; c += lanes) {
-      auto x = hn::LoadU(d, row + c);
-      if (minus != nullptr) x = hn::Sub(x, hn::LoadU(d, minus + c));
-      hn::StoreU(hn::Mul(x, hn::Set(d, factor)), d, rows + count * kCoordinates + c);
-    }
-    ++count;
-  };
-  if (node.child_count == 0) {
-    for (std::int64_t j = node.begin; j < std::min<std::int64_t>(node.end, node.begin + kMost);
-         ++j) {
-      add(coordinates + j * kCoordinates, mean, std::sqrt(1.0F / n));
-    }
-  } else {
-    for (std::int64_t k = node.first_child; k < node.first_child + node.child_count; ++k) {
-      const Node& child = nodes.nodes[static_cast<std::size_t>(k)];
-      const float weight = std::sqrt(static_cast<float>(child.end - child.begin) / n);
-      add(to.mean_coordinates + k * kCoordinates, mean, weight);
-      add(to.axes + k * kCoordinates, nullptr, weight);
-    }
-  }
-  const auto dot = [&](const float* a, const float* b) HWY_ATTR {
+  HWY_ALIGN float direction[kSplitCoordinates];
+  LeadingDirection<kSplitCoordinates>(coordinates, order, kSplitRows, direction);
+  for (std::size_t i = 0; i < order.size(); ++i) {
+    const float* row = coordinates + order[i] * kCoordinates;
     auto sum = hn::Zero(d);
-    for (std::int64_t c = 0; c < kCoordinates; c += lanes) {
-      sum = hn::MulAdd(hn::LoadU(d, a + c), hn::LoadU(d, b + c), sum);
+    for (std::int64_t c = 0; c < kSplitCoordinates; c += lanes) {
+      sum = hn::MulAdd(hn::LoadU(d, row + c), hn::Load(d, direction + c), sum);
     }
-    return hn::GetLane(hn::SumOfLanes(d, sum));
-  };
-  float* axis = to.axes + id * kCoordinates;
-  std::fill_n(axis, kCoordinates, 0.0F);  // where every norm is NaN
-  float longest = -1.0F;
-  for (std::int64_t j = 0; j < count; ++j) {
-    const float norm = dot(rows + j * kCoordinates, rows + j * kCoordinates);
-    if (norm > longest) {
-      longest = norm;
-      std::copy_n(rows + j * kCoordinates, kCoordinates, axis);
-    }
+    keys[i] = std::uint64_t{OrderedBits(hn::GetLane(hn::SumOfLanes(d, sum)))} << 32 |
+              static_cast<std::uint32_t>(order[i]);
   }
-  float factor = 0.0F;  // deviation along the direction, over its norm
-  for (int iteration = 0; iteration < 3; ++iteration) {
-    HWY_ALIGN float next[kCoordinates] = {};
-    const float norm = std::sqrt(dot(axis, axis));
-    if (!(norm > 0.0F)) break;
-    float squares = 0.0F;
-    for (std::int64_t j = 0; j < count; ++j) {
-      const float along = dot(axis, rows + j * kCoordinates) / norm;
-      squares += along * along;
-      for (std::int64_t c = 0; c < kCoordinates; c += lanes) {
-        hn::StoreU(hn::MulAdd(hn::Set(d, along), hn::LoadU(d, rows + j * kCoordinates + c),
-                              hn::LoadU(d, next + c)),
-                   d, next + c);
-      }
-    }
-    if (iteration == 2) {
-      factor = std::sqrt(squares) / norm;
-      break;
-    }
-    std::copy_n(next, kCoordinates, axis);
-  }
-  float* variances = to.variances + id * kCoordinates;
-  float residual = 0.0F;
-  for (std::int64_t c = 0; c < kCoordinates; ++c) {
-    axis[c] *= factor;
-    variances[c] = std::max(0.0F, variances[c] - axis[c] * axis[c]);
-    residual += variances[c];
-  }
-  to.residuals[id] = residual;
 }
 
 void SummarizeNodeImpl(const NodesView& nodes, std::int64_t id, const float* coordinates,
@@ -309,11 +233,7 @@ void SummarizeNodeImpl(const NodesView& nodes, std::int64_t id, const float* coo
       for (std::int64_t k = node.first_child; k < node.first_child + node.child_count; ++k) {
         const Node& child = nodes.nodes[static_cast<std::size_t>(k)];
         const auto x = hn::Sub(hn::LoadU(d, of_nodes + k * width + c), centre);
-        auto inner = hn::Zero(d);
-        if (own != nullptr) {
-          const auto axis = hn::LoadU(d, to.axes + k * width + c);
-          inner = hn::MulAdd(axis, axis, hn::LoadU(d, own + k * width + c));
-        }
+        const auto inner = own != nullptr ? hn::LoadU(d, own + k * width + c) : hn::Zero(d);
         sum = hn::MulAdd(hn::Set(d, static_cast<float>(child.end - child.begin)),
                          hn::MulAdd(x, x, inner), sum);
       }
@@ -324,7 +244,6 @@ void SummarizeNodeImpl(const NodesView& nodes, std::int64_t id, const float* coo
     hn::StoreU(spread(df, coordinates, to.mean_coordinates, to.variances, kCoordinates, c), df,
                to.variances + id * kCoordinates + c);
   }
-  LeadingAxis(nodes, node, coordinates, to, id);
   float value_spread = 0.0F;
   ForLanes(nodes.value_depth, [&](auto d, std::int64_t c) HWY_ATTR {
     value_spread += hn::GetLane(
@@ -337,6 +256,33 @@ void SummarizeNodeImpl(const NodesView& nodes, std::int64_t id, const float* coo
   to.value_spreads[id] = value_spread;
 }
 
+void SplitVariancesImpl(const NodesView& nodes, std::int64_t id, const float* coordinates,
+                        const float* direction, const NodeStatistics& to) {
+  const FloatTag d;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  const Node& node = nodes.nodes[static_cast<std::size_t>(id)];
+  const float* mean = to.mean_coordinates + id * kCoordinates;
+  float squares = 0.0F;
+  for (std::int64_t j = node.begin; j < node.end; ++j) {
+    const float* row = coordinates + j * kCoordinates;
+    auto sum = hn::Zero(d);
+    for (std::int64_t c = 0; c < kCoordinates; c += lanes) {
+      const auto x = hn::Sub(hn::LoadU(d, row + c), hn::LoadU(d, mean + c));
+      sum = hn::MulAdd(x, hn::LoadU(d, direction + c), sum);
+    }
+    const float along = hn::GetLane(hn::SumOfLanes(d, sum));
+    squares += along * along;
+  }
+  const auto deviation = hn::Set(d, std::sqrt(squares / static_cast<float>(node.end - node.begin)));
+  for (std::int64_t c = 0; c < kCoordinates; c += lanes) {
+    const std::int64_t at = id * kCoordinates + c;
+    const auto axis = hn::Mul(deviation, hn::LoadU(d, direction + c));
+    const auto rest = hn::NegMulAdd(axis, axis, hn::LoadU(d, to.variances + at));
+    hn::StoreU(axis, d, to.axes + at);
+    hn::StoreU(hn::Max(rest, hn::Zero(d)), d, to.variances + at);
+  }
+}
+
 }  // namespace smyrf::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -347,7 +293,9 @@ HWY_EXPORT(GatherRowsImpl);
 HWY_EXPORT(GramImpl);
 HWY_EXPORT(CoordinatesImpl);
 HWY_EXPORT(PrincipalKeysImpl);
+HWY_EXPORT(LeadingDirectionImpl);
 HWY_EXPORT(SummarizeNodeImpl);
+HWY_EXPORT(SplitVariancesImpl);
 
 void GatherRows(const Rows& rows, std::int64_t begin, std::int64_t count, std::int64_t depth,
                 float* target) {
@@ -368,9 +316,19 @@ void PrincipalKeys(const float* coordinates, std::span<const std::int32_t> order
   HWY_DYNAMIC_DISPATCH(PrincipalKeysImpl)(coordinates, order, keys);
 }
 
+void LeadingDirection(const float* coordinates, std::span<const std::int32_t> order,
+                      float* direction) {
+  HWY_DYNAMIC_DISPATCH(LeadingDirectionImpl)(coordinates, order, direction);
+}
+
 void SummarizeNode(const NodesView& nodes, std::int64_t id, const float* coordinates,
                    const NodeStatistics& to) {
   HWY_DYNAMIC_DISPATCH(SummarizeNodeImpl)(nodes, id, coordinates, to);
+}
+
+void SplitVariances(const NodesView& nodes, std::int64_t id, const float* coordinates,
+                    const float* direction, const NodeStatistics& to) {
+  HWY_DYNAMIC_DISPATCH(SplitVariancesImpl)(nodes, id, coordinates, direction, to);
 }
 
 }  // namespace smyrf::kernels

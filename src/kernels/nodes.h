@@ -27,9 +27,8 @@ struct NodesView {
   const float* values = nullptr;         ///< (key_count, Dv)
   const float* mean_keys = nullptr;      ///< (nodes, D)
   const float* mean_values = nullptr;    ///< (nodes, Dv)
-  const float* axes = nullptr;           ///< (nodes, kCoordinates): leading component of the keys
-  const float* residuals = nullptr;      ///< (nodes): variance that it leaves, all coordinates'
-  const float* profile = nullptr;        ///< (kCoordinates): their parts in it, of all nodes
+  const float* axes = nullptr;           ///< (nodes, kCoordinates): deviation along the direction
+  const float* variances = nullptr;      ///< (nodes, kCoordinates): what it leaves, divisor n
   const float* log_counts = nullptr;     ///< (nodes): ln n
   const float* value_spreads = nullptr;  ///< (nodes): mean |v - mean(v)|^2
   /// (Nk): where the key at each position lies in tree order; -1 where it is padded.
@@ -42,7 +41,7 @@ struct QueryLanes {
   std::int64_t rows = 0;
   const float* q = nullptr;  ///< (D, kTreeRows): times scale and log2(e)
   /// (kCoordinates, kTreeRows): coordinates times scale. A logit's variance over a node is their
-  /// product with its axis, squared, and that of their squares with the profile and its residual.
+  /// product with its axis, squared, and the product of their squares with its variances.
   const float* coordinates = nullptr;
   const float* squares = nullptr;
   const float* const* queries = nullptr;    ///< (rows) of D, as they are
@@ -80,27 +79,36 @@ void Gram(const float* rows, std::int64_t count, std::int64_t depth, float* gram
 void Coordinates(const Rows& rows, std::int64_t begin, std::int64_t count, std::int64_t depth,
                  const float* basis, float* target);
 
+/// direction (kCoordinates) = the leading principal one of rows order[0, count) of coordinates (N,
+/// kCoordinates), of length 1 (two power iterations on at most 64 of them); zero where they agree.
+void LeadingDirection(const float* coordinates, std::span<const std::int32_t> order,
+                      float* direction);
+
 /// Projections of rows order[0, count) of coordinates (N, kCoordinates) on their leading principal
 /// direction (two power iterations on at most 128 of them, leading 16 coordinates), as sort keys:
 /// float order in the high half, the row in the low half.
 void PrincipalKeys(const float* coordinates, std::span<const std::int32_t> order,
                    std::uint64_t* keys);
 
-/// Mutable parts of a NodesView; mean coordinates and variances only while they are made.
+/// Mutable parts of a NodesView; mean coordinates only while they are made.
 struct NodeStatistics {
   float* mean_keys = nullptr;
   float* mean_values = nullptr;
   float* mean_coordinates = nullptr;
   float* axes = nullptr;
-  float* variances = nullptr;  ///< (nodes, kCoordinates): what the axes leave
-  float* residuals = nullptr;
+  float* variances = nullptr;
   float* log_counts = nullptr;
   float* value_spreads = nullptr;
 };
 
-/// Fills in one node: a leaf from its rows in tree order, a parent from its children, whose counts
-/// weigh. `coordinates` (key_count, kCoordinates) in tree order.
+/// Fills in one node, but for its axis: a leaf from its rows in tree order, a parent from its
+/// children, whose counts weigh. `coordinates` (key_count, kCoordinates) in tree order.
 void SummarizeNode(const NodesView& nodes, std::int64_t id, const float* coordinates,
                    const NodeStatistics& to);
+
+/// A summarised node's axis, from the variance of its rows along `direction` (kCoordinates), which
+/// leaves the variances. Parents are to be summarised before.
+void SplitVariances(const NodesView& nodes, std::int64_t id, const float* coordinates,
+                    const float* direction, const NodeStatistics& to);
 
 }  // namespace smyrf::kernels

@@ -1,9 +1,7 @@
 #include "plan/summaries.h"
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
-#include <numeric>
 #include <vector>
 
 #include "kernels/parallel.h"
@@ -20,13 +18,11 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
   mean_keys_ = kernels::Floats(count * problem.depth);
   mean_values_ = kernels::Floats(count * problem.value_depth);
   axes_ = kernels::Floats(count * kernels::kCoordinates);
-  residuals_ = kernels::Floats(count);
-  profile_ = kernels::Floats(kernels::kCoordinates);
+  variances_ = kernels::Floats(count * kernels::kCoordinates);
   log_counts_ = kernels::Floats(count);
   value_spreads_ = kernels::Floats(count);
   const kernels::Floats coordinates(rows * kernels::kCoordinates);
   const kernels::Floats mean_coordinates(count * kernels::kCoordinates);
-  const kernels::Floats variances(count * kernels::kCoordinates);
   view_.depth = problem.depth;
   view_.value_depth = problem.value_depth;
   view_.key_count = rows;
@@ -38,8 +34,7 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
   view_.mean_keys = mean_keys_.get();
   view_.mean_values = mean_values_.get();
   view_.axes = axes_.get();
-  view_.residuals = residuals_.get();
-  view_.profile = profile_.get();
+  view_.variances = variances_.get();
   view_.log_counts = log_counts_.get();
   view_.value_spreads = value_spreads_.get();
 
@@ -66,9 +61,9 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
     end = next;
   }
   level_begins.push_back(count);
-  const kernels::NodeStatistics to{mean_keys_.get(),  mean_values_.get(),  mean_coordinates.get(),
-                                   axes_.get(),       variances.get(),     residuals_.get(),
-                                   log_counts_.get(), value_spreads_.get()};
+  const kernels::NodeStatistics to{mean_keys_.get(),    mean_values_.get(), mean_coordinates.get(),
+                                   axes_.get(),         variances_.get(),   log_counts_.get(),
+                                   value_spreads_.get()};
   for (std::size_t level = level_begins.size() - 1; level > 0; --level) {
     const std::int64_t first = level_begins[level - 1];
     const std::int64_t last = level_begins[level];
@@ -79,18 +74,13 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
       }
     });
   }
-
-  // Nodes differ in how much their axes leave, little in which coordinates it lies in.
-  constexpr auto kWide = static_cast<std::size_t>(kernels::kCoordinates);
-  std::array<double, kWide> sums{};
-  for (std::int64_t id = 0; id < count; ++id) {
-    const float* of_node = variances.get() + id * kernels::kCoordinates;
-    for (std::size_t c = 0; c < kWide; ++c) sums[c] += static_cast<double>(of_node[c]);
-  }
-  const double all = std::accumulate(sums.begin(), sums.end(), 0.0);
-  for (std::size_t c = 0; c < kWide; ++c) {
-    profile_.get()[c] = all > 0.0 ? static_cast<float>(sums[c] / all) : 0.0F;
-  }
+  ParallelFor((count + kTask - 1) / kTask, threads, [&](std::int64_t task) {
+    const std::int64_t begin = task * kTask;
+    for (std::int64_t id = begin; id < std::min(count, begin + kTask); ++id) {
+      kernels::SplitVariances(view_, id, coordinates.get(),
+                              tree.directions.data() + id * kernels::kCoordinates, to);
+    }
+  });
 }
 
 }  // namespace smyrf

@@ -14,15 +14,15 @@ namespace smyrf {
 class Summaries {
  public:
   /// Copies the head's keys and values in tree order, float32. `tree` must outlive it.
-  /// Memory: 4 (Nk (D + Dv) + nodes (D + Dv + 35)) bytes; about Nk / 6 nodes.
+  /// Memory: 4 (Nk (D + Dv) + nodes (D + Dv + 66)) bytes; about Nk / 6 nodes.
   Summaries(const Problem& problem, std::int64_t batch, std::int64_t key_head, const KeyTree& tree,
             int threads);
 
   kernels::NodesView view() const { return view_; }
 
  private:
-  kernels::Floats keys_, values_, mean_keys_, mean_values_, axes_, residuals_, profile_,
-      log_counts_, value_spreads_;
+  kernels::Floats keys_, values_, mean_keys_, mean_values_, axes_, variances_, log_counts_,
+      value_spreads_;
   kernels::NodesView view_;
 };
 

@@ -102,14 +102,31 @@ kernels::Floats CoordinatesOf(const TensorView& view, std::int64_t batch, std::i
   return coordinates;
 }
 
-/// The positions in the order of a balanced tree over the coordinates of those `order` names.
-std::vector<std::int32_t> TreeOrder(const kernels::Floats& coordinates,
-                                    std::vector<std::int32_t> order,
-                                    const std::vector<std::int32_t>& positions, std::int64_t leaves,
-                                    int threads) {
-  BalanceOrder(coordinates.get(), order, leaves, threads);
-  for (std::int32_t& row : order) row = positions[static_cast<std::size_t>(row)];
-  return order;
+/// positions[order[i]] for every i.
+std::vector<std::int32_t> PositionsOf(const std::vector<std::int32_t>& order,
+                                      const std::vector<std::int32_t>& positions) {
+  std::vector<std::int32_t> result;
+  result.reserve(order.size());
+  for (const std::int32_t row : order) result.push_back(positions[static_cast<std::size_t>(row)]);
+  return result;
+}
+
+/// Of the tree's nodes over rows `order` of the coordinates, which follow the sinks.
+std::vector<float> Directions(const KeyTree& tree, const kernels::Floats& coordinates,
+                              std::span<const std::int32_t> order, int threads) {
+  const auto count = std::ssize(tree.nodes);
+  std::vector<float> directions(static_cast<std::size_t>(count * kCoordinates));
+  ParallelFor((count + kTaskRows - 1) / kTaskRows, threads, [&](std::int64_t task) {
+    const std::int64_t begin = task * kTaskRows;
+    for (std::int64_t id = begin; id < std::min(count, begin + kTaskRows); ++id) {
+      const Node& node = tree.nodes[static_cast<std::size_t>(id)];
+      kernels::LeadingDirection(coordinates.get(),
+                                order.subspan(static_cast<std::size_t>(node.begin - tree.sinks),
+                                              static_cast<std::size_t>(node.end - node.begin)),
+                                directions.data() + id * kCoordinates);
+    }
+  });
+  return directions;
 }
 
 /// Of `count` rows: squared distances from their mean, each coordinate in its own deviations.
@@ -186,9 +203,11 @@ TreePlanner::TreePlanner(const Problem& problem, const Plan& plan, std::int64_t 
   std::vector<std::int32_t> others = ChooseSinks(keys, coordinates);
   const auto n = std::ssize(others);
   const std::int64_t leaves = (n + kLeafKeys - 1) / kLeafKeys;
-  others = TreeOrder(coordinates, std::move(others), keys, leaves, threads);
-  tree_.key_order.insert(tree_.key_order.end(), others.begin(), others.end());
+  BalanceOrder(coordinates.get(), others, leaves, threads);
   AddNodes(tree_.sinks, n, leaves, tree_);
+  tree_.directions = Directions(tree_, coordinates, others, threads);
+  others = PositionsOf(others, keys);
+  tree_.key_order.insert(tree_.key_order.end(), others.begin(), others.end());
   tree_.query_basis = basis_.query;
   tree_.key_basis = basis_.key;
   summaries_ = std::make_unique<Summaries>(problem, batch, key_head, tree_, threads);
@@ -317,9 +336,11 @@ TreePlanner::Head TreePlanner::PlanHead(std::int64_t query_head) const {
   const std::int64_t blocks = (n + kTreeRows - 1) / kTreeRows;
   std::vector<std::int32_t> order(queries_.size());
   std::iota(order.begin(), order.end(), 0);
-  order = TreeOrder(
-      CoordinatesOf(problem_.query, batch_, query_head, queries_, basis_.query_tree, threads_),
-      std::move(order), queries_, blocks, threads_);
+  BalanceOrder(
+      CoordinatesOf(problem_.query, batch_, query_head, queries_, basis_.query_tree, threads_)
+          .get(),
+      order, blocks, threads_);
+  order = PositionsOf(order, queries_);
 
   CalibrationTask task;
   task.queries = kernels::RowsOf(problem_.query, batch_, query_head, order);

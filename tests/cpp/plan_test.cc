@@ -225,6 +225,7 @@ TEST(Plan, RefusesNodesThatAreNoTree) {
   refuse([](KeyTree& tree) { tree.nodes[1].end = 701; });
   refuse([](KeyTree& tree) { tree.sinks = 701; });
   refuse([](KeyTree& tree) { tree.key_basis.pop_back(); });
+  refuse([](KeyTree& tree) { tree.directions.pop_back(); });
 }
 
 TEST(Plan, RefusesOtherOptions) {

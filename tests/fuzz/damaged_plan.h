@@ -134,7 +134,7 @@ inline void DamageHead(Bytes& bytes, HeadPlan& head) {
 }
 
 inline void DamageTree(Bytes& bytes, KeyTree& tree) {
-  switch (bytes.Between(0, 5)) {
+  switch (bytes.Between(0, 6)) {
     case 0:
       DamageIndices(bytes, tree.key_order);
       break;
@@ -152,6 +152,11 @@ inline void DamageTree(Bytes& bytes, KeyTree& tree) {
     case 4:
       if (DamageList(bytes, tree.key_basis)) {
         *AnyOf(bytes, tree.key_basis) = static_cast<float>(bytes.Of({testing::kNaN, 3e38, 0.0}));
+      }
+      break;
+    case 5:
+      if (DamageList(bytes, tree.directions)) {
+        *AnyOf(bytes, tree.directions) = static_cast<float>(bytes.Of({testing::kNaN, 3e38, 0.0}));
       }
       break;
     default:
