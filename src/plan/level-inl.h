@@ -91,7 +91,7 @@ class Levels {
   /// Candidate j is replaced by its children, or, a leaf, by its keys.
   HWY_INLINE void Open(std::size_t j) {
     const Node& node = nodes_.nodes[static_cast<std::size_t>(scratch_.candidates[j])];
-    if (node.child_count == 0) return;
+    if (node.child_count == 0) return Keep(trusted(j));
     scratch_.first_next[j] = static_cast<std::int32_t>(scratch_.next.size());
     for (std::int32_t k = 0; k < node.child_count; ++k) {
       scratch_.next.push_back(node.first_child + k);
@@ -99,20 +99,30 @@ class Levels {
   }
 
   /// Candidate j is kept as its summary.
-  HWY_INLINE void Close(std::size_t j) {
-    const FloatTag d;
-    const auto step = static_cast<std::int64_t>(hn::Lanes(d));
-    for (std::int64_t c = 0; c < kTreeRows; c += step) {
-      const auto w = Exp2(d, hn::Sub(hn::LoadU(d, logits(j) + c), hn::LoadU(d, max_ + c)));
-      hn::StoreU(hn::Add(hn::LoadU(d, mass_ + c), w), d, mass_ + c);
-    }
-  }
+  HWY_INLINE void Close(std::size_t j) { Keep(logits(j)); }
 
  private:
   static constexpr float kNegligible = 8.0F;    // below the largest logit known, base 2
   static constexpr float kHuge = 1e30F;         // weights of infinity would be NaN
-  static constexpr float kLeastTotal = 1e-12F;  // its square is not 0
+  static constexpr float kMostPromise = 20.0F;  // of a summary, above the largest logit, base 2
 
+  const float* trusted(std::size_t j) const {
+    return scratch_.trusted.data() + static_cast<std::ptrdiff_t>(j) * kTreeRows;
+  }
+  /// Of logits, base 2, relative to max_.
+  template <class V>
+  static HWY_INLINE V Weight(V logit, V max) {
+    const FloatTag d;
+    return Exp2(d, hn::Min(hn::Sub(logit, max), hn::Set(d, kMostPromise)));
+  }
+  HWY_INLINE void Keep(const float* logits) {
+    const FloatTag d;
+    const auto step = static_cast<std::int64_t>(hn::Lanes(d));
+    for (std::int64_t c = 0; c < kTreeRows; c += step) {
+      const auto w = Weight(hn::LoadU(d, logits + c), hn::LoadU(d, max_ + c));
+      hn::StoreU(hn::Add(hn::LoadU(d, mass_ + c), w), d, mass_ + c);
+    }
+  }
   void FindKnownKeys();
   void FollowKnownKeys();
   void ShowKnownKeys(float* logits, const NodeRisks& risks);
@@ -122,8 +132,8 @@ class Levels {
   const QueryLanes& lanes_;
   const float mass_weight_;
   LevelScratch& scratch_;
-  // Of the sinks and the nodes closed so far: the largest logit, base 2, and the mass relative to
-  // it.
+  // The largest logit that was trusted, base 2, and relative to it the mass of the sinks, the nodes
+  // closed and the leaves opened so far.
   HWY_ALIGN float max_[kTreeRows];
   HWY_ALIGN float mass_[kTreeRows];
 };
@@ -179,10 +189,11 @@ inline HWY_NOINLINE void Levels::ShowKnownKeys(float* logits, const NodeRisks& r
   for (const KnownKey& key : scratch_.known) {
     const std::int64_t at = key.candidate * kTreeRows + key.lane;
     scratch_.summary_logits.push_back(logits[at]);
+    risks.trusted[at] = std::max(risks.trusted[at], key.logit);
     if (!(key.logit > logits[at])) continue;
     const Node& node = nodes_.nodes[static_cast<std::size_t>(
         scratch_.candidates[static_cast<std::size_t>(key.candidate)])];
-    logits[at] = risks.trusted[at] = key.logit;
+    logits[at] = key.logit;
     risks.risks[at] = static_cast<float>(node.end - node.begin - 1);
   }
 }
@@ -213,26 +224,25 @@ inline HWY_NOINLINE bool Levels::Score() {
   ShowKnownKeys(logits, node_risks);
   HWY_ALIGN float weight[kTreeRows];
   const float share = 1.0F / static_cast<float>(lanes_.rows);
-  // Risks become (weight^2 risk), weights relative to the new largest logit. Summaries of wide
-  // nodes may promise mass that is not there, and what is kept beside them stays: only what is
-  // trusted counts as the total.
+  // Risks become (weight^2 risk), weights relative to the largest logit that is trusted. Summaries
+  // of wide nodes may promise mass that is not there, and what is kept beside them stays: only what
+  // is trusted counts as the total.
   for (std::int64_t c = 0; c < kTreeRows; c += step) {
     const auto old_max = hn::LoadU(d, max_ + c);
     auto m = old_max;
     for (std::int64_t j = 0; j < count; ++j) {
-      m = hn::Max(m, hn::LoadU(d, logits + j * kTreeRows + c));
+      m = hn::Max(m, hn::LoadU(d, trusted + j * kTreeRows + c));
     }
-    auto kept = hn::Mul(hn::LoadU(d, mass_ + c), Exp2(d, hn::Sub(old_max, m)));
+    const auto kept = hn::Mul(hn::LoadU(d, mass_ + c), Exp2(d, hn::Sub(old_max, m)));
     auto total = kept;
     for (std::int64_t j = 0; j < count; ++j) {
-      const auto w = Exp2(d, hn::Sub(hn::LoadU(d, logits + j * kTreeRows + c), m));
+      const auto w = Weight(hn::LoadU(d, logits + j * kTreeRows + c), m);
       total = hn::Add(total, Exp2(d, hn::Sub(hn::LoadU(d, trusted + j * kTreeRows + c), m)));
       const auto risk = hn::LoadU(d, risks + j * kTreeRows + c);
       const float spread = nodes_.value_spreads[scratch_.candidates[static_cast<std::size_t>(j)]];
       hn::StoreU(hn::Mul(hn::Mul(w, w), NodeError(risk, spread, mass_weight_)), d,
                  risks + j * kTreeRows + c);
     }
-    total = hn::Max(total, hn::Set(d, kLeastTotal));
     hn::StoreU(m, d, max_ + c);
     hn::StoreU(kept, d, mass_ + c);
     hn::StoreU(hn::Div(hn::Set(d, share), hn::Mul(total, total)), d, weight + c);
