@@ -20,6 +20,7 @@ namespace smyrf::kernels::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 inline constexpr std::int64_t kNodeTile = 128;
+inline constexpr float kHuge = 1e30F;  // weights of infinity would be NaN
 
 HWY_INLINE std::int64_t TreeVectors() {
   return kTreeRows / static_cast<std::int64_t>(hn::Lanes(FloatTag()));
@@ -53,7 +54,6 @@ inline HWY_NOINLINE void NodeLogitsTile(const NodesView& nodes, const QueryLanes
   const FloatTag d;
   const auto step = static_cast<std::int64_t>(hn::Lanes(d));
   constexpr float kLog2E = 1.44269504088896340736F;
-  constexpr float kHuge = 1e30F;
   const float* keys[kNodeTile];
   const float* axes[kNodeTile];
   const float* variances[kNodeTile];

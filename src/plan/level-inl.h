@@ -103,7 +103,6 @@ class Levels {
 
  private:
   static constexpr float kNegligible = 8.0F;    // below the largest logit known, base 2
-  static constexpr float kHuge = 1e30F;         // weights of infinity would be NaN
   static constexpr float kMostPromise = 20.0F;  // of a summary, above the largest logit, base 2
 
   const float* trusted(std::size_t j) const {
