@@ -48,7 +48,8 @@ void CheckStructure(const Plan& plan) {
     const auto basis = static_cast<std::size_t>(plan.depth * kernels::kCoordinates);
     require(tree.nodes.empty() ||
                 (tree.query_basis.size() == basis && tree.key_basis.size() == basis &&
-                 std::ssize(tree.directions) == std::ssize(tree.nodes) * kernels::kCoordinates),
+                 std::ssize(tree.directions) == std::ssize(tree.nodes) * kernels::kCoordinates &&
+                 std::ssize(tree.profiles) == tree.roots * kernels::kCoordinates),
             "bases");
     // Summaries are made from the back, a level at a time: the roots, then each node's children
     // where those of the node before it end.

@@ -47,9 +47,10 @@ struct KeyTree {
   /// what the leading coordinates leave out. Constants under differentiation.
   std::vector<float> query_basis;
   std::vector<float> key_basis;
-  /// (nodes, kCoordinates), of length 1 or 0: along them the variance of a node's keys is its own,
-  /// beside which that of the coordinates is summed. Constants as the basis is.
-  std::vector<float> directions;
+  // Where the variance of a node's keys lies; constants as the basis is.
+  std::vector<float> directions;  ///< (nodes, kCoordinates): the leading one, of length 1 or 0
+  /// (roots, kCoordinates): parts of what the directions leave, those of all nodes under the root.
+  std::vector<float> profiles;
 };
 
 /// One round of one (batch, query head). Rows that are in no block give 0 and lse -inf.

@@ -39,7 +39,8 @@ struct Row {
 /// Summaries of one (batch, key head), by the definitions.
 struct NodeMeans {
   std::vector<double> keys, values;     ///< (nodes, D), (nodes, Dv)
-  std::vector<double> axes, variances;  ///< (nodes, coordinates)
+  std::vector<double> axes, residuals;  ///< (nodes, coordinates), (nodes)
+  std::vector<std::int32_t> roots;      ///< (nodes): that they lie under
 };
 
 class Reference {
@@ -166,11 +167,18 @@ class Reference {
       mean([&](auto j, auto c) { return Element(problem_.value, b, g, j, c); },
            problem_.value_depth, means.values);
     }
-    for (std::size_t id = 0; id < tree.nodes.size(); ++id) AddComponents(b, g, tree, id, means);
+    means.roots.resize(tree.nodes.size());
+    for (std::size_t id = 0; id < tree.nodes.size(); ++id) {
+      const Node& node = tree.nodes[id];
+      if (static_cast<std::int32_t>(id) < tree.roots)
+        means.roots[id] = static_cast<std::int32_t>(id);
+      std::fill_n(means.roots.begin() + node.first_child, node.child_count, means.roots[id]);
+      AddComponents(b, g, tree, id, means);
+    }
     return means;
   }
 
-  /// A node's deviation along its direction, and what that leaves of the variances of coordinates.
+  /// A node's deviation along its direction, and the variance that it leaves.
   void AddComponents(std::int64_t b, std::int64_t g, const KeyTree& tree, std::size_t id,
                      NodeMeans& means) const {
     using Coordinates = std::array<double, static_cast<std::size_t>(kCoordinates)>;
@@ -187,21 +195,20 @@ class Reference {
       }
     }
     const float* direction = tree.directions.data() + id * mean.size();
-    Coordinates variances{};
-    double square = 0.0;
+    double all = 0.0;
+    double own = 0.0;
     for (const Coordinates& x : rows) {
       double along = 0.0;
       for (std::size_t c = 0; c < x.size(); ++c) {
         along += (x[c] - mean[c]) * direction[c];
-        variances[c] += (x[c] - mean[c]) * (x[c] - mean[c]) / n;
+        all += (x[c] - mean[c]) * (x[c] - mean[c]) / n;
       }
-      square += along * along / n;
+      own += along * along / n;
     }
     for (std::size_t c = 0; c < mean.size(); ++c) {
-      const double axis = std::sqrt(square) * direction[c];
-      means.axes.push_back(axis);
-      means.variances.push_back(std::max(0.0, variances[c] - axis * axis));
+      means.axes.push_back(std::sqrt(own) * direction[c]);
     }
+    means.residuals.push_back(std::max(0.0, all - own));
   }
 
   /// ln n + scale q.mean(k) + c, with c = u / 2, or sqrt(2 u ln n) - ln n where u > 2 ln n.
@@ -215,15 +222,16 @@ class Reference {
       dot += Element(problem_.query, b, h, i, c) *
              means.keys[static_cast<std::size_t>(id * problem_.depth + c)];
     }
-    double u = 0.0;
+    double energy = 0.0;
     double along = 0.0;
     for (std::int64_t c = 0; c < kCoordinates; ++c) {
-      const auto at = static_cast<std::size_t>(id * kCoordinates + c);
       const double y = problem_.scale * Coordinate(problem_.query, b, h, i, tree.query_basis, c);
-      u += y * y * means.variances[at];
-      along += y * means.axes[at];
+      energy += y * y *
+                tree.profiles[static_cast<std::size_t>(
+                    means.roots[static_cast<std::size_t>(id)] * kCoordinates + c)];
+      along += y * means.axes[static_cast<std::size_t>(id * kCoordinates + c)];
     }
-    u += along * along;
+    const double u = along * along + means.residuals[static_cast<std::size_t>(id)] * energy;
     const double log_count = std::log(node.end - node.begin);
     const double added = u > 2.0 * log_count ? std::sqrt(2.0 * u * log_count) : log_count + u / 2.0;
     row.keys.push_back(-1 - std::int64_t{id});

@@ -24,7 +24,7 @@ namespace smyrf::kernels {
 namespace {
 
 struct NodeScratch {
-  Buffer rows, coordinates, q, lanes, squares, scores, shares, out, result;
+  Buffer rows, coordinates, q, lanes, squares, energies, scores, shares, out, result;
   const float* queries[kTreeRows];
   std::int32_t positions[kTreeRows];
 };
@@ -38,7 +38,7 @@ namespace smyrf::kernels::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 QueryLanes LoadLanesImpl(const Rows& rows, std::int64_t begin, std::int64_t end, std::int64_t depth,
-                         double scale, const float* basis) {
+                         double scale, const float* basis, std::span<const float> profiles) {
   constexpr double kLog2E = 1.44269504088896340736;
   NodeScratch& scratch = OfThread<NodeScratch>();
   const std::int64_t count = end - begin;
@@ -70,7 +70,18 @@ QueryLanes LoadLanesImpl(const Rows& rows, std::int64_t begin, std::int64_t end,
     lanes[i] = std::clamp(lanes[i], -kMost, kMost);
     squares[i] = lanes[i] * lanes[i];
   }
-  return {count, q, lanes, squares, pointers, scratch.positions, logit_scale};
+  const auto roots = static_cast<std::int64_t>(profiles.size()) / kCoordinates;
+  float* energies = scratch.energies.Need(static_cast<std::size_t>(roots * kTreeRows));
+  const float* rows_of_profiles[kNodeTile];
+  for (std::int64_t begin_root = 0; begin_root < roots; begin_root += kNodeTile) {
+    const std::int64_t tile = std::min(kNodeTile, roots - begin_root);
+    for (std::int64_t r = 0; r < tile; ++r) {
+      rows_of_profiles[r] = profiles.data() + (begin_root + r) * kCoordinates;
+    }
+    ScoreTile<kTreeRows>(rows_of_profiles, tile, squares, kCoordinates, TreeVectors(),
+                         energies + begin_root * kTreeRows);
+  }
+  return {count, q, lanes, energies, pointers, scratch.positions, logit_scale};
 }
 
 void NodeLogitsImpl(const NodesView& nodes, const QueryLanes& lanes,
@@ -162,8 +173,8 @@ HWY_EXPORT(AttendNodesImpl);
 HWY_EXPORT(AddSharesImpl);
 
 QueryLanes LoadLanes(const Rows& rows, std::int64_t begin, std::int64_t end, std::int64_t depth,
-                     double scale, const float* basis) {
-  return HWY_DYNAMIC_DISPATCH(LoadLanesImpl)(rows, begin, end, depth, scale, basis);
+                     double scale, const float* basis, std::span<const float> profiles) {
+  return HWY_DYNAMIC_DISPATCH(LoadLanesImpl)(rows, begin, end, depth, scale, basis, profiles);
 }
 
 void NodeLogits(const NodesView& nodes, const QueryLanes& lanes, std::span<const std::int32_t> ids,

@@ -273,14 +273,18 @@ void SplitVariancesImpl(const NodesView& nodes, std::int64_t id, const float* co
     const float along = hn::GetLane(hn::SumOfLanes(d, sum));
     squares += along * along;
   }
-  const auto deviation = hn::Set(d, std::sqrt(squares / static_cast<float>(node.end - node.begin)));
+  const float own = squares / static_cast<float>(node.end - node.begin);
+  const auto deviation = hn::Set(d, std::sqrt(own));
+  auto trace = hn::Zero(d);
   for (std::int64_t c = 0; c < kCoordinates; c += lanes) {
     const std::int64_t at = id * kCoordinates + c;
     const auto axis = hn::Mul(deviation, hn::LoadU(d, direction + c));
-    const auto rest = hn::NegMulAdd(axis, axis, hn::LoadU(d, to.variances + at));
+    const auto variance = hn::LoadU(d, to.variances + at);
+    trace = hn::Add(trace, variance);
     hn::StoreU(axis, d, to.axes + at);
-    hn::StoreU(hn::Max(rest, hn::Zero(d)), d, to.variances + at);
+    hn::StoreU(hn::Max(hn::NegMulAdd(axis, axis, variance), hn::Zero(d)), d, to.variances + at);
   }
+  to.residuals[id] = std::max(0.0F, hn::GetLane(hn::SumOfLanes(d, trace)) - own);
 }
 
 }  // namespace smyrf::kernels::HWY_NAMESPACE

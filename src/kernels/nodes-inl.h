@@ -56,8 +56,6 @@ inline HWY_NOINLINE void NodeLogitsTile(const NodesView& nodes, const QueryLanes
   constexpr float kLog2E = 1.44269504088896340736F;
   const float* keys[kNodeTile];
   const float* axes[kNodeTile];
-  const float* variances[kNodeTile];
-  HWY_ALIGN float u[kNodeTile * kTreeRows];
   HWY_ALIGN float along[kNodeTile * kTreeRows];
   for (std::int64_t begin = 0; begin < count; begin += kNodeTile) {
     const std::int64_t tile = std::min(kNodeTile, count - begin);
@@ -65,11 +63,9 @@ inline HWY_NOINLINE void NodeLogitsTile(const NodesView& nodes, const QueryLanes
       const std::int64_t id = ids[begin + j];
       keys[j] = nodes.mean_keys + id * nodes.depth;
       axes[j] = nodes.axes + id * kCoordinates;
-      variances[j] = nodes.variances + id * kCoordinates;
     }
     float* s = logits + begin * kTreeRows;
     ScoreTile<kTreeRows>(keys, tile, lanes.q, nodes.depth, TreeVectors(), s);
-    ScoreTile<kTreeRows>(variances, tile, lanes.squares, kCoordinates, TreeVectors(), u);
     ScoreTile<kTreeRows>(axes, tile, lanes.coordinates, kCoordinates, TreeVectors(), along);
     for (std::int64_t j = 0; j < tile; ++j) {
       const std::int64_t id = ids[begin + j];
@@ -77,12 +73,14 @@ inline HWY_NOINLINE void NodeLogitsTile(const NodesView& nodes, const QueryLanes
       const auto others =
           hn::Set(d, static_cast<float>(nodes.nodes[static_cast<std::size_t>(id)].end -
                                         nodes.nodes[static_cast<std::size_t>(id)].begin - 1));
+      const float* energy = lanes.energies + nodes.root_of[id] * kTreeRows;
+      const auto residual = hn::Set(d, nodes.residuals[id]);
       const auto ln = hn::Set(d, log_count);
       const auto twice = hn::Set(d, 2.0F * log_count);
       for (std::int64_t c = 0; c < kTreeRows; c += step) {
         const auto axis = hn::LoadU(d, along + j * kTreeRows + c);
-        const auto variance =
-            hn::Min(hn::MulAdd(axis, axis, hn::LoadU(d, u + j * kTreeRows + c)), hn::Set(d, kHuge));
+        const auto variance = hn::Min(
+            hn::MulAdd(axis, axis, hn::Mul(hn::LoadU(d, energy + c), residual)), hn::Set(d, kHuge));
         // ln n + c: ln n + u / 2, or sqrt(2 u ln n).
         const auto narrow = hn::MulAdd(variance, hn::Set(d, 0.5F), ln);
         const auto wide = hn::Sqrt(hn::Mul(variance, twice));

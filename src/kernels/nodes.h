@@ -23,14 +23,15 @@ struct NodesView {
   std::int64_t sinks = 0;        ///< the first of them, under no node
   std::span<const Node> nodes;   ///< the roots first, children of one node side by side
   std::int64_t roots = 0;
-  const float* keys = nullptr;           ///< (key_count, D)
-  const float* values = nullptr;         ///< (key_count, Dv)
-  const float* mean_keys = nullptr;      ///< (nodes, D)
-  const float* mean_values = nullptr;    ///< (nodes, Dv)
-  const float* axes = nullptr;           ///< (nodes, kCoordinates): deviation along the direction
-  const float* variances = nullptr;      ///< (nodes, kCoordinates): what it leaves, divisor n
-  const float* log_counts = nullptr;     ///< (nodes): ln n
-  const float* value_spreads = nullptr;  ///< (nodes): mean |v - mean(v)|^2
+  const float* keys = nullptr;            ///< (key_count, D)
+  const float* values = nullptr;          ///< (key_count, Dv)
+  const float* mean_keys = nullptr;       ///< (nodes, D)
+  const float* mean_values = nullptr;     ///< (nodes, Dv)
+  const float* axes = nullptr;            ///< (nodes, kCoordinates): deviation along the direction
+  const float* residuals = nullptr;       ///< (nodes): variance that it leaves, all coordinates'
+  const std::int32_t* root_of = nullptr;  ///< (nodes): whose profile its residual has
+  const float* log_counts = nullptr;      ///< (nodes): ln n
+  const float* value_spreads = nullptr;   ///< (nodes): mean |v - mean(v)|^2
   /// (Nk): where the key at each position lies in tree order; -1 where it is padded.
   std::span<const std::int32_t> ranks;
   std::int64_t own_offset = 0;  ///< Nk - Nq: from a query's position to its own key's
@@ -41,18 +42,18 @@ struct QueryLanes {
   std::int64_t rows = 0;
   const float* q = nullptr;  ///< (D, kTreeRows): times scale and log2(e)
   /// (kCoordinates, kTreeRows): coordinates times scale. A logit's variance over a node is their
-  /// product with its axis, squared, and the product of their squares with its variances.
+  /// product with its axis, squared, and its residual times the energy of its root.
   const float* coordinates = nullptr;
-  const float* squares = nullptr;
+  const float* energies = nullptr;          ///< (roots, kTreeRows): their squares by the profiles
   const float* const* queries = nullptr;    ///< (rows) of D, as they are
   const std::int32_t* positions = nullptr;  ///< (rows)
   float logit_scale = 0.0F;                 ///< scale times log2(e)
 };
 
-/// Queries at positions order[begin, end) of `rows`. basis: (D, kCoordinates). In memory of the
-/// calling thread, valid until its next call.
+/// Queries at positions order[begin, end) of `rows`. basis: (D, kCoordinates); profiles: (roots,
+/// kCoordinates). In memory of the calling thread, valid until its next call.
 QueryLanes LoadLanes(const Rows& rows, std::int64_t begin, std::int64_t end, std::int64_t depth,
-                     double scale, const float* basis);
+                     double scale, const float* basis, std::span<const float> profiles);
 
 /// Pseudo-logits of nodes `ids` in base 2, (ids, kTreeRows) each, count and variance included.
 void NodeLogits(const NodesView& nodes, const QueryLanes& lanes, std::span<const std::int32_t> ids,
@@ -90,13 +91,14 @@ void LeadingDirection(const float* coordinates, std::span<const std::int32_t> or
 void PrincipalKeys(const float* coordinates, std::span<const std::int32_t> order,
                    std::uint64_t* keys);
 
-/// Mutable parts of a NodesView; mean coordinates only while they are made.
+/// Mutable parts of a NodesView; mean coordinates and variances only while they are made.
 struct NodeStatistics {
   float* mean_keys = nullptr;
   float* mean_values = nullptr;
   float* mean_coordinates = nullptr;
   float* axes = nullptr;
-  float* variances = nullptr;
+  float* variances = nullptr;  ///< (nodes, kCoordinates): of coordinates, then what axes leave
+  float* residuals = nullptr;
   float* log_counts = nullptr;
   float* value_spreads = nullptr;
 };

@@ -44,7 +44,7 @@ double Work(const kernels::NodesView& nodes, double exact, double visited, doubl
   const auto d = static_cast<double>(nodes.depth);
   const auto dv = static_cast<double>(nodes.value_depth);
   const double pair = d + dv + kExp;
-  const double node = d + 2.0 * static_cast<double>(kernels::kCoordinates) + 3.0 * kExp;
+  const double node = d + static_cast<double>(kernels::kCoordinates) + 2.0 * kExp;
   return kSlower * (exact * pair + visited * node + closed * (dv + kExp)) /
          (static_cast<double>(nodes.key_count) * pair);
 }

@@ -73,7 +73,7 @@ HWY_INLINE QueryLanes SampledLanes(const GroupTask& group) {
   Rows rows = group.task.queries;
   rows.order = group.group.queries.data();
   return LoadLanes(rows, 0, std::ssize(group.group.queries), group.nodes.depth, group.task.scale,
-                   group.task.basis);
+                   group.task.basis, group.task.profiles);
 }
 
 /// What OpenBlock decides for one block at every threshold, were the shares those that the smallest
@@ -307,7 +307,7 @@ void MeasureGroup(const GroupTask& group, Measured& measured) {
     const auto block = static_cast<std::size_t>(group.group.blocks[b]);
     Decide(group,
            LoadLanes(task.queries, task.bounds[block], task.bounds[block + 1], nodes.depth,
-                     task.scale, task.basis),
+                     task.scale, task.basis, task.profiles),
            scratch, scratch.decisions[b], measured);
   }
 

@@ -63,7 +63,7 @@ class SampledRows {
 
   /// What the `thresholds`, descending, do to the rows of groups [begin, end). Shares are taken as
   /// the smallest threshold finds them. Sums in fixed order, whatever the number of threads. Cost:
-  /// kTreeRows visited (D + 2 kCoordinates) multiply-adds for each block, and D + 17 for each row
+  /// kTreeRows visited (D + kCoordinates) multiply-adds for each block, and D + 17 for each row
   /// and key.
   Measured Measure(std::span<const float> thresholds, const Scoring& scoring, std::int64_t begin,
                    std::int64_t end) const;

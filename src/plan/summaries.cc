@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <numeric>
 #include <vector>
 
 #include "kernels/parallel.h"
@@ -9,7 +10,7 @@
 namespace smyrf {
 
 Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t key_head,
-                     const KeyTree& tree, int threads) {
+                     const KeyTree& tree, int threads, std::vector<float>* profiles) {
   constexpr std::int64_t kTask = 256;  // rows or nodes
   const auto rows = static_cast<std::int64_t>(tree.key_order.size());
   const auto count = static_cast<std::int64_t>(tree.nodes.size());
@@ -18,11 +19,12 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
   mean_keys_ = kernels::Floats(count * problem.depth);
   mean_values_ = kernels::Floats(count * problem.value_depth);
   axes_ = kernels::Floats(count * kernels::kCoordinates);
-  variances_ = kernels::Floats(count * kernels::kCoordinates);
+  residuals_ = kernels::Floats(count);
   log_counts_ = kernels::Floats(count);
   value_spreads_ = kernels::Floats(count);
   const kernels::Floats coordinates(rows * kernels::kCoordinates);
   const kernels::Floats mean_coordinates(count * kernels::kCoordinates);
+  const kernels::Floats variances(count * kernels::kCoordinates);
   view_.depth = problem.depth;
   view_.value_depth = problem.value_depth;
   view_.key_count = rows;
@@ -34,7 +36,7 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
   view_.mean_keys = mean_keys_.get();
   view_.mean_values = mean_values_.get();
   view_.axes = axes_.get();
-  view_.variances = variances_.get();
+  view_.residuals = residuals_.get();
   view_.log_counts = log_counts_.get();
   view_.value_spreads = value_spreads_.get();
 
@@ -50,6 +52,14 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
                          coordinates.get() + begin * kernels::kCoordinates);
   });
 
+  root_of_.resize(tree.nodes.size());
+  std::iota(root_of_.begin(), root_of_.begin() + tree.roots, 0);
+  for (std::size_t id = 0; id < tree.nodes.size(); ++id) {
+    const Node& node = tree.nodes[id];
+    std::fill_n(root_of_.begin() + node.first_child, node.child_count, root_of_[id]);
+  }
+  view_.root_of = root_of_.data();
+
   // Children lie behind their parents, levels side by side: from the back, a level at a time.
   std::vector<std::int64_t> level_begins{0};
   for (std::int64_t end = tree.roots; end < count;) {
@@ -61,9 +71,9 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
     end = next;
   }
   level_begins.push_back(count);
-  const kernels::NodeStatistics to{mean_keys_.get(),    mean_values_.get(), mean_coordinates.get(),
-                                   axes_.get(),         variances_.get(),   log_counts_.get(),
-                                   value_spreads_.get()};
+  const kernels::NodeStatistics to{mean_keys_.get(),  mean_values_.get(),  mean_coordinates.get(),
+                                   axes_.get(),       variances.get(),     residuals_.get(),
+                                   log_counts_.get(), value_spreads_.get()};
   for (std::size_t level = level_begins.size() - 1; level > 0; --level) {
     const std::int64_t first = level_begins[level - 1];
     const std::int64_t last = level_begins[level];
@@ -81,6 +91,27 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
                               tree.directions.data() + id * kernels::kCoordinates, to);
     }
   });
+  if (profiles != nullptr) FindProfiles(variances.get(), *profiles);
+}
+
+/// Nodes under one root differ in how much their axes leave, little in where it lies.
+void Summaries::FindProfiles(const float* variances, std::vector<float>& profiles) const {
+  constexpr auto kWide = static_cast<std::size_t>(kernels::kCoordinates);
+  const auto roots = static_cast<std::size_t>(view_.roots);
+  std::vector<double> sums(roots * kWide);
+  for (std::size_t id = 0; id < root_of_.size(); ++id) {
+    const std::size_t to = static_cast<std::size_t>(root_of_[id]) * kWide;
+    for (std::size_t c = 0; c < kWide; ++c) {
+      sums[to + c] += static_cast<double>(variances[id * kWide + c]);
+    }
+  }
+  profiles.clear();
+  for (auto of_root = sums.begin(); of_root != sums.end(); of_root += kWide) {
+    const double all = std::accumulate(of_root, of_root + kWide, 0.0);
+    for (auto part = of_root; part != of_root + kWide; ++part) {
+      profiles.push_back(all > 0.0 ? static_cast<float>(*part / all) : 0.0F);
+    }
+  }
 }
 
 }  // namespace smyrf

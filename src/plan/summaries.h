@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "kernels/nodes.h"
 #include "kernels/scratch.h"
@@ -13,16 +14,20 @@ namespace smyrf {
 
 class Summaries {
  public:
-  /// Copies the head's keys and values in tree order, float32. `tree` must outlive it.
-  /// Memory: 4 (Nk (D + Dv) + nodes (D + Dv + 66)) bytes; about Nk / 6 nodes.
+  /// Copies the head's keys and values in tree order, float32. `tree` must outlive it; `profiles`,
+  /// where given, becomes what the tree's are to be.
+  /// Memory: 4 (Nk (D + Dv) + nodes (D + Dv + 36)) bytes; about Nk / 6 nodes.
   Summaries(const Problem& problem, std::int64_t batch, std::int64_t key_head, const KeyTree& tree,
-            int threads);
+            int threads, std::vector<float>* profiles = nullptr);
 
   kernels::NodesView view() const { return view_; }
 
  private:
-  kernels::Floats keys_, values_, mean_keys_, mean_values_, axes_, variances_, log_counts_,
+  void FindProfiles(const float* variances, std::vector<float>& profiles) const;
+
+  kernels::Floats keys_, values_, mean_keys_, mean_values_, axes_, residuals_, log_counts_,
       value_spreads_;
+  std::vector<std::int32_t> root_of_;
   kernels::NodesView view_;
 };
 

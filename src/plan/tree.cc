@@ -210,7 +210,8 @@ TreePlanner::TreePlanner(const Problem& problem, const Plan& plan, std::int64_t 
   tree_.key_order.insert(tree_.key_order.end(), others.begin(), others.end());
   tree_.query_basis = basis_.query;
   tree_.key_basis = basis_.key;
-  summaries_ = std::make_unique<Summaries>(problem, batch, key_head, tree_, threads);
+  summaries_ =
+      std::make_unique<Summaries>(problem, batch, key_head, tree_, threads, &tree_.profiles);
   ranks_.assign(static_cast<std::size_t>(problem.keys), -1);
   for (std::size_t i = 0; i < tree_.key_order.size(); ++i) {
     ranks_[static_cast<std::size_t>(tree_.key_order[i])] = static_cast<std::int32_t>(i);
@@ -288,9 +289,9 @@ std::vector<std::int32_t> TreePlanner::ChooseSinks(const std::vector<std::int32_
     std::vector<float>& shares = parts[static_cast<std::size_t>(i)];
     shares.assign(static_cast<std::size_t>(n), 0.0F);
     if (some.empty()) return;
-    const auto lanes =
-        kernels::LoadLanes(kernels::RowsOf(problem_.query, batch_, first_head_ + head, some), 0,
-                           std::ssize(some), problem_.depth, problem_.scale, basis_.query.data());
+    const auto lanes = kernels::LoadLanes(
+        kernels::RowsOf(problem_.query, batch_, first_head_ + head, some), 0, std::ssize(some),
+        problem_.depth, problem_.scale, basis_.query.data(), {});
     kernels::AddShares(rows, n, problem_.depth, lanes, shares.data());
   });
   std::vector<float> shares(static_cast<std::size_t>(n));
@@ -319,7 +320,7 @@ kernels::QueryLanes BlockLanes(const Problem& problem, std::int64_t batch, std::
                                const HeadPlan& head, const QueryBlock& block, const KeyTree& tree) {
   return kernels::LoadLanes(kernels::RowsOf(problem.query, batch, query_head, head.query_order),
                             block.begin, block.end, problem.depth, problem.scale,
-                            tree.query_basis.data());
+                            tree.query_basis.data(), tree.profiles);
 }
 
 TreePlanner::Head TreePlanner::PlanHead(std::int64_t query_head) const {
@@ -347,6 +348,7 @@ TreePlanner::Head TreePlanner::PlanHead(std::int64_t query_head) const {
   task.bounds = LeafBounds(0, n, blocks);
   task.scale = problem_.scale;
   task.basis = tree_.query_basis.data();
+  task.profiles = tree_.profiles;
   task.tolerance = plan_.tolerance;
   task.max_density = plan_.max_density;
   task.seed = plan_.seed;

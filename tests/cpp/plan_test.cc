@@ -226,6 +226,7 @@ TEST(Plan, RefusesNodesThatAreNoTree) {
   refuse([](KeyTree& tree) { tree.sinks = 701; });
   refuse([](KeyTree& tree) { tree.key_basis.pop_back(); });
   refuse([](KeyTree& tree) { tree.directions.pop_back(); });
+  refuse([](KeyTree& tree) { tree.profiles.pop_back(); });
 }
 
 TEST(Plan, RefusesOtherOptions) {

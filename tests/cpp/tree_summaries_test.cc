@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "testing/bounds.h"
@@ -68,6 +69,9 @@ TEST(TreeSummaries, AreMeansSpreadsAndVariancesOfTheirKeys) {
       for (std::int64_t g = 0; g < 2; ++g) {
         const KeyTree& tree = all.made.key_tree(b, g);
         const kernels::NodesView view = all.summaries[static_cast<std::size_t>(2 * b + g)].view();
+        // What directions leave of the coordinates' variances, summed by root.
+        std::vector<double> left(static_cast<std::size_t>(tree.roots * kCoordinates));
+        std::vector<std::int64_t> roots(tree.nodes.size());
         for (std::int64_t id = 0; id < std::ssize(tree.nodes); ++id) {
           const Node& node = tree.nodes[static_cast<std::size_t>(id)];
           const double count = node.end - node.begin;
@@ -111,22 +115,37 @@ TEST(TreeSummaries, AreMeansSpreadsAndVariancesOfTheirKeys) {
                                }).second;
           double trace = 0.0;
           double length = 0.0;
+          if (id < tree.roots) roots[static_cast<std::size_t>(id)] = id;
+          const std::int64_t root = roots[static_cast<std::size_t>(id)];
+          std::fill_n(roots.begin() + node.first_child, node.child_count, root);
+          ASSERT_EQ(view.root_of[id], root);
           for (std::int64_t c = 0; c < kCoordinates; ++c) {
             const double variance = moments([&](auto j) { return coordinate(j, c); }).second;
             const double axis = view.axes[id * kCoordinates + c];
             const double own = along * direction[c] * direction[c];
             ASSERT_NEAR(axis, std::sqrt(along) * direction[c], 1e-4);
-            ASSERT_NEAR(view.variances[id * kCoordinates + c], std::max(0.0, variance - own), 1e-4);
+            left[static_cast<std::size_t>(root * kCoordinates + c)] +=
+                std::max(0.0, variance - own);
             trace += variance;
             length += direction[c] * direction[c];
           }
           ASSERT_NEAR(length, count > 1.0 ? 1.0 : 0.0, 1e-5);
+          ASSERT_NEAR(view.residuals[id], trace - along, 1e-4 * (trace + 1e-3));
           // The leading component of n keys holds at least 1 / (n - 1) of their variance. Power
           // iterations may miss some of it, and only so many rows are looked at.
           const double rank = std::min({count - 1.0, static_cast<double>(kCoordinates),
                                         static_cast<double>(call.shape.depth)});
           if (count > 1.0) {
             ASSERT_GE(along, 0.4 * trace / rank) << "node " << id;
+          }
+        }
+        for (std::int64_t root = 0; root < tree.roots; ++root) {
+          const double* of_root = left.data() + root * kCoordinates;
+          const double sum = std::accumulate(of_root, of_root + kCoordinates, 0.0);
+          for (std::int64_t c = 0; c < kCoordinates; ++c) {
+            const double part = of_root[c] / sum;
+            ASSERT_NEAR(tree.profiles[static_cast<std::size_t>(root * kCoordinates + c)], part,
+                        1e-4);
           }
         }
       }

@@ -134,7 +134,7 @@ inline void DamageHead(Bytes& bytes, HeadPlan& head) {
 }
 
 inline void DamageTree(Bytes& bytes, KeyTree& tree) {
-  switch (bytes.Between(0, 6)) {
+  switch (bytes.Between(0, 7)) {
     case 0:
       DamageIndices(bytes, tree.key_order);
       break;
@@ -157,6 +157,11 @@ inline void DamageTree(Bytes& bytes, KeyTree& tree) {
     case 5:
       if (DamageList(bytes, tree.directions)) {
         *AnyOf(bytes, tree.directions) = static_cast<float>(bytes.Of({testing::kNaN, 3e38, 0.0}));
+      }
+      break;
+    case 6:
+      if (DamageList(bytes, tree.profiles)) {
+        *AnyOf(bytes, tree.profiles) = static_cast<float>(bytes.Of({testing::kNaN, 3e38, -1.0}));
       }
       break;
     default:
