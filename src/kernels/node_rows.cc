@@ -21,10 +21,9 @@
 namespace smyrf::kernels {
 namespace {
 
-/// Coordinates that principal directions are looked for in, and rows they are computed from.
+/// Coordinates that splits are looked for in, and rows that directions are computed from.
 constexpr std::int64_t kSplitCoordinates = 16;
-constexpr std::int64_t kSplitRows = 128;
-constexpr std::int64_t kDirectionRows = 64;
+constexpr std::int64_t kDirectionRows = 128;
 constexpr std::int64_t kRowTile = 128;
 
 struct NodeRowScratch {
@@ -98,12 +97,12 @@ void CoordinatesImpl(const Rows& rows, std::int64_t begin, std::int64_t count, s
   }
 }
 
-/// direction = the leading principal one of the rows' leading kWidth coordinates, of length 1: two
-/// power iterations over at most `most` of them, from the one farthest from their mean. Zero where
-/// they agree.
-template <std::int64_t kWidth>
+/// direction = the leading principal one of the rows' leading kWidth coordinates, of length 1:
+/// power iterations over at most kDirectionRows of them, from the one farthest from their mean.
+/// Zero where they agree.
+template <std::int64_t kWidth, int kIterations>
 HWY_INLINE void LeadingDirection(const float* coordinates, std::span<const std::int32_t> order,
-                                 std::int64_t most, float* direction) {
+                                 float* direction) {
   const hn::CappedTag<float, kWidth> d;
   constexpr int kParts = static_cast<int>(kWidth / hn::MaxLanes(d));
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
@@ -125,7 +124,7 @@ HWY_INLINE void LeadingDirection(const float* coordinates, std::span<const std::
     }
   };
   const auto all = static_cast<std::int64_t>(order.size());
-  const std::int64_t step = (all + most - 1) / most;
+  const std::int64_t step = (all + kDirectionRows - 1) / kDirectionRows;
   const std::int64_t count = (all + step - 1) / step;
   float* rows = OfThread<NodeRowScratch>().tile.Need(static_cast<std::size_t>(count * kWidth));
   HWY_ALIGN float mean[kWidth] = {};
@@ -145,7 +144,7 @@ HWY_INLINE void LeadingDirection(const float* coordinates, std::span<const std::
     farthest = distance;
     std::copy_n(row, kWidth, direction);
   }
-  for (int iteration = 0; iteration < 2; ++iteration) {
+  for (int iteration = 0; iteration < kIterations; ++iteration) {
     HWY_ALIGN float next[kWidth] = {};
     for (std::int64_t i = 0; i < count; ++i) {
       add(dot(direction, rows + i * kWidth), rows + i * kWidth, next);
@@ -161,7 +160,7 @@ HWY_INLINE void LeadingDirection(const float* coordinates, std::span<const std::
 
 void LeadingDirectionImpl(const float* coordinates, std::span<const std::int32_t> order,
                           float* direction) {
-  LeadingDirection<kCoordinates>(coordinates, order, kDirectionRows, direction);
+  LeadingDirection<kCoordinates, 4>(coordinates, order, direction);
 }
 
 void PrincipalKeysImpl(const float* coordinates, std::span<const std::int32_t> order,
@@ -169,7 +168,7 @@ void PrincipalKeysImpl(const float* coordinates, std::span<const std::int32_t> o
   const hn::CappedTag<float, kSplitCoordinates> d;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
   HWY_ALIGN float direction[kSplitCoordinates];
-  LeadingDirection<kSplitCoordinates>(coordinates, order, kSplitRows, direction);
+  LeadingDirection<kSplitCoordinates, 2>(coordinates, order, direction);
   for (std::size_t i = 0; i < order.size(); ++i) {
     const float* row = coordinates + order[i] * kCoordinates;
     auto sum = hn::Zero(d);

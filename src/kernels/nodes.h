@@ -81,7 +81,8 @@ void Coordinates(const Rows& rows, std::int64_t begin, std::int64_t count, std::
                  const float* basis, float* target);
 
 /// direction (kCoordinates) = the leading principal one of rows order[0, count) of coordinates (N,
-/// kCoordinates), of length 1 (two power iterations on at most 64 of them); zero where they agree.
+/// kCoordinates), of length 1 (four power iterations on at most 128 of them); zero where they
+/// agree.
 void LeadingDirection(const float* coordinates, std::span<const std::int32_t> order,
                       float* direction);
 
