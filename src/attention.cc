@@ -159,7 +159,8 @@ void attention_backward(const Arguments& arguments, const Options& options, cons
                           grad_lse ? static_cast<const float*>(grad_lse->data) : nullptr,
                           gradients};
   if (current.method == Method::kTree) {
-    Fail(ErrorKind::kUnsupported, "method: tree has no gradients yet; use method='dense'");
+    return plan != nullptr ? BackwardTreePlan(problem, *plan, call)
+                           : BackwardTree(problem, made, call);
   }
   const std::int64_t rounds = current.rounds();
   const std::int64_t at_once = PlannedAtOnce(problem, made);

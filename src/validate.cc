@@ -503,8 +503,8 @@ void CheckBackward(const TensorView& out, const TensorView& lse, const TensorVie
                 "(batch, key heads, Nk, Dv)");
   using Written = std::pair<const char*, const MutableTensorView*>;
   const std::array<Written, 3> written{Written{"grad_query", &gradients.query},
-                           {"grad_key", &gradients.key},
-                           {"grad_value", &gradients.value}};
+                                       {"grad_key", &gradients.key},
+                                       {"grad_value", &gradients.value}};
   for (std::size_t i = 0; i < written.size(); ++i) {
     const auto& [name, view] = written[i];
     CheckRowsApart(name, *view);

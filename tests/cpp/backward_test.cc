@@ -17,8 +17,7 @@ Layout RandomOutputLayout(Random& random) {
   return random.Of({Layout::kContiguous, Layout::kBnhd, Layout::kGaps, Layout::kReversed});
 }
 
-void ExpectCloseGradients(Random& random, const Call& call) {
-  const Plan plan = PlanOf(call);
+void ExpectCloseGradients(Random& random, const Call& call, const Plan& plan) {
   const Layout layout = RandomOutputLayout(random);
   const Upstream upstream =
       RandomUpstream(random, call, random.Chance(0.5), RandomOutputLayout(random));
@@ -29,6 +28,10 @@ void ExpectCloseGradients(Random& random, const Call& call) {
     ASSERT_TRUE(CloseGradients(call, got, exact, upstream));
     ASSERT_TRUE(got.query.GapsUntouched() && got.key.GapsUntouched() && got.value.GapsUntouched());
   });
+}
+
+void ExpectCloseGradients(Random& random, const Call& call) {
+  ExpectCloseGradients(random, call, PlanOf(call));
 }
 
 TEST(Backward, DenseIsTheReferences) {
@@ -45,6 +48,33 @@ TEST(Backward, LshIsTheReferences) {
     SCOPED_TRACE(n);
     ExpectCloseGradients(random, RandomLshCall(random, 5e5));
   }
+}
+
+TEST(Backward, TreeIsTheReferences) {
+  Random random(305);
+  int closed = 0;
+  for (int n = 0; n < 60 && !::testing::Test::HasFatalFailure(); ++n) {
+    SCOPED_TRACE(n);
+    const Call call = RandomTreeCall(random, 5e5);
+    for (const HeadPlan& head : PlanOf(call).heads) closed += head.nodes.empty() ? 0 : 1;
+    ExpectCloseGradients(random, call);
+  }
+  EXPECT_GE(closed, 60);
+}
+
+TEST(Backward, TreeWithHeadsDoneAsDense) {
+  // Of one key head's queries some as dense and some by blocks, of the other's all.
+  Random random(306);
+  Call call({1, 4, 2, 150, 300, 16, 8});
+  FillSmooth(random, call);
+  call.options.method = Method::kTree;
+  call.key_padding_mask = RandomPadding(random, 1, 300);
+  call.key_padding_mask->FillRow(0, 0, 0, 1.0);
+  for (std::int64_t j = 250; j < 300; ++j) call.key_padding_mask->set(0, 0, 0, j, 0.0);
+  Plan plan = PlanOf(call);
+  for (HeadPlan& head : plan.heads) ASSERT_FALSE(head.dense || head.nodes.empty());
+  plan.heads[1].dense = plan.heads[2].dense = plan.heads[3].dense = true;
+  ExpectCloseGradients(random, call, plan);
 }
 
 void ExpectSameBits(Random& random, Call call) {
@@ -87,6 +117,22 @@ TEST(Backward, LshHasTheSameBits) {
       call.FillNormal(random);
       call.options.method = Method::kLsh;
       call.options.cluster_size = 10;
+      ExpectSameBits(random, call);
+    }
+  }
+}
+
+TEST(Backward, TreeHasTheSameBits) {
+  Random random(307);
+  for (int n = 0; n < 10 && !::testing::Test::HasFatalFailure(); ++n) {
+    ExpectSameBits(random, RandomTreeCall(random, 3e5));
+  }
+  for (const std::int64_t heads : {1, 8}) {
+    for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+      Call call({1, heads, heads, 290, 700, 16, 16}, dtype);
+      FillSmooth(random, call);
+      call.options.method = Method::kTree;
+      for (const HeadPlan& head : PlanOf(call).heads) ASSERT_FALSE(head.dense);
       ExpectSameBits(random, call);
     }
   }
