@@ -158,7 +158,8 @@ void attention_backward(const Arguments& arguments, const Options& options, cons
   const BackwardCall call{out, grad_out, static_cast<const float*>(lse.data),
                           grad_lse ? static_cast<const float*>(grad_lse->data) : nullptr,
                           gradients};
-  if (current.method == Method::kTree) {
+  // Without query heads there is nothing but zeros to write.
+  if (current.method == Method::kTree && problem.query_heads > 0) {
     return plan != nullptr ? BackwardTreePlan(problem, *plan, call)
                            : BackwardTree(problem, made, call);
   }

@@ -170,16 +170,22 @@ void CheckRowsLike(const char* name, const BasicTensorView<Void>& view, const Pr
   }
 }
 
+template <class Void>
+void CheckApart(const char* name, const MutableTensorView& output, const char* other_name,
+                const BasicTensorView<Void>& other) {
+  if (Overlap(output, other)) {
+    Fail(ErrorKind::kValue, name, ": overlaps the memory of ", other_name,
+         "; pass a tensor of its own");
+  }
+}
+
 /// An output apart from every input that is read while it is written.
 void CheckApart(const char* name, const MutableTensorView& output, const Problem& problem) {
   for (const auto& [input_name, input] : {std::pair{"query", problem.query},
                                           {"key", problem.key},
                                           {"value", problem.value},
                                           {"attn_mask", problem.mask.bias}}) {
-    if (input.data != nullptr && Overlap(output, input)) {
-      Fail(ErrorKind::kValue, name, ": overlaps the memory of ", input_name,
-           "; pass a tensor of its own");
-    }
+    if (input.data != nullptr) CheckApart(name, output, input_name, input);
   }
 }
 
@@ -478,9 +484,7 @@ void CheckOutputs(const Outputs& outputs, const Problem& problem) {
     const MutableTensorView& lse = *outputs.lse;
     CheckLse("lse", lse, expected);
     CheckApart("lse", lse, problem);
-    if (Overlap(lse, out)) {
-      Fail(ErrorKind::kValue, "lse: overlaps the memory of out; pass a tensor of its own");
-    }
+    CheckApart("lse", lse, "out", out);
   }
 }
 
@@ -509,20 +513,12 @@ void CheckBackward(const TensorView& out, const TensorView& lse, const TensorVie
     const auto& [name, view] = written[i];
     CheckRowsApart(name, *view);
     CheckApart(name, *view, problem);
-    for (const auto& [read_name, read] : {std::pair{"out", &out},
-                                          {"lse", &lse},
-                                          {"grad_out", &grad_out},
-                                          {"grad_lse", grad_lse ? &*grad_lse : &lse}}) {
-      if (Overlap(*view, *read)) {
-        Fail(ErrorKind::kValue, name, ": overlaps the memory of ", read_name,
-             "; pass a tensor of its own");
-      }
-    }
+    CheckApart(name, *view, "out", out);
+    CheckApart(name, *view, "lse", lse);
+    CheckApart(name, *view, "grad_out", grad_out);
+    if (grad_lse) CheckApart(name, *view, "grad_lse", *grad_lse);
     for (std::size_t other = 0; other < i; ++other) {
-      if (Overlap(*view, *written[other].second)) {
-        Fail(ErrorKind::kValue, name, ": overlaps the memory of ", written[other].first,
-             "; pass a tensor of its own");
-      }
+      CheckApart(name, *view, written[other].first, *written[other].second);
     }
   }
 }
