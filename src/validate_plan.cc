@@ -73,6 +73,7 @@ void CheckStructure(const Plan& plan) {
     const std::size_t keys = is_tree ? tree->key_order.size() : head.key_order.size();
     require(within(head.query_order, plan.queries) && within(head.key_order, plan.keys), "orders");
     require(within(head.nodes, is_tree ? std::ssize(tree->nodes) : 0), "nodes");
+    require(!is_tree || head.blocks.empty() || !tree->nodes.empty(), "blocks");  // need its bases
     for (const KeyRange& range : head.ranges) require(part(range.begin, range.end, keys), "ranges");
     for (const QueryBlock& block : head.blocks) {
       require(part(block.begin, block.end, head.query_order.size()) &&

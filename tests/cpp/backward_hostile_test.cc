@@ -160,6 +160,19 @@ TEST(BackwardErrors, APlanOfAnotherCall) {
                Error);
 }
 
+TEST(BackwardErrors, ABlockOfAKeyHeadWithoutNodes) {
+  Random random(338);
+  Call call({1, 1, 1, 20, 3, 4, 4});  // too few keys for a tree
+  call.FillNormal(random);
+  call.options.method = Method::kTree;
+  Plan plan = PlanOf(call);
+  const Result result = Attend(call, &plan);
+  plan.heads[0].dense = false;
+  plan.heads[0].blocks.emplace_back();
+  EXPECT_THROW(Attend(call, &plan), Error);
+  EXPECT_THROW(Backward(call, result, RandomUpstream(random, call, false), &plan), Error);
+}
+
 TEST(BackwardEmpty, CallsWithoutRowsWriteZeros) {
   Random random(332);
   for (const Method method : {Method::kDense, Method::kLsh, Method::kTree}) {
