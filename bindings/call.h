@@ -244,6 +244,9 @@ struct Call {
         ToNumber<double>("tolerance", option.Get<"tolerance">(), "a number or None");
     options.max_density =
         ToNumber<double>("max_density", option.Get<"max_density">(), "a number or None");
+    options.dropout_p =
+        ToNumber<double>("dropout_p", option.Get<"dropout_p">(), "a number from 0 to below 1")
+            .value_or(0.0);
     options.seed = ToSeed(option.Get<"seed">());
     options.num_threads =
         ToNumber<int>("num_threads", option.Get<"num_threads">(), "a number of threads or None")

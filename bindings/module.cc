@@ -60,6 +60,32 @@ std::optional<smyrf::Statistics> Attention(nb::handle query, nb::handle key, nb:
   return statistics;
 }
 
+void AttentionBackward(nb::handle query, nb::handle key, nb::handle value, nb::handle out,
+                       nb::handle lse, nb::handle grad_out, nb::handle grad_lse,
+                       nb::handle grad_query, nb::handle grad_key, nb::handle grad_value,
+                       nb::handle plan_, const nb::dict& options) {
+  const smyrf::Plan* plan = ToPlan(plan_);
+  const Call call(query, key, value, options);
+  const Input out_array("out", out);
+  const Input lse_array("lse", lse, "float32");
+  const Input grad_out_array("grad_out", grad_out);
+  std::optional<Input> grad_lse_array;
+  std::optional<smyrf::TensorView> grad_lse_view;
+  if (!grad_lse.is_none()) {
+    grad_lse_view = grad_lse_array.emplace("grad_lse", grad_lse, "float32").view();
+  }
+  const Output grad_query_array("grad_query", grad_query);
+  const Output grad_key_array("grad_key", grad_key);
+  const Output grad_value_array("grad_value", grad_value);
+  const smyrf::Gradients gradients{grad_query_array.view(call.heads_last),
+                                   grad_key_array.view(call.heads_last),
+                                   grad_value_array.view(call.heads_last)};
+  const nb::gil_scoped_release release;
+  smyrf::attention_backward(call.arguments, call.options, out_array.view(call.heads_last),
+                            lse_array.view(), grad_out_array.view(call.heads_last), grad_lse_view,
+                            gradients, plan);
+}
+
 smyrf::Plan MakePlan(nb::handle query, nb::handle key, nb::handle value, const nb::dict& options) {
   const Call call(query, key, value, options);
   const nb::gil_scoped_release release;
@@ -292,6 +318,10 @@ and for every node (begin, end, first_child, child_count) into that order.)");
   // One dict of options: keywords would be gathered into one, and cost microseconds a call.
   m.def("attention", &Attention, "query"_a.none(), "key"_a.none(), "value"_a.none(), "out"_a.none(),
         "lse"_a.none(), "plan"_a.none(), "with_statistics"_a, "options"_a);
+  m.def("attention_backward", &AttentionBackward, "query"_a.none(), "key"_a.none(),
+        "value"_a.none(), "out"_a.none(), "lse"_a.none(), "grad_out"_a.none(), "grad_lse"_a.none(),
+        "grad_query"_a.none(), "grad_key"_a.none(), "grad_value"_a.none(), "plan"_a.none(),
+        "options"_a);
   m.def("plan", &MakePlan, "query"_a.none(), "key"_a.none(), "value"_a.none(), "options"_a);
   m.def("estimate", &Estimate, "query"_a.none(), "key"_a.none(), "value"_a.none(), "options"_a);
   m.def("merge", &Merge, "out"_a.none(), "lse"_a.none(), "other_out"_a.none(), "other_lse"_a.none(),

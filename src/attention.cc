@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "execute/backward.h"
 #include "execute/forward.h"
 #include "execute/merge.h"
 #include "execute/reference.h"
@@ -36,6 +37,18 @@ Plan MakePlan(const Arguments& arguments, const Options& options, const Problem&
   if (made.method == Method::kLsh) PlanLsh(problem, 0, made.n_hashes, made);
   if (made.method == Method::kTree) PlanTree(problem, made);
   return made;
+}
+
+/// Rounds of `lsh` that are planned together. Without rows there is nothing to plan more than once
+/// for.
+std::int64_t PlannedAtOnce(const Problem& problem, const Plan& made) {
+  if (made.method != Method::kLsh || problem.queries * problem.keys == 0) return 1;
+  return RoundsAtOnce(problem, made.cluster_size);
+}
+
+/// What drops the pairs of a plan's call: its seed, if it has one.
+Dropout DropoutOf(const Options& options, const Plan& plan) {
+  return {options.dropout_p, plan.method == Method::kLsh ? plan.seed : options.seed};
 }
 
 /// The rounds from 0 on.
@@ -93,7 +106,7 @@ void AddDensity(const Plan& plan, Statistics& statistics) {
 
 void attention(const Arguments& arguments, const Options& options, const Outputs& outputs,
                const Plan* plan) {
-  const Problem problem = CheckProblem(arguments, WithPlan(options, plan), true);
+  Problem problem = CheckProblem(arguments, WithPlan(options, plan), true);
   if (plan != nullptr) CheckPlan(*plan, arguments, options, problem);
   CheckOutputs(outputs, problem);
   const auto start = std::chrono::steady_clock::now();
@@ -101,11 +114,9 @@ void attention(const Arguments& arguments, const Options& options, const Outputs
   Plan made;
   if (plan == nullptr) made = CheckMethod(arguments, options, problem);
   const Plan& current = plan != nullptr ? *plan : made;
+  problem.dropout = DropoutOf(options, current);
   const std::int64_t rounds = current.rounds();
-  // Without rows there is nothing to plan more than once for.
-  const std::int64_t at_once = made.method != Method::kLsh || problem.queries * problem.keys == 0
-                                   ? 1
-                                   : RoundsAtOnce(problem, made.cluster_size);
+  const std::int64_t at_once = PlannedAtOnce(problem, made);
   const auto plan_of_rounds = [&](std::int64_t first_round) -> const Plan& {
     const auto planning_start = std::chrono::steady_clock::now();
     if (plan == nullptr && made.method == Method::kLsh) {
@@ -131,6 +142,38 @@ void attention(const Arguments& arguments, const Options& options, const Outputs
     outputs.statistics->planning_seconds = planning;
     outputs.statistics->execution_seconds = all - planning;
   }
+}
+
+void attention_backward(const Arguments& arguments, const Options& options, const TensorView& out,
+                        const TensorView& lse, const TensorView& grad_out,
+                        const std::optional<TensorView>& grad_lse, const Gradients& gradients,
+                        const Plan* plan) {
+  Problem problem = CheckProblem(arguments, WithPlan(options, plan), true);
+  if (plan != nullptr) CheckPlan(*plan, arguments, options, problem);
+  CheckBackward(out, lse, grad_out, grad_lse, gradients, problem);
+  Plan made;
+  if (plan == nullptr) made = CheckMethod(arguments, options, problem);
+  const Plan& current = plan != nullptr ? *plan : made;
+  problem.dropout = DropoutOf(options, current);
+  const BackwardCall call{out, grad_out, static_cast<const float*>(lse.data),
+                          grad_lse ? static_cast<const float*>(grad_lse->data) : nullptr,
+                          gradients};
+  // Without query heads there is nothing but zeros to write.
+  if (current.method == Method::kTree && problem.query_heads > 0) {
+    return plan != nullptr ? BackwardTreePlan(problem, *plan, call)
+                           : BackwardTree(problem, made, call);
+  }
+  const std::int64_t rounds = current.rounds();
+  const std::int64_t at_once = PlannedAtOnce(problem, made);
+  ExecuteBackward(
+      problem, rounds,
+      [&](std::int64_t first_round) -> const Plan& {
+        if (made.method == Method::kLsh) {
+          PlanLsh(problem, first_round, std::min(at_once, rounds - first_round), made);
+        }
+        return current;
+      },
+      call);
 }
 
 Plan plan(const Arguments& arguments, const Options& options) {
@@ -169,12 +212,26 @@ void merge(const MutableTensorView& out, const MutableTensorView& lse, const Ten
 
 void reference(const Arguments& arguments, const Options& options, double* out, double* lse,
                const Plan* plan) {
-  const Problem problem = CheckProblem(arguments, WithPlan(options, plan), true);
-  if (plan != nullptr) {
-    CheckPlan(*plan, arguments, options, problem);
-    return ExecuteReference(problem, *plan, out, lse);
-  }
-  ExecuteReference(problem, MakePlan(arguments, options, problem), out, lse);
+  Problem problem = CheckProblem(arguments, WithPlan(options, plan), true);
+  if (plan != nullptr) CheckPlan(*plan, arguments, options, problem);
+  const Plan made = plan == nullptr ? MakePlan(arguments, options, problem) : Plan{};
+  const Plan& current = plan != nullptr ? *plan : made;
+  problem.dropout = DropoutOf(options, current);
+  ExecuteReference(problem, current, out, lse);
+}
+
+void reference_backward(const Arguments& arguments, const Options& options,
+                        const TensorView& grad_out, const std::optional<TensorView>& grad_lse,
+                        double* grad_query, double* grad_key, double* grad_value,
+                        const Plan* plan) {
+  Problem problem = CheckProblem(arguments, WithPlan(options, plan), true);
+  if (plan != nullptr) CheckPlan(*plan, arguments, options, problem);
+  const Plan made = plan == nullptr ? MakePlan(arguments, options, problem) : Plan{};
+  const Plan& current = plan != nullptr ? *plan : made;
+  problem.dropout = DropoutOf(options, current);
+  ExecuteReferenceBackward(problem, current, grad_out,
+                           grad_lse ? static_cast<const float*>(grad_lse->data) : nullptr,
+                           grad_query, grad_key, grad_value);
 }
 
 std::vector<std::string> instruction_sets() { return kernels::InstructionSets(); }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "execute/tree.h"
+#include "execute/tree_backward.h"
 #include "kernels/parallel.h"
 #include "plan/open.h"
 #include "plan/tree.h"
@@ -24,6 +25,23 @@ std::span<const std::int32_t> Positions(const HeadPlan& head, const QueryBlock& 
   return std::span(head.query_order)
       .subspan(static_cast<std::size_t>(block.begin),
                static_cast<std::size_t>(block.end - block.begin));
+}
+
+/// A block of a stored plan, in memory of the calling thread until its next call.
+TreeBlock BlockOfPlan(const Problem& problem, const kernels::NodesView& nodes, const KeyTree& tree,
+                      std::int64_t b, std::int64_t h, const HeadPlan& head,
+                      const QueryBlock& block) {
+  thread_local std::vector<float> logits;
+  TreeBlock result;
+  result.lanes = BlockLanes(problem, b, h, head, block, tree);
+  result.closed =
+      std::span(head.nodes).subspan(block.first_node, block.last_node - block.first_node);
+  logits.resize(result.closed.size() * static_cast<std::size_t>(kernels::kTreeRows));
+  kernels::NodeLogits(nodes, result.lanes, result.closed, logits.data());
+  result.closed_logits = logits.data();
+  result.ranges =
+      std::span(head.ranges).subspan(block.first_range, block.last_range - block.first_range);
+  return result;
 }
 
 }  // namespace
@@ -110,17 +128,10 @@ void AttendTreePlan(const Problem& problem, const Plan& plan, const Outputs& out
           summaries = std::make_unique<Summaries>(problem, b, group.key_head, tree, threads);
         }
         ParallelFor(std::ssize(head.blocks), threads, [&](std::int64_t i) {
-          thread_local std::vector<float> logits;
-          const kernels::NodesView nodes = summaries->view();
           const QueryBlock& block = head.blocks[static_cast<std::size_t>(i)];
-          const kernels::QueryLanes lanes = BlockLanes(problem, b, h, head, block, tree);
-          const auto closed =
-              std::span(head.nodes).subspan(block.first_node, block.last_node - block.first_node);
-          logits.resize(closed.size() * static_cast<std::size_t>(kernels::kTreeRows));
-          kernels::NodeLogits(nodes, lanes, closed, logits.data());
-          const auto ranges = std::span(head.ranges)
-                                  .subspan(block.first_range, block.last_range - block.first_range);
-          ExecuteNodes(nodes, lanes, closed, logits.data(), ranges, Positions(head, block), output);
+          const TreeBlock parts = BlockOfPlan(problem, summaries->view(), tree, b, h, head, block);
+          ExecuteNodes(summaries->view(), parts.lanes, parts.closed, parts.closed_logits,
+                       parts.ranges, Positions(head, block), output);
         });
       }
       if (outputs.statistics != nullptr) {
@@ -128,6 +139,50 @@ void AttendTreePlan(const Problem& problem, const Plan& plan, const Outputs& out
             Now() - start;
       }
     }
+  });
+}
+
+void BackwardTree(const Problem& problem, const Plan& header, const BackwardCall& call) {
+  ForEachGroup(problem, [&](const HeadGroup& group) {
+    const std::int64_t b = group.batch;
+    const TreePlanner planner(problem, header, b, group.key_head, group.threads);
+    TreeBackward backward(problem, header, call, b, group.key_head, group.threads);
+    for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
+      const TreePlanner::Head head = planner.PlanHead(h);
+      const kernels::NodesView nodes =
+          head.plan.blocks.empty() ? kernels::NodesView{} : planner.nodes();
+      backward.AddHead(h, head.plan, nodes, planner.key_tree(), [&](std::int64_t i) -> TreeBlock {
+        thread_local Opening opening;
+        const kernels::QueryLanes lanes =
+            BlockLanes(problem, b, h, head.plan, head.plan.blocks[static_cast<std::size_t>(i)],
+                       planner.key_tree());
+        OpenBlock(nodes, lanes, head.calibration.threshold, head.calibration.scoring, opening);
+        return {lanes, opening.closed, opening.closed_logits.data(), opening.ranges};
+      });
+    }
+    backward.Finish();
+  });
+}
+
+void BackwardTreePlan(const Problem& problem, const Plan& plan, const BackwardCall& call) {
+  ForEachGroup(problem, [&](const HeadGroup& group) {
+    const std::int64_t b = group.batch;
+    const KeyTree& tree = plan.key_tree(b, group.key_head);
+    TreeBackward backward(problem, plan, call, b, group.key_head, group.threads);
+    std::unique_ptr<Summaries> summaries;
+    for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
+      const HeadPlan& head = plan.head(0, b, h);
+      if (!head.dense && !head.blocks.empty() && summaries == nullptr) {
+        summaries = std::make_unique<Summaries>(problem, b, group.key_head, tree, group.threads);
+      }
+      const kernels::NodesView nodes =
+          summaries != nullptr ? summaries->view() : kernels::NodesView{};
+      backward.AddHead(h, head, nodes, tree, [&](std::int64_t i) {
+        return BlockOfPlan(problem, nodes, tree, b, h, head,
+                           head.blocks[static_cast<std::size_t>(i)]);
+      });
+    }
+    backward.Finish();
   });
 }
 

@@ -1,6 +1,7 @@
 // `tree` as a whole: plans and carries out, a block at a time or from a stored plan.
 #pragma once
 
+#include "execute/backward.h"
 #include "smyrf/attention.h"
 #include "validate.h"
 
@@ -15,5 +16,9 @@ void EstimateTree(const Problem& problem, const Plan& header, Statistics& statis
 
 /// Carries out a plan of PlanTree.
 void AttendTreePlan(const Problem& problem, const Plan& plan, const Outputs& outputs);
+
+/// Gradients of AttendTree, which plans again, and of AttendTreePlan.
+void BackwardTree(const Problem& problem, const Plan& header, const BackwardCall& call);
+void BackwardTreePlan(const Problem& problem, const Plan& plan, const BackwardCall& call);
 
 }  // namespace smyrf

@@ -159,22 +159,39 @@ void CheckWindow(const std::optional<Window>& window) {
   }
 }
 
+template <class Void>
+void CheckRowsLike(const char* name, const BasicTensorView<Void>& view, const Problem& problem,
+                   const std::array<std::int64_t, 4>& expected, const char* meaning) {
+  CheckRows(name, view);
+  CheckSameDtype(name, view.dtype, problem.query.dtype);
+  if (view.shape != expected) {
+    Fail(ErrorKind::kValue, name, ": got shape ", Shape(view), ", expected (", expected[0], ", ",
+         expected[1], ", ", expected[2], ", ", expected[3], ") = ", meaning);
+  }
+}
+
+template <class Void>
+void CheckApart(const char* name, const MutableTensorView& output, const char* other_name,
+                const BasicTensorView<Void>& other) {
+  if (Overlap(output, other)) {
+    Fail(ErrorKind::kValue, name, ": overlaps the memory of ", other_name,
+         "; pass a tensor of its own");
+  }
+}
+
 /// An output apart from every input that is read while it is written.
 void CheckApart(const char* name, const MutableTensorView& output, const Problem& problem) {
   for (const auto& [input_name, input] : {std::pair{"query", problem.query},
                                           {"key", problem.key},
                                           {"value", problem.value},
                                           {"attn_mask", problem.mask.bias}}) {
-    if (input.data != nullptr && Overlap(output, input)) {
-      Fail(ErrorKind::kValue, name, ": overlaps the memory of ", input_name,
-           "; pass a tensor of its own");
-    }
+    if (input.data != nullptr) CheckApart(name, output, input_name, input);
   }
 }
 
-/// No element of out twice: by growing stride, each dimension steps past all that the smaller ones
-/// reach.
-void CheckRowsApart(const MutableTensorView& out) {
+/// No element of an output twice: by growing stride, each dimension steps past all that the smaller
+/// ones reach.
+void CheckRowsApart(const char* name, const MutableTensorView& out) {
   std::array<std::size_t, 4> by_stride{3, 2, 1, 0};  // equal strides: the outer one is wrong
   const auto step_of = [&](std::size_t i) {
     return out.shape[i] > 1 ? std::abs(out.strides[i]) : std::int64_t{0};
@@ -187,11 +204,27 @@ void CheckRowsApart(const MutableTensorView& out) {
     if (out.shape[i] == 1) continue;
     const std::int64_t step = step_of(i);
     if (step <= reach) {
-      Fail(ErrorKind::kValue, "out: dimension ", i, " has stride ", out.strides[i],
+      Fail(ErrorKind::kValue, name, ": dimension ", i, " has stride ", out.strides[i],
            ", so its rows overlap each other; pass a tensor with memory of its own");
     }
     reach += (out.shape[i] - 1) * step;
   }
+}
+
+/// Contiguous float32 over the first three dimensions of `rows`.
+template <class Void>
+void CheckLse(const char* name, const BasicTensorView<Void>& view,
+              const std::array<std::int64_t, 4>& rows) {
+  if (view.dtype != DType::kFloat32 || view.rank != 3 || view.shape[0] != rows[0] ||
+      view.shape[1] != rows[1] || view.shape[2] != rows[2] ||
+      (view.shape[2] > 1 && view.strides[2] != 1) ||
+      (view.shape[1] > 1 && view.strides[1] != view.shape[2]) ||
+      (view.shape[0] > 1 && view.strides[0] != view.shape[1] * view.shape[2])) {
+    Fail(ErrorKind::kValue, name, ": got ", Name(view.dtype), " ", Shape(view),
+         ", expected contiguous float32 (", rows[0], ", ", rows[1], ", ", rows[2],
+         ") = (batch, query heads, Nq)");
+  }
+  CheckMemory(name, view);
 }
 
 void CheckThreads(int num_threads) {
@@ -299,6 +332,10 @@ Problem CheckProblem(const Arguments& arguments, const Options& options, bool wi
   }
   CheckWindow(options.window);
   CheckThreads(options.num_threads);
+  if (!(options.dropout_p >= 0.0 && options.dropout_p < 1.0)) {
+    Fail(ErrorKind::kValue, "dropout_p: got ", options.dropout_p,
+         ", expected a probability from 0 (keep every pair) to below 1");
+  }
   CheckPadding("key_padding_mask", "Nk", key_padding_mask, batch, keys);
   CheckPadding("query_padding_mask", "Nq", query_padding_mask, batch, queries);
   TensorView bias{};
@@ -316,6 +353,7 @@ Problem CheckProblem(const Arguments& arguments, const Options& options, bool wi
                  with_value ? value.shape[3] : 0,
                  scale,
                  Mask(queries, keys, options.is_causal, options.window, bias),
+                 Dropout(options.dropout_p, options.seed),
                  options.num_threads};
 }
 
@@ -328,6 +366,7 @@ void ChooseMethod(const Arguments& arguments, const Options& options, const Prob
   const char* refused = arguments.attn_mask         ? "attn_mask"
                         : options.is_causal         ? "is_causal"
                         : options.window            ? "window"
+                        : options.dropout_p > 0.0   ? "dropout_p"
                         : options.tolerance == 0.0  ? "tolerance 0"
                         : arguments.value.rank == 0 ? "a plan without value"
                                                     : nullptr;
@@ -349,6 +388,14 @@ void CheckTolerance(const Options& options) {
   if (options.tolerance && !(*options.tolerance >= 0.0 && *options.tolerance < 1.0)) {
     Fail(ErrorKind::kValue, "tolerance: got ", *options.tolerance,
          ", expected a relative error from 0 (every pair) to below 1");
+  }
+}
+
+void CheckNoDropout(const Options& options) {
+  if (options.dropout_p > 0.0) {
+    Fail(ErrorKind::kUnsupported, "dropout_p: got ", options.dropout_p,
+         ", but method tree has no dropout, since a summary stands for many pairs; use "
+         "method='dense' or 'lsh', or dropout_p=0");
   }
 }
 
@@ -387,7 +434,9 @@ Plan CheckMethod(const Arguments& arguments, const Options& options, const Probl
     refuse_dial("max_density", options.max_density.has_value(), "tree");
   }
   if (plan.method == Method::kDense) {
-    refuse_dial("seed", options.seed != 0 && options.method != Method::kAuto, "lsh");
+    refuse_dial("seed",
+                options.seed != 0 && options.method != Method::kAuto && options.dropout_p == 0.0,
+                "lsh");
   } else {
     const char* refused = arguments.attn_mask ? "attn_mask"
                           : options.is_causal ? "is_causal"
@@ -410,6 +459,7 @@ Plan CheckMethod(const Arguments& arguments, const Options& options, const Probl
   }
   CheckTolerance(options);
   if (plan.method == Method::kTree) {
+    CheckNoDropout(options);
     plan.tolerance = options.tolerance.value_or(kDefaultTolerance);
     plan.max_density = options.max_density;
     if (plan.max_density && !(*plan.max_density > 0.0 && *plan.max_density <= 1.0)) {
@@ -425,29 +475,50 @@ Plan CheckMethod(const Arguments& arguments, const Options& options, const Probl
 
 void CheckOutputs(const Outputs& outputs, const Problem& problem) {
   const MutableTensorView& out = outputs.out;
-  CheckRows("out", out);
-  CheckSameDtype("out", out.dtype, problem.query.dtype);
   const std::array<std::int64_t, 4> expected{problem.batch, problem.query_heads, problem.queries,
                                              problem.value_depth};
-  if (out.shape != expected) {
-    Fail(ErrorKind::kValue, "out: got shape ", Shape(out), ", expected (", expected[0], ", ",
-         expected[1], ", ", expected[2], ", ", expected[3], ") = (batch, query heads, Nq, Dv)");
-  }
-  CheckRowsApart(out);
+  CheckRowsLike("out", out, problem, expected, "(batch, query heads, Nq, Dv)");
+  CheckRowsApart("out", out);
   CheckApart("out", out, problem);
   if (outputs.lse) {
     const MutableTensorView& lse = *outputs.lse;
-    if (lse.dtype != DType::kFloat32 || lse.rank != 3 || lse.shape[0] != expected[0] ||
-        lse.shape[1] != expected[1] || lse.shape[2] != expected[2] || lse.strides[2] != 1 ||
-        lse.strides[1] != expected[2] || lse.strides[0] != expected[1] * expected[2]) {
-      Fail(ErrorKind::kValue, "lse: got ", Name(lse.dtype), " ", Shape(lse),
-           ", expected contiguous float32 (", expected[0], ", ", expected[1], ", ", expected[2],
-           ") = (batch, query heads, Nq)");
-    }
-    CheckMemory("lse", lse);
+    CheckLse("lse", lse, expected);
     CheckApart("lse", lse, problem);
-    if (Overlap(lse, out)) {
-      Fail(ErrorKind::kValue, "lse: overlaps the memory of out; pass a tensor of its own");
+    CheckApart("lse", lse, "out", out);
+  }
+}
+
+void CheckBackward(const TensorView& out, const TensorView& lse, const TensorView& grad_out,
+                   const std::optional<TensorView>& grad_lse, const Gradients& gradients,
+                   const Problem& problem) {
+  const auto [batch, heads, queries, keys] =
+      std::array{problem.batch, problem.query_heads, problem.queries, problem.keys};
+  const std::array rows{batch, heads, queries, problem.value_depth};
+  CheckRowsLike("out", out, problem, rows, "(batch, query heads, Nq, Dv)");
+  CheckLse("lse", lse, rows);
+  CheckRowsLike("grad_out", grad_out, problem, rows, "(batch, query heads, Nq, Dv)");
+  if (grad_lse) CheckLse("grad_lse", *grad_lse, rows);
+  CheckRowsLike("grad_query", gradients.query, problem, {batch, heads, queries, problem.depth},
+                "(batch, query heads, Nq, D)");
+  CheckRowsLike("grad_key", gradients.key, problem, {batch, problem.key_heads, keys, problem.depth},
+                "(batch, key heads, Nk, D)");
+  CheckRowsLike("grad_value", gradients.value, problem,
+                {batch, problem.key_heads, keys, problem.value_depth},
+                "(batch, key heads, Nk, Dv)");
+  using Written = std::pair<const char*, const MutableTensorView*>;
+  const std::array<Written, 3> written{Written{"grad_query", &gradients.query},
+                                       {"grad_key", &gradients.key},
+                                       {"grad_value", &gradients.value}};
+  for (std::size_t i = 0; i < written.size(); ++i) {
+    const auto& [name, view] = written[i];
+    CheckRowsApart(name, *view);
+    CheckApart(name, *view, problem);
+    CheckApart(name, *view, "out", out);
+    CheckApart(name, *view, "lse", lse);
+    CheckApart(name, *view, "grad_out", grad_out);
+    if (grad_lse) CheckApart(name, *view, "grad_lse", *grad_lse);
+    for (std::size_t other = 0; other < i; ++other) {
+      CheckApart(name, *view, written[other].first, *written[other].second);
     }
   }
 }
@@ -456,7 +527,7 @@ void CheckMerge(const MutableTensorView& out, const MutableTensorView& lse,
                 const TensorView& other_out, const TensorView& other_lse, int num_threads) {
   CheckThreads(num_threads);
   CheckRows("out", out);
-  CheckRowsApart(out);
+  CheckRowsApart("out", out);
   CheckRows("other_out", other_out);
   if (other_out.dtype != out.dtype) {
     Fail(ErrorKind::kType, "other_out: got dtype ", Name(other_out.dtype), ", expected ",
@@ -467,16 +538,7 @@ void CheckMerge(const MutableTensorView& out, const MutableTensorView& lse,
          " like out: the same queries over other keys");
   }
   const auto check = [&](const char* name, const auto& view) {
-    if (view.dtype != DType::kFloat32 || view.rank != 3 || view.shape[0] != out.shape[0] ||
-        view.shape[1] != out.shape[1] || view.shape[2] != out.shape[2] ||
-        (view.shape[2] > 1 && view.strides[2] != 1) ||
-        (view.shape[1] > 1 && view.strides[1] != view.shape[2]) ||
-        (view.shape[0] > 1 && view.strides[0] != view.shape[1] * view.shape[2])) {
-      Fail(ErrorKind::kValue, name, ": got ", Name(view.dtype), " ", Shape(view),
-           ", expected contiguous float32 (", out.shape[0], ", ", out.shape[1], ", ", out.shape[2],
-           ") = (batch, query heads, Nq)");
-    }
-    CheckMemory(name, view);
+    CheckLse(name, view, out.shape);
     if (Overlap(out, view)) Fail(ErrorKind::kValue, name, ": overlaps the memory of out");
   };
   check("lse", lse);

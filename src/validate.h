@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/dropout.h"
 #include "kernels/mask.h"
 #include "smyrf/attention.h"
 
@@ -19,6 +20,7 @@ struct Problem {
   std::int64_t depth = 0, value_depth = 0;  ///< D, Dv; Dv is 0 where only a plan is made
   double scale = 1.0;
   Mask mask;
+  Dropout dropout;
   int num_threads = 0;
 
   std::int64_t KeyHead(std::int64_t query_head) const {
@@ -32,6 +34,9 @@ Problem CheckProblem(const Arguments& arguments, const Options& options, bool wi
 /// Its range, whether it is used or not.
 void CheckTolerance(const Options& options);
 
+/// Throws where `tree` would have to drop pairs.
+void CheckNoDropout(const Options& options);
+
 /// An empty plan with its method, reason, dials and padding filled in.
 Plan CheckMethod(const Arguments& arguments, const Options& options, const Problem& problem);
 
@@ -44,6 +49,11 @@ std::vector<std::vector<std::int32_t>> ValidRows(const std::optional<TensorView>
                                                  std::int64_t batch, std::int64_t length);
 
 void CheckOutputs(const Outputs& outputs, const Problem& problem);
+
+/// The arguments of `attention_backward` that `attention` does not have.
+void CheckBackward(const TensorView& out, const TensorView& lse, const TensorView& grad_out,
+                   const std::optional<TensorView>& grad_lse, const Gradients& gradients,
+                   const Problem& problem);
 
 /// The arguments of `merge`.
 void CheckMerge(const MutableTensorView& out, const MutableTensorView& lse,

@@ -74,6 +74,7 @@ void CheckStructure(const Plan& plan) {
     const std::size_t keys = is_tree ? tree->key_order.size() : head.key_order.size();
     require(within(head.query_order, plan.queries) && within(head.key_order, plan.keys), "orders");
     require(within(head.nodes, is_tree ? std::ssize(tree->nodes) : 0), "nodes");
+    require(!is_tree || head.blocks.empty() || !tree->nodes.empty(), "blocks");  // need its bases
     for (const KeyRange& range : head.ranges) require(part(range.begin, range.end, keys), "ranges");
     for (const QueryBlock& block : head.blocks) {
       require(part(block.begin, block.end, head.query_order.size()) &&
@@ -113,7 +114,8 @@ void CheckPlan(const Plan& plan, const Arguments& arguments, const Options& opti
   CheckTolerance(options);
   // As in a call that makes its own plan: where auto took dense, these are not used.
   const bool unused = plan.method == Method::kDense && options.method == Method::kAuto;
-  if (!unused && options.seed != 0 && options.seed != plan.seed) conflict("seed");
+  const bool of_dropout = plan.method == Method::kDense && options.dropout_p > 0.0;
+  if (!unused && !of_dropout && options.seed != 0 && options.seed != plan.seed) conflict("seed");
   if (!unused && options.tolerance && *options.tolerance != plan.tolerance) conflict("tolerance");
   if (options.max_density && options.max_density != plan.max_density) conflict("max_density");
   if (options.is_causal && !plan.is_causal) conflict("is_causal");
@@ -138,6 +140,7 @@ void CheckPlan(const Plan& plan, const Arguments& arguments, const Options& opti
          plan.has_attn_mask ? "with" : "without",
          " one, which it does not hold; pass it to both calls or to neither");
   }
+  if (plan.method == Method::kTree) CheckNoDropout(options);
   if (plan.method == Method::kTree) differs("scale", problem.scale, plan.scale);
   if (plan.method == Method::kLsh && problem.scale <= 0.0) {
     Fail(ErrorKind::kValue, "scale: got ", problem.scale,

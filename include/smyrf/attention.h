@@ -37,6 +37,34 @@ struct Outputs {
 void attention(const Arguments& arguments, const Options& options, const Outputs& outputs,
                const Plan* plan = nullptr);
 
+/// (B, H, N, D) views of the shapes of query, key and value, in their dtype.
+struct Gradients {
+  MutableTensorView query, key, value;
+};
+
+/// Gradients of a loss by query, key and value, from those by out and lse.
+///
+/// out, lse: what `attention` gave for the same arguments, options and plan; grad_out like out;
+/// grad_lse like lse, contiguous float32 (B, Hq, Nq), none where lse was not used. They are
+/// computed in float32 and rounded once. Masks have no gradient. Without a plan it is made again,
+/// as `attention` made it: on the same instruction set with the same options for any number of
+/// threads.
+///
+/// The structure is held constant: for `lsh` which pairs are evaluated; for `tree` that and the
+/// bases and directions, while the summaries depend on every key and value that they stand for.
+/// Queries that are padded or see no key, and padded keys, have gradients of 0. A head of `lsh` or
+/// `tree` that is not finite gives NaN at its valid queries, and its key head at its valid keys; in
+/// `dense` NaN passes on as in its arithmetic.
+///
+/// Same bits for any number of threads. Memory: float32 gradients of a key head's keys and values,
+/// 4 Nk (D + Dv) bytes, up to 8 times where there are less than 16 key heads, for as many key heads
+/// as are computed at once; for `lsh` of all key heads, and of all queries where grad_query is
+/// narrower than float32.
+void attention_backward(const Arguments& arguments, const Options& options, const TensorView& out,
+                        const TensorView& lse, const TensorView& grad_out,
+                        const std::optional<TensorView>& grad_lse, const Gradients& gradients,
+                        const Plan* plan = nullptr);
+
 /// The structure that `attention` would carry out for these arguments. `arguments.value` is needed
 /// for `tree` only, whose nodes open by the values' spread.
 Plan plan(const Arguments& arguments, const Options& options);
@@ -58,6 +86,13 @@ void merge(const MutableTensorView& out, const MutableTensorView& lse, const Ten
 /// out: (B, Hq, Nq, Dv) and lse: (B, Hq, Nq), both contiguous; lse may be null.
 void reference(const Arguments& arguments, const Options& options, double* out, double* lse,
                const Plan* plan = nullptr);
+
+/// The gradients of `reference` in float64 by plain loops, contiguous: grad_query (B, Hq, Nq, D),
+/// grad_key (B, Hkv, Nk, D), grad_value (B, Hkv, Nk, Dv). It computes out and lse itself.
+void reference_backward(const Arguments& arguments, const Options& options,
+                        const TensorView& grad_out, const std::optional<TensorView>& grad_lse,
+                        double* grad_query, double* grad_key, double* grad_value,
+                        const Plan* plan = nullptr);
 
 /// The instruction sets that this machine and build can run, best first.
 std::vector<std::string> instruction_sets();

@@ -42,7 +42,13 @@ struct Options {
   /// the tolerance would need more, statistics say what error to expect instead. Sinks and
   /// roots are evaluated in any case. Default no limit.
   std::optional<double> max_density{};
-  /// Chooses the hash directions (`lsh`) and the calibration rows (`tree`).
+  /// Dropout of evaluated pairs (`dense` and `lsh`, from 0 to below 1; with kAuto: `dense`). Once
+  /// softmax has normalised them, a weight is kept with probability 1 - dropout_p and divided by
+  /// it, else 0; lse is that without dropout. Kept or not depends on seed, batch entry, query head
+  /// and the original indices of query and key only: a pair that `lsh` meets in several rounds is
+  /// kept in all or in none, and backward drops what forward did.
+  double dropout_p = 0.0;
+  /// Chooses the hash directions (`lsh`), the calibration rows (`tree`) and what dropout drops.
   std::uint64_t seed = 0;
   /// 0: as many as OpenMP would use; never more than 4 a processor. The result has the same bits
   /// for any number.

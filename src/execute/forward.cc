@@ -9,10 +9,10 @@
 #include <span>
 #include <vector>
 
+#include "execute/items.h"
 #include "execute/output.h"
 #include "kernels/kernels.h"
 #include "kernels/parallel.h"
-#include "plan/dense.h"
 
 namespace smyrf {
 namespace {
@@ -24,16 +24,10 @@ using kernels::kBlockRows;
 constexpr std::int64_t kChunkKeys = 2048;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-/// One call of the kernel: queries [begin, end) of a (batch, query head) in its query order.
-struct Item {
-  std::int64_t batch = 0;
-  std::int64_t head = 0;
-  std::int64_t begin = 0;
-  std::int64_t end = 0;
-  const HeadPlan* plan = nullptr;     ///< null: implicit dense ranges
-  const QueryBlock* block = nullptr;  ///< of the plan
-  std::int64_t chunk = 0;             ///< of the keys, dense only
-  double seconds = 0.0;               ///< filled where statistics are asked for
+/// One call of the kernel.
+struct ForwardItem : Item {
+  std::int64_t chunk = 0;  ///< of the keys, dense only
+  double seconds = 0.0;    ///< filled where statistics are asked for
 };
 
 class Forward {
@@ -64,18 +58,16 @@ class Forward {
     if (plan.rounds() > 1 && heads >= std::int64_t{2} * threads) {
       ParallelFor(heads, threads, [&](std::int64_t head) {
         for (std::int64_t round = 0; round < plan.rounds(); ++round) {
-          std::vector<Item> items;
-          AddItems(round, head / problem_.query_heads, head % problem_.query_heads, items);
-          for (Item& item : items) RunItem(item, first_round + round);
+          std::vector<ForwardItem> items;
+          AddForwardItems(round, head, items);
+          for (ForwardItem& item : items) RunItem(item, first_round + round);
           CountSeconds(items);
         }
       });
     } else {
       for (std::int64_t round = 0; round < plan.rounds(); ++round) {
-        std::vector<Item> items;
-        for (std::int64_t head = 0; head < heads; ++head) {
-          AddItems(round, head / problem_.query_heads, head % problem_.query_heads, items);
-        }
+        std::vector<ForwardItem> items;
+        for (std::int64_t head = 0; head < heads; ++head) AddForwardItems(round, head, items);
         ParallelFor(static_cast<std::int64_t>(items.size()), threads, [&](std::int64_t i) {
           RunItem(items[static_cast<std::size_t>(i)], first_round + round);
         });
@@ -119,16 +111,6 @@ class Forward {
     HeadOutput{outputs_, b, h}.Store(i, row, lse);
   }
 
-  static std::span<const std::int32_t> Valid(const std::vector<std::vector<std::int32_t>>& rows,
-                                             std::int64_t b) {
-    if (rows.empty()) return {};
-    return rows[static_cast<std::size_t>(b)];
-  }
-  std::int64_t ValidCount(const std::vector<std::vector<std::int32_t>>& rows, std::int64_t b,
-                          std::int64_t all) const {
-    return rows.empty() ? all : static_cast<std::int64_t>(rows[static_cast<std::size_t>(b)].size());
-  }
-
   void FillUncoveredRows() {
     for (std::int64_t b = 0; b < problem_.batch; ++b) {
       for (std::int64_t h = 0; h < problem_.query_heads; ++h) {
@@ -144,43 +126,26 @@ class Forward {
     }
   }
 
-  /// The kernel calls of one round of one head.
-  void AddItems(std::int64_t round, std::int64_t b, std::int64_t h,
-                std::vector<Item>& items) const {
-    const auto add = [&](Item item, std::int64_t begin, std::int64_t end) {
-      // Blocks of nearly equal size: no last block of a few rows.
-      const std::int64_t pieces = (end - begin + kBlockRows - 1) / kBlockRows;
-      for (std::int64_t piece = 0; piece < pieces; ++piece) {
-        item.begin = begin + (end - begin) * piece / pieces;
-        item.end = begin + (end - begin) * (piece + 1) / pieces;
-        items.push_back(item);
-      }
-    };
-    Item item;
-    item.batch = b;
-    item.head = h;
-    if (plan_->method == Method::kLsh) {
-      item.plan = &plan_->head(round, b, h);
-      for (const QueryBlock& block : item.plan->blocks) {
-        item.block = &block;
-        add(item, block.begin, block.end);
-      }
-      return;
-    }
-    for (item.chunk = 0; item.chunk < chunks_; ++item.chunk) {
-      add(item, 0, ValidCount(plan_->valid_queries, b, problem_.queries));
+  /// The kernel calls of one round of one head, for each chunk of the keys.
+  void AddForwardItems(std::int64_t round, std::int64_t head,
+                       std::vector<ForwardItem>& items) const {
+    std::vector<Item> blocks;
+    AddItems(problem_, *plan_, round, head / problem_.query_heads, head % problem_.query_heads,
+             blocks);
+    for (std::int64_t chunk = 0; chunk < chunks_; ++chunk) {
+      for (const Item& block : blocks) items.push_back({block, chunk});
     }
   }
 
-  void CountSeconds(const std::vector<Item>& items) const {
+  void CountSeconds(const std::vector<ForwardItem>& items) const {
     if (outputs_.statistics == nullptr) return;
-    for (const Item& item : items) {
+    for (const ForwardItem& item : items) {
       const std::int64_t head = item.batch * problem_.query_heads + item.head;
       outputs_.statistics->heads[static_cast<std::size_t>(head)].seconds += item.seconds;
     }
   }
 
-  void RunItem(Item& item, std::int64_t round) {
+  void RunItem(ForwardItem& item, std::int64_t round) {
     if (outputs_.statistics == nullptr) return Attend(item, round);
     const auto start = std::chrono::steady_clock::now();
     Attend(item, round);
@@ -188,40 +153,12 @@ class Forward {
     item.seconds = std::chrono::duration<double>(end - start).count();
   }
 
-  void Attend(const Item& item, std::int64_t round) {
-    const std::int64_t key_head = problem_.KeyHead(item.head);
-    kernels::BlockTask task;
-    task.depth = problem_.depth;
-    task.value_depth = problem_.value_depth;
-    task.query_begin = item.begin;
-    task.query_end = item.end;
-    task.scale = static_cast<float>(problem_.scale);
-    task.mask = &problem_.mask;
-    task.batch = item.batch;
-    task.head = item.head;
-    std::span<const std::int32_t> query_order = Valid(plan_->valid_queries, item.batch);
-    std::span<const std::int32_t> key_order = Valid(plan_->valid_keys, item.batch);
-    if (item.plan != nullptr) {
-      query_order = item.plan->query_order;
-      key_order = item.plan->key_order;
-    }
-    task.query = kernels::RowsOf(problem_.query, item.batch, item.head, query_order);
-    task.key = kernels::RowsOf(problem_.key, item.batch, key_head, key_order);
-    task.value = kernels::RowsOf(problem_.value, item.batch, key_head, key_order);
+  void Attend(const ForwardItem& item, std::int64_t round) {
+    const std::int64_t keys = ValidCount(plan_->valid_keys, item.batch, problem_.keys);
+    const std::int64_t first = chunks_ > 1 ? std::min(keys, item.chunk * kChunkKeys) : 0;
+    const std::int64_t last = chunks_ > 1 ? std::min(keys, first + kChunkKeys) : keys;
     DenseRanges implicit;
-    if (item.plan != nullptr) {
-      task.ranges =
-          std::span(item.plan->ranges)
-              .subspan(item.block->first_range, item.block->last_range - item.block->first_range);
-    } else {
-      const std::int64_t keys = ValidCount(plan_->valid_keys, item.batch, problem_.keys);
-      const std::int64_t first = chunks_ > 1 ? std::min(keys, item.chunk * kChunkKeys) : 0;
-      const std::int64_t last = chunks_ > 1 ? std::min(keys, first + kChunkKeys) : keys;
-      implicit = RangesOfBlock(problem_.mask, key_order, task.query.Position(item.begin),
-                               task.query.Position(item.end - 1), first, last);
-      task.ranges = implicit.span();
-    }
-
+    const kernels::BlockTask task = TaskOf(problem_, *plan_, item, first, last, implicit);
     const kernels::BlockResult result = kernels::AttendBlock(task);
     for (std::int64_t i = item.begin; i < item.end; ++i) {
       const float* row = result.out + (i - item.begin) * problem_.value_depth;
@@ -249,7 +186,7 @@ class Forward {
 
   void ForEachValidRow(const std::function<void(std::int64_t, std::int64_t, std::int64_t)>& body) {
     for (std::int64_t b = 0; b < problem_.batch; ++b) {
-      const std::span<const std::int32_t> valid = Valid(plan_->valid_queries, b);
+      const std::span<const std::int32_t> valid = ValidOf(plan_->valid_queries, b);
       const std::int64_t count = ValidCount(plan_->valid_queries, b, problem_.queries);
       for (std::int64_t h = 0; h < problem_.query_heads; ++h) {
         for (std::int64_t i = 0; i < count; ++i) {

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/block.h"
 #include "kernels/kernels.h"
 #include "kernels/scratch.h"
 
@@ -14,7 +15,9 @@
 #define HWY_TARGET_INCLUDE "kernels/attend.cc"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
+#include "kernels/block-inl.h"
 #include "kernels/convert-inl.h"
+#include "kernels/dropout-inl.h"
 #include "kernels/exp-inl.h"
 #include "kernels/few-inl.h"
 #include "kernels/softmax-inl.h"
@@ -25,27 +28,12 @@
 namespace smyrf::kernels {
 namespace {
 
-/// Keys a tile: scores of 64 queries by 128 keys and 128 rows of k and of v at D = 64 are 96 KB.
-constexpr std::int64_t kTileKeys = 128;
 /// Blocks of at most so many queries, and at most a quarter of a vector, take the kernel whose
 /// lanes run along D (measured at D 64, Nk 2048: break-even at 4 to 5 of 16 lanes, 2 to 3 of 8).
 constexpr std::int64_t kFewRows = 4;
-constexpr float kLog2E = 1.44269504088896340736F;
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-/// An additive mask's value in the logits' base. Finite ones stay finite, or a row masked by the
-/// most negative float alone would become a row that sees nothing; NaN and infinities pass.
-inline float BiasInBase2(float bias) {
-  constexpr float kMax = std::numeric_limits<float>::max();
-  return std::isfinite(bias) ? std::clamp(bias * kLog2E, -kMax, kMax) : bias;
-}
-
-struct Scratch {
-  Buffer q, scores, bias, out, result, key_rows, value_rows, state;
-  const float* keys[kTileKeys];
-  const float* values[kTileKeys];
-  const float* queries[kBlockRows];
-  std::int32_t key_positions[kTileKeys];
+struct Scratch : TileScratch {
+  Buffer q, scores, out, result, state;
 };
 
 }  // namespace
@@ -56,25 +44,6 @@ HWY_BEFORE_NAMESPACE();
 namespace smyrf::kernels::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-/// Calls body(count, partial) for tiles of at most kTileKeys keys, in order, with scratch's keys,
-/// values and (for partial tiles) key_positions set.
-template <class Body>
-HWY_INLINE void ForTiles(const BlockTask& task, Scratch& scratch, const Body& body) {
-  for (const KeyRange& range : task.ranges) {
-    for (std::int64_t begin = range.begin; begin < range.end; begin += kTileKeys) {
-      const std::int64_t count = std::min<std::int64_t>(kTileKeys, range.end - begin);
-      FloatRows(task.key, begin, count, task.depth, scratch.key_rows, scratch.keys);
-      FloatRows(task.value, begin, count, task.value_depth, scratch.value_rows, scratch.values);
-      if (range.partial) {
-        for (std::int64_t j = 0; j < count; ++j) {
-          scratch.key_positions[j] = static_cast<std::int32_t>(task.key.Position(begin + j));
-        }
-      }
-      body(count, range.partial);
-    }
-  }
-}
-
 /// The running softmax of a block, a lane a query: in base 2, so that exp is exp2.
 struct State {
   float* max;      ///< largest logit so far, -inf at first
@@ -83,61 +52,20 @@ struct State {
   float* seen;     ///< not 0 where a key was allowed
 };
 
-/// -inf for the pairs that causality and window forbid, what attn_mask adds for the others; marks
-/// the lanes that saw an allowed key. Lanes past the block's rows hold anything.
-HWY_INLINE void MaskScores(const BlockTask& task, const std::int32_t* positions, std::int64_t count,
-                           std::int64_t vectors, Scratch& scratch, const std::int32_t* first,
-                           const std::int32_t* last, float* s, float* seen) {
+/// Weights of a tile times their pairs' factors. The sums of weights are those before.
+HWY_INLINE void DropWeights(const Dropout& dropout, const DropoutLanes& words,
+                            const std::int32_t* positions, std::int64_t count, std::int64_t vectors,
+                            float* s) {
   const FloatTag d;
-  const hn::RebindToSigned<FloatTag> di;
+  const WordTag du;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  const auto minus_infinity = hn::Set(d, -kInfinity);
-  const Mask& mask = *task.mask;
-  const float* bias = nullptr;
-  if (mask.bias.data != nullptr) {
-    const std::int64_t rows = task.query_end - task.query_begin;
-    const std::int64_t step = mask.bias.strides[3] * SizeOf(mask.bias.dtype);
-    const bool run = mask.bias.strides[3] == 1 && positions[count - 1] - positions[0] == count - 1;
-    float* by_query = scratch.bias.Need(static_cast<std::size_t>(2 * kBlockRows * kTileKeys));
-    float* by_key = by_query + kBlockRows * kTileKeys;
-    for (std::int64_t i = 0; i < rows; ++i) {
-      const std::byte* row =
-          mask.BiasAt(task.batch, task.head, task.query.Position(task.query_begin + i), 0);
-      float* to = by_query + i * kTileKeys;
-      if (run) {
-        LoadRow(row + positions[0] * step, mask.bias.dtype, count, to);
-      } else {
-        for (std::int64_t j = 0; j < count; ++j) {
-          to[j] = LoadElement(row + positions[j] * step, mask.bias.dtype);
-        }
-      }
-      scratch.queries[i] = to;
-    }
-    TransposeRows(scratch.queries, rows, count, 1.0F, kBlockRows, by_key);
-    bias = by_key;
-  }
   for (std::int64_t j = 0; j < count; ++j) {
-    const auto position = hn::Set(di, positions[j]);
-    for (std::int64_t c = 0; c < vectors; ++c) {
-      const std::int64_t at = j * kBlockRows + c * lanes;
-      const auto inside = hn::AndNot(hn::Lt(position, hn::LoadU(di, first + c * lanes)),
-                                     hn::Lt(position, hn::LoadU(di, last + c * lanes)));
-      auto allowed = hn::RebindMask(d, inside);
-      auto score = hn::LoadU(d, s + at);
-      if (bias != nullptr) {
-        const auto added = hn::LoadU(d, bias + at);
-        // As BiasInBase2.
-        const auto most = hn::Set(d, std::numeric_limits<float>::max());
-        const auto in_base_2 =
-            hn::Min(most, hn::Max(hn::Neg(most), hn::Mul(added, hn::Set(d, kLog2E))));
-        const auto passes = hn::And(hn::Eq(added, added), hn::Lt(added, hn::Set(d, kInfinity)));
-        // Not Ne: of NaN, which must pass on, its answer differs between instruction sets.
-        allowed = hn::AndNot(hn::Eq(added, minus_infinity), allowed);
-        score = hn::Add(score, hn::IfThenElse(passes, in_base_2, added));
-      }
-      hn::StoreU(hn::IfThenElse(allowed, score, minus_infinity), d, s + at);
-      const auto was = hn::LoadU(d, seen + c * lanes);
-      hn::StoreU(hn::IfThenElse(allowed, hn::Set(d, 1.0F), was), d, seen + c * lanes);
+    const auto key = hn::Set(du, static_cast<std::uint32_t>(positions[j]) * Dropout::kStep);
+    for (std::int64_t c = 0; c < vectors * lanes; c += lanes) {
+      float* at = s + j * kBlockRows + c;
+      const auto factor =
+          DropoutFactors(dropout, hn::LoadU(du, words.low + c), hn::LoadU(du, words.high + c), key);
+      hn::StoreU(hn::Mul(hn::LoadU(d, at), factor), d, at);
     }
   }
 }
@@ -169,7 +97,11 @@ BlockResult AttendLanes(const BlockTask& task, Scratch& scratch) {
   std::fill_n(q, task.depth * kBlockRows, 0.0F);
   TransposeRows(scratch.queries, rows, task.depth, task.scale * kLog2E, kBlockRows, q);
 
-  ForTiles(task, scratch, [&](std::int64_t count, bool partial) HWY_ATTR {
+  const bool drops = task.dropout != nullptr && task.dropout->active();
+  DropoutLanes words;
+  if (drops) LoadDropout(task, words);
+
+  ForTiles(task, drops, scratch, [&](std::int64_t count, bool partial) HWY_ATTR {
     ScoreTile<kBlockRows>(scratch.keys, count, q, task.depth, vectors, s);
     if (partial) {
       MaskScores(task, scratch.key_positions, count, vectors, scratch, first, last, s, state.seen);
@@ -177,6 +109,7 @@ BlockResult AttendLanes(const BlockTask& task, Scratch& scratch) {
       std::fill_n(state.seen, kBlockRows, 1.0F);
     }
     SoftmaxTile<kBlockRows>(count, vectors, state.max, state.sum, state.rescale, s);
+    if (drops) DropWeights(*task.dropout, words, scratch.key_positions, count, vectors, s);
     ValueTile<kBlockRows>(scratch.values, count, s, dv, vectors, state.rescale, o);
   });
 
@@ -218,7 +151,8 @@ BlockResult AttendFew(const BlockTask& task, Scratch& scratch) {
   }
   std::fill_n(result, rows * dv, 0.0F);
 
-  ForTiles(task, scratch, [&](std::int64_t count, bool partial) HWY_ATTR {
+  const bool drops = task.dropout != nullptr && task.dropout->active();
+  ForTiles(task, drops, scratch, [&](std::int64_t count, bool partial) HWY_ATTR {
     for (std::int64_t i = 0; i < rows; ++i) {
       FewScores(q + i * task.depth, scratch.keys, count, task.depth, s);
       if (partial) {
@@ -233,6 +167,13 @@ BlockResult AttendFew(const BlockTask& task, Scratch& scratch) {
         seen[i] = true;
       }
       const float rescale = FewSoftmax(count, max[i], sum[i], s);
+      if (drops) {
+        const DropoutRow row =
+            task.dropout->Row(task.batch, task.head, task.query.Position(task.query_begin + i));
+        for (std::int64_t j = 0; j < count; ++j) {
+          s[j] *= task.dropout->Of(row, scratch.key_positions[j]);
+        }
+      }
       FewValues(s, scratch.values, count, dv, rescale, result + i * dv);
     }
   });

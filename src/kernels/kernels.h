@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/dropout.h"
 #include "kernels/mask.h"
 #include "smyrf/plan.h"
 #include "smyrf/tensor.h"
@@ -47,8 +48,9 @@ struct BlockTask {
   std::span<const KeyRange> ranges;  ///< in key order
   float scale = 1.0F;
   const Mask* mask = nullptr;  ///< asked in partial ranges
-  std::int64_t batch = 0;      ///< for the mask
+  std::int64_t batch = 0;      ///< for mask and dropout
   std::int64_t head = 0;
+  const Dropout* dropout = nullptr;  ///< null: none
 };
 
 /// In memory of the calling thread, valid until its next call.

@@ -1,7 +1,8 @@
-// The two matrix products of attention on one tile, with queries as SIMD lanes: scores
-// S^T (keys, queries) = K Q^T and outputs O^T (Dv, queries) += V^T P^T. Keys and values are read in
-// place through row pointers; softmax over S^T then needs no operation across lanes. kWidth is the
-// number of queries that scores and outputs have room for.
+// The matrix products of attention on one tile, with queries as SIMD lanes: scores
+// S^T (keys, queries) = K Q^T and outputs O^T (Dv, queries) += V^T P^T; and of its gradients, with
+// columns as lanes, dK (keys, D) += dS^T Q. Keys and values are read in place through row pointers;
+// softmax over S^T then needs no operation across lanes. kWidth is the number of queries that
+// scores and outputs have room for.
 #include <cstddef>
 #include <cstdint>
 
@@ -105,6 +106,43 @@ HWY_INLINE void ValueMicro(const float* const* rows, std::int64_t first, const f
   }
 }
 
+/// targets[r][first + lanes] += sum over i of s[r][i] * x[i][lanes]: kRows rows of s, kWidth apart,
+/// by kCols vectors of columns.
+template <int kWidth, int kRows, int kCols>
+HWY_INLINE void AddMicro(const float* s, std::int64_t depth, const float* x, std::int64_t x_stride,
+                         float* const* targets, std::int64_t first) {
+  const FloatTag d;
+  const std::size_t lanes = hn::Lanes(d);
+  FloatVector sum[kRows][kCols];
+  SMYRF_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    SMYRF_UNROLL
+    for (int c = 0; c < kCols; ++c) {
+      sum[r][c] = hn::LoadU(d, targets[r] + first + static_cast<std::size_t>(c) * lanes);
+    }
+  }
+  for (std::int64_t i = 0; i < depth; ++i) {
+    FloatVector column[kCols];
+    SMYRF_UNROLL
+    for (int c = 0; c < kCols; ++c) {
+      column[c] = hn::LoadU(d, x + i * x_stride + static_cast<std::size_t>(c) * lanes);
+    }
+    SMYRF_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const auto a = hn::Set(d, s[r * kWidth + i]);
+      SMYRF_UNROLL
+      for (int c = 0; c < kCols; ++c) sum[r][c] = hn::MulAdd(a, column[c], sum[r][c]);
+    }
+  }
+  SMYRF_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    SMYRF_UNROLL
+    for (int c = 0; c < kCols; ++c) {
+      hn::StoreU(sum[r][c], d, targets[r] + first + static_cast<std::size_t>(c) * lanes);
+    }
+  }
+}
+
 template <int kRows, int kCols, class Micro>
 HWY_NOINLINE void RunApart(const Micro& micro, std::int64_t row, std::int64_t col) {
   micro.template Run<kRows, kCols>(row, col);
@@ -192,6 +230,21 @@ struct ValuePanels {
   }
 };
 
+template <int kWidth>
+struct AddPanels {
+  static constexpr bool kNarrow = kWidth < kBlockRows;
+  const float* s;
+  std::int64_t depth;
+  const float* x;
+  std::int64_t x_stride;
+  float* const* targets;
+  template <int kRows, int kCols>
+  HWY_INLINE void Run(std::int64_t row, std::int64_t vector) const {
+    const std::int64_t at = vector * static_cast<std::int64_t>(hn::Lanes(FloatTag()));
+    AddMicro<kWidth, kRows, kCols>(s + row * kWidth, depth, x + at, x_stride, targets + row, at);
+  }
+};
+
 /// s (count, kWidth) = rows (count, depth) times q (depth, kWidth), `vectors` vectors wide.
 template <int kWidth>
 HWY_INLINE void ScoreTile(const float* const* rows, std::int64_t count, const float* q,
@@ -205,6 +258,14 @@ HWY_INLINE void ValueTile(const float* const* rows, std::int64_t count, const fl
                           std::int64_t depth, std::int64_t vectors, const float* rescale,
                           float* o) {
   ForMicroTiles(depth, vectors, ValuePanels<kWidth>{rows, p, count, rescale, o});
+}
+
+/// Row j of targets += row j of s (count, kWidth) times x (depth, x_stride): what `depth` queries
+/// add to the gradients of keys and values. Targets and rows of x have room for whole vectors.
+template <int kWidth>
+HWY_INLINE void AddTile(const float* s, std::int64_t count, std::int64_t depth, const float* x,
+                        std::int64_t x_stride, std::int64_t vectors, float* const* targets) {
+  ForMicroTiles(count, vectors, AddPanels<kWidth>{s, depth, x, x_stride, targets});
 }
 
 }  // namespace smyrf::kernels::HWY_NAMESPACE

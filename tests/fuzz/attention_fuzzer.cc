@@ -44,6 +44,22 @@ void FuzzPlan(const FuzzedCall& fuzzed) {
   if (made) RequirePlanned(fuzzed.call, *made, *direct, fuzzed.out_layout);
 }
 
+/// Gradients of whatever attention took, without a plan and with one, on some threads and others.
+void FuzzBackward(Bytes& bytes, const FuzzedCall& fuzzed) {
+  const std::optional<Result> result = Run(fuzzed.call, Layout::kContiguous);
+  if (!result) return;
+  Random random(bytes.Any<std::uint16_t>());
+  testing::Upstream upstream = testing::RandomUpstream(random, fuzzed.call, bytes.Rarely(1));
+  if (bytes.Rarely()) FuzzElements(bytes, upstream.out);
+  const auto got = testing::Backward(fuzzed.call, *result, upstream, nullptr, fuzzed.out_layout);
+  RequireGradients(fuzzed.call, *result, upstream, got);
+  Call other = fuzzed.call;
+  other.options.num_threads = fuzzed.call.options.num_threads == 1 ? 2 : 1;
+  const Plan made = plan(other.arguments(), other.options);
+  const auto same = testing::Backward(other, *result, upstream, &made, fuzzed.out_layout);
+  Require(same.SameBits(got), fuzzed.call, "other gradients by a plan and on other threads");
+}
+
 /// Refused, or carried out within bounds: what comes out is not looked at.
 void FuzzDamagedPlan(Bytes& bytes, const FuzzedCall& fuzzed) {
   std::optional<Plan> made = MakePlan(fuzzed);
@@ -54,7 +70,11 @@ void FuzzDamagedPlan(Bytes& bytes, const FuzzedCall& fuzzed) {
   call.options.scale = fuzzed.call.options.scale;
   call.options.enable_gqa = fuzzed.call.options.enable_gqa;
   call.options.num_threads = fuzzed.call.options.num_threads;
-  if (!Run(call, fuzzed.out_layout, &*made)) return;
+  const std::optional<Result> result = Run(call, Layout::kContiguous, &*made);
+  if (!result) return;
+  Random random(1);
+  const testing::Upstream upstream = testing::RandomUpstream(random, call, false);
+  (void)testing::Backward(call, *result, upstream, &*made, fuzzed.out_layout);
   (void)testing::RunReference(call, &*made);
 }
 
@@ -152,7 +172,7 @@ void FuzzOne(Bytes& bytes) {
   // The best, but for some: without vectors it is slow.
   const std::size_t last = bytes.Rarely(3) ? sets.size() - 1 : 0;
   force_instruction_set(sets[bytes.Between<std::size_t>(0, last)]);
-  const int what = bytes.Between(0, 7);
+  const int what = bytes.Between(0, 9);
   const FuzzedCall fuzzed = FuzzCall(bytes);
   if (what < 3) {
     FuzzAttention(bytes, fuzzed);
@@ -160,6 +180,8 @@ void FuzzOne(Bytes& bytes) {
     FuzzPlan(fuzzed);
   } else if (what < 7) {
     FuzzDamagedPlan(bytes, fuzzed);
+  } else if (what < 9) {
+    FuzzBackward(bytes, fuzzed);
   } else {
     FuzzViews(bytes, fuzzed);
   }

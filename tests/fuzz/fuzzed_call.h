@@ -176,11 +176,14 @@ inline void FuzzOptions(Bytes& bytes, FuzzedCall& fuzzed) {
   if (options.method == Method::kLsh || options.method == Method::kTree) {
     options.seed = bytes.Any<std::uint8_t>();
   }
+  if (options.method != Method::kTree && bytes.Rarely(2)) {
+    options.dropout_p = bytes.Of({0.1, 0.5, 0.9, 1e-10, 0.999999});
+  }
   options.num_threads = bytes.Of({1, 1, 2, 0, 5, std::numeric_limits<int>::max()});
   if (!bytes.Rarely(3)) return;
   // Anything at all.
   fuzzed.is_legal = false;
-  switch (bytes.Between(0, 7)) {
+  switch (bytes.Between(0, 8)) {
     case 0:
       options.scale = bytes.AnyDouble();
       break;
@@ -201,6 +204,9 @@ inline void FuzzOptions(Bytes& bytes, FuzzedCall& fuzzed) {
       break;
     case 6:
       options.num_threads = -1;
+      break;
+    case 7:
+      options.dropout_p = bytes.AnyDouble();
       break;
     default:
       options.method = static_cast<Method>(bytes.Between(0, 5));

@@ -14,6 +14,7 @@
 
 #include "fuzzed_call.h"
 #include "testing/bounds.h"
+#include "testing/gradients.h"
 
 namespace smyrf::fuzz {
 
@@ -235,6 +236,25 @@ inline void RequireContract(const Call& call, const Result& result) {
     Require(testing::Close(call, result, testing::RunReference(AsDense(call)), 0.0), call,
             "all heads are done as dense, but far from it");
   }
+}
+
+/// What must hold for the gradients of a call without a plan. Those of `tree` have steps where
+/// variances are 0, as they are in many of these calls: tests compare them on others.
+inline void RequireGradients(const Call& call, const Result& result,
+                             const testing::Upstream& upstream,
+                             const testing::GradientTensors& got) {
+  Require(got.query.GapsUntouched() && got.key.GapsUntouched() && got.value.GapsUntouched(), call,
+          "written between the rows of gradients");
+  const Sizes sizes(call);
+  const bool finite = sizes.finite && sizes.logit < 20.0 && sizes.bias < 20.0;
+  double largest = std::max({sizes.query, sizes.key, sizes.value});
+  upstream.out.ForEach([&](auto... at) {
+    const double x = std::abs(upstream.out.at(at...));
+    largest = std::isfinite(x) ? std::max(largest, x) : testing::kInfinity;
+  });
+  if (!finite || largest > 20.0 || result.statistics.method == Method::kTree) return;
+  Require(testing::CloseGradients(call, got, testing::ReferenceBackward(call, upstream), upstream),
+          call, "gradients far from the reference");
 }
 
 /// The same `tree` plan with every key exact in every block.

@@ -1,0 +1,285 @@
+#include "execute/backward.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "kernels/backward.h"
+#include "kernels/kernels.h"
+#include "kernels/parallel.h"
+
+namespace smyrf {
+namespace {
+
+using kernels::GradientStride;
+using kernels::kBlockRows;
+
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+class Backward {
+ public:
+  Backward(const Problem& problem, std::int64_t rounds, const BackwardCall& call)
+      : problem_(problem),
+        call_(call),
+        parts_(GradientParts(problem)),
+        merges_(rounds > 1),
+        heads_(static_cast<std::size_t>(problem.batch * problem.key_heads)) {
+    for (KeyHead& head : heads_) {
+      head.left = rounds * parts_;
+      head.parts.resize(static_cast<std::size_t>(parts_));
+    }
+    if (merges_ && problem.query.dtype != DType::kFloat32) {
+      running_.resize(static_cast<std::size_t>(problem.batch * problem.query_heads *
+                                               problem.queries * problem.depth));
+    }
+  }
+
+  /// The plan's rounds, of which `first_round` were run before.
+  void Run(const Plan& plan, std::int64_t first_round) {
+    plan_ = &plan;
+    if (first_round == 0) ClearQueries();
+    // A query's rounds are added in order, so they may not overlap: either whole key heads run side
+    // by side, each through all its rounds, or the parts of one round at a time. Same bits either
+    // way.
+    const auto heads = std::ssize(heads_);
+    const int threads = ThreadsFor(problem_.num_threads);
+    if (heads >= std::int64_t{2} * threads) {
+      ParallelFor(heads, threads, [&](std::int64_t head) {
+        for (std::int64_t round = 0; round < plan.rounds(); ++round) {
+          for (std::int64_t part = 0; part < parts_; ++part) RunPart(round, head, part);
+        }
+      });
+    } else {
+      for (std::int64_t round = 0; round < plan.rounds(); ++round) {
+        ParallelFor(heads * parts_, threads,
+                    [&](std::int64_t i) { RunPart(round, i / parts_, i % parts_); });
+      }
+    }
+  }
+
+ private:
+  struct KeyHead {
+    std::atomic<std::int64_t> left{0};  ///< parts of rounds
+    std::vector<std::optional<KeyGradients>> parts;
+  };
+
+  std::int64_t group() const { return problem_.query_heads / problem_.key_heads; }
+
+  bool NonFinite(std::int64_t b, std::int64_t h) const {
+    return plan_->method == Method::kLsh && plan_->head(0, b, h).non_finite;
+  }
+
+  void ClearQueries() {
+    for (std::int64_t b = 0; b < problem_.batch; ++b) {
+      for (std::int64_t h = 0; h < problem_.query_heads; ++h) {
+        ClearQueryGradients(problem_, plan_->valid_queries, b, h, NonFinite(b, h),
+                            call_.gradients.query);
+      }
+    }
+  }
+
+  /// The float32 row that a query's rounds are added in.
+  float* RunningRow(std::int64_t b, std::int64_t h, std::int64_t i) {
+    if (running_.empty()) {
+      return reinterpret_cast<float*>(GradientRow(call_.gradients.query, b, h, i));
+    }
+    return running_.data() +
+           ((b * problem_.query_heads + h) * problem_.queries + i) * problem_.depth;
+  }
+
+  void RunPart(std::int64_t round, std::int64_t key_head, std::int64_t part) {
+    KeyHead& head = heads_[static_cast<std::size_t>(key_head)];
+    std::optional<KeyGradients>& to = head.parts[static_cast<std::size_t>(part)];
+    if (!to) to.emplace(problem_);
+    const std::int64_t b = key_head / problem_.key_heads;
+    const std::int64_t first = key_head % problem_.key_heads * group();
+    std::vector<Item> items;
+    for (std::int64_t h = first; h < first + group(); ++h) {
+      AddItems(problem_, *plan_, round, b, h, items);
+    }
+    for (const Item& item : ItemsOfPart(problem_, *plan_, std::move(items), part, parts_)) {
+      BackwardItem(problem_, *plan_, item, call_, *to, [&](std::int64_t i, const float* row) {
+        if (!merges_) {
+          kernels::StoreRow(row, problem_.depth, problem_.query.dtype,
+                            GradientRow(call_.gradients.query, b, item.head, i));
+          return;
+        }
+        float* running = RunningRow(b, item.head, i);
+        for (std::int64_t c = 0; c < problem_.depth; ++c) running[c] += row[c];
+      });
+    }
+    if (head.left.fetch_sub(1) == 1) Finish(b, key_head % problem_.key_heads, head);
+  }
+
+  void Finish(std::int64_t b, std::int64_t g, KeyHead& head) {
+    std::vector<KeyGradients> parts;
+    for (std::optional<KeyGradients>& part : head.parts) parts.push_back(std::move(*part));
+    head.parts.clear();
+    bool non_finite = false;
+    for (std::int64_t h = g * group(); h < (g + 1) * group(); ++h) {
+      non_finite = non_finite || NonFinite(b, h);
+      if (!running_.empty() && !NonFinite(b, h)) StoreRunning(b, h);
+    }
+    StoreKeyGradients(problem_, plan_->valid_keys, b, g, parts, non_finite, call_.gradients);
+  }
+
+  void StoreRunning(std::int64_t b, std::int64_t h) {
+    for (std::int64_t i = 0; i < problem_.queries; ++i) {
+      kernels::StoreRow(RunningRow(b, h, i), problem_.depth, problem_.query.dtype,
+                        GradientRow(call_.gradients.query, b, h, i));
+    }
+  }
+
+  const Problem& problem_;
+  const BackwardCall& call_;
+  const std::int64_t parts_;
+  const bool merges_;           ///< several rounds
+  const Plan* plan_ = nullptr;  ///< of the rounds that run
+  std::vector<KeyHead> heads_;  ///< (batch, key head)
+  std::vector<float> running_;
+};
+
+}  // namespace
+
+KeyGradients::KeyGradients(const Problem& problem)
+    : key(problem.keys * GradientStride(problem.depth)),
+      value(problem.keys * GradientStride(problem.value_depth)) {
+  std::fill_n(key.get(), problem.keys * GradientStride(problem.depth), 0.0F);
+  std::fill_n(value.get(), problem.keys * GradientStride(problem.value_depth), 0.0F);
+}
+
+std::int64_t GradientParts(const Problem& problem) {
+  constexpr std::int64_t kTasks = 16;  // key heads times parts to reach
+  constexpr std::int64_t kMostParts = 8;
+  constexpr std::int64_t kFewestBlocks = 4;  // that make up for a part's own sums
+  const std::int64_t heads = problem.batch * problem.key_heads;
+  if (heads == 0) return 1;
+  const std::int64_t blocks =
+      problem.query_heads / problem.key_heads * ((problem.queries + kBlockRows - 1) / kBlockRows);
+  return std::clamp<std::int64_t>(std::min((kTasks + heads - 1) / heads, blocks / kFewestBlocks), 1,
+                                  kMostParts);
+}
+
+std::vector<std::int64_t> SplitByCost(std::span<const std::int64_t> costs, std::int64_t parts) {
+  std::int64_t all = 0;
+  for (const std::int64_t cost : costs) all += cost;
+  std::vector<std::int64_t> bounds{0};
+  std::int64_t before = 0;
+  for (std::int64_t i = 0; i < std::ssize(costs); ++i) {
+    const std::int64_t cost = costs[static_cast<std::size_t>(i)];
+    // The part that holds the middle of the item.
+    while (std::ssize(bounds) < parts &&
+           (2 * before + cost) * parts >= 2 * all * std::ssize(bounds)) {
+      bounds.push_back(i);
+    }
+    before += cost;
+  }
+  bounds.resize(static_cast<std::size_t>(parts), std::ssize(costs));
+  bounds.push_back(std::ssize(costs));
+  return bounds;
+}
+
+std::vector<Item> ItemsOfPart(const Problem& problem, const Plan& plan, std::vector<Item> items,
+                              std::int64_t part, std::int64_t parts) {
+  if (parts == 1) return items;
+  std::vector<std::int64_t> costs;
+  costs.reserve(items.size());
+  const std::int64_t keys =
+      ValidCount(plan.valid_keys, items.empty() ? 0 : items[0].batch, problem.keys);
+  for (const Item& item : items) {
+    DenseRanges implicit;
+    std::int64_t& cost = costs.emplace_back(1);
+    for (const KeyRange& range : TaskOf(problem, plan, item, 0, keys, implicit).ranges) {
+      cost += (range.end - range.begin) * (item.end - item.begin);
+    }
+  }
+  const std::vector<std::int64_t> bounds = SplitByCost(costs, parts);
+  return {items.begin() + bounds[static_cast<std::size_t>(part)],
+          items.begin() + bounds[static_cast<std::size_t>(part) + 1]};
+}
+
+void BackwardItem(const Problem& problem, const Plan& plan, const Item& item,
+                  const BackwardCall& call, const KeyGradients& to,
+                  const std::function<void(std::int64_t position, const float* row)>& store) {
+  const std::int64_t keys = ValidCount(plan.valid_keys, item.batch, problem.keys);
+  DenseRanges implicit;
+  kernels::BackwardTask task;
+  task.block = TaskOf(problem, plan, item, 0, keys, implicit);
+  const std::span<const std::int32_t> order =
+      item.plan != nullptr ? item.plan->query_order : ValidOf(plan.valid_queries, item.batch);
+  task.out = kernels::RowsOf(call.out, item.batch, item.head, order);
+  task.grad_out = kernels::RowsOf(call.grad_out, item.batch, item.head, order);
+  const std::int64_t head = (item.batch * problem.query_heads + item.head) * problem.queries;
+  task.lse = call.lse + head;
+  if (call.grad_lse != nullptr) task.grad_lse = call.grad_lse + head;
+  task.grad_key = to.key.get();
+  task.grad_value = to.value.get();
+  const float* rows = kernels::BackwardBlock(task);
+  for (std::int64_t i = item.begin; i < item.end; ++i) {
+    store(task.block.query.Position(i), rows + (i - item.begin) * problem.depth);
+  }
+}
+
+void StoreKeyGradients(const Problem& problem, const ValidLists& valid_keys, std::int64_t batch,
+                       std::int64_t key_head, std::span<const KeyGradients> parts, bool non_finite,
+                       const Gradients& gradients) {
+  const auto store = [&](const MutableTensorView& view, const kernels::Floats KeyGradients::* rows,
+                         std::int64_t depth) {
+    const std::int64_t stride = GradientStride(depth);
+    float* sums = (parts[0].*rows).get();
+    for (const KeyGradients& part : parts.subspan(1)) {
+      const float* other = (part.*rows).get();
+      for (std::int64_t i = 0; i < problem.keys * stride; ++i) sums[i] += other[i];
+    }
+    for (std::int64_t j = 0; j < problem.keys; ++j) {
+      kernels::StoreRow(sums + j * stride, depth, view.dtype,
+                        GradientRow(view, batch, key_head, j));
+    }
+    if (!non_finite) return;
+    const std::vector<float> nans(static_cast<std::size_t>(depth), kNaN);
+    const std::span<const std::int32_t> valid = ValidOf(valid_keys, batch);
+    const std::int64_t count = ValidCount(valid_keys, batch, problem.keys);
+    for (std::int64_t j = 0; j < count; ++j) {
+      const std::int64_t position = valid.empty() ? j : valid[static_cast<std::size_t>(j)];
+      kernels::StoreRow(nans.data(), depth, view.dtype,
+                        GradientRow(view, batch, key_head, position));
+    }
+  };
+  store(gradients.key, &KeyGradients::key, problem.depth);
+  store(gradients.value, &KeyGradients::value, problem.value_depth);
+}
+
+void ClearQueryGradients(const Problem& problem, const ValidLists& valid_queries,
+                         std::int64_t batch, std::int64_t head, bool non_finite,
+                         const MutableTensorView& grad_query) {
+  std::vector<float> row(static_cast<std::size_t>(problem.depth), 0.0F);
+  const auto store = [&](std::int64_t position) {
+    kernels::StoreRow(row.data(), problem.depth, grad_query.dtype,
+                      GradientRow(grad_query, batch, head, position));
+  };
+  for (std::int64_t i = 0; i < problem.queries; ++i) store(i);
+  if (!non_finite) return;
+  std::fill(row.begin(), row.end(), kNaN);
+  const std::span<const std::int32_t> valid = ValidOf(valid_queries, batch);
+  const std::int64_t count = ValidCount(valid_queries, batch, problem.queries);
+  for (std::int64_t i = 0; i < count; ++i) {
+    store(valid.empty() ? i : valid[static_cast<std::size_t>(i)]);
+  }
+}
+
+void ExecuteBackward(const Problem& problem, std::int64_t rounds,
+                     const PlanOfRounds& plan_of_rounds, const BackwardCall& call) {
+  Backward backward(problem, rounds, call);
+  for (std::int64_t round = 0; round < rounds;) {
+    const Plan& plan = plan_of_rounds(round);
+    backward.Run(plan, round);
+    round += plan.rounds();
+  }
+}
+
+}  // namespace smyrf

@@ -1,0 +1,75 @@
+// The CPU executor of gradients: carries out a plan backwards and decides nothing.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "execute/forward.h"
+#include "execute/items.h"
+#include "kernels/scratch.h"
+#include "smyrf/attention.h"
+#include "validate.h"
+
+namespace smyrf {
+
+/// What backward reads beside the problem, and where it writes.
+struct BackwardCall {
+  TensorView out, grad_out;
+  const float* lse = nullptr;       ///< (B, Hq, Nq)
+  const float* grad_lse = nullptr;  ///< the same; null: none
+  Gradients gradients;
+};
+
+/// Gradients of the keys and values of one key head that one part of its queries adds to: rows of
+/// kernels::GradientStride floats by position, zero at first.
+struct KeyGradients {
+  explicit KeyGradients(const Problem& problem);
+  kernels::Floats key, value;
+};
+
+/// Parts that the queries of a key head are split into, each with KeyGradients of its own, which
+/// are added in order: so that few heads make work for several threads, and sums do not depend on
+/// their number.
+std::int64_t GradientParts(const Problem& problem);
+
+/// Stretches of nearly equal cost: the first item of each part, and the number of items.
+std::vector<std::int64_t> SplitByCost(std::span<const std::int64_t> costs, std::int64_t parts);
+
+/// Adds an item's part to the gradients of its key head; gives each query's to `store`.
+void BackwardItem(const Problem& problem, const Plan& plan, const Item& item,
+                  const BackwardCall& call, const KeyGradients& to,
+                  const std::function<void(std::int64_t position, const float* row)>& store);
+
+/// Those of `items` that are part number `part`.
+std::vector<Item> ItemsOfPart(const Problem& problem, const Plan& plan, std::vector<Item> items,
+                              std::int64_t part, std::int64_t parts);
+
+/// Adds the parts up, in the first, and writes the gradients of one key head; NaN at its valid rows
+/// where it met a head that is not finite.
+void StoreKeyGradients(const Problem& problem, const ValidLists& valid_keys, std::int64_t batch,
+                       std::int64_t key_head, std::span<const KeyGradients> parts, bool non_finite,
+                       const Gradients& gradients);
+
+/// Row of one (batch, head) of a gradient.
+inline std::byte* GradientRow(const MutableTensorView& view, std::int64_t batch, std::int64_t head,
+                              std::int64_t position) {
+  return static_cast<std::byte*>(view.data) +
+         SizeOf(view.dtype) *
+             (batch * view.strides[0] + head * view.strides[1] + position * view.strides[2]);
+}
+
+/// grad_query of one head: 0 in every row, NaN in the valid ones where it is not finite. Other rows
+/// are written by blocks.
+void ClearQueryGradients(const Problem& problem, const ValidLists& valid_queries,
+                         std::int64_t batch, std::int64_t head, bool non_finite,
+                         const MutableTensorView& grad_query);
+
+/// Gradients of `dense` and `lsh`. Extra memory: GradientParts sets of KeyGradients for as many key
+/// heads as are computed at once, for several rounds of all of them, and then also a float32 copy
+/// of grad_query if it is narrower.
+void ExecuteBackward(const Problem& problem, std::int64_t rounds,
+                     const PlanOfRounds& plan_of_rounds, const BackwardCall& call);
+
+}  // namespace smyrf

@@ -1,0 +1,218 @@
+#include "execute/tree_backward.h"
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <utility>
+
+#include "kernels/parallel.h"
+
+namespace smyrf {
+
+using kernels::GradientStride;
+using kernels::kCoordinates;
+
+namespace {
+
+kernels::Floats Zeros(std::int64_t count) {
+  kernels::Floats floats(count);
+  std::fill_n(floats.get(), count, 0.0F);
+  return floats;
+}
+
+void Add(float* sums, const float* other, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) sums[i] += other[i];
+}
+
+}  // namespace
+
+/// Gradients that one part of the blocks adds to, all zero at first.
+struct TreeBackward::Part {
+  std::array<std::int64_t, 6> sizes;
+  std::array<kernels::Floats, 6> floats;
+
+  explicit Part(const kernels::NodesView& nodes) {
+    const std::int64_t keys = nodes.key_count;
+    const auto count = std::ssize(nodes.nodes);
+    const std::int64_t key_stride = GradientStride(nodes.depth);
+    const std::int64_t value_stride = GradientStride(nodes.value_depth);
+    sizes = {keys * key_stride,
+             keys * value_stride,
+             count * key_stride,
+             count * value_stride,
+             count,
+             count};
+    for (std::size_t i = 0; i < sizes.size(); ++i) floats[i] = Zeros(sizes[i]);
+  }
+
+  kernels::NodeGradients view() const {
+    return {floats[0].get(), floats[1].get(), floats[2].get(),
+            floats[3].get(), floats[4].get(), floats[5].get()};
+  }
+
+  void AddPart(const Part& other) {
+    for (std::size_t i = 0; i < sizes.size(); ++i) {
+      Add(floats[i].get(), other.floats[i].get(), sizes[i]);
+    }
+  }
+};
+
+TreeBackward::TreeBackward(const Problem& problem, const Plan& plan, const BackwardCall& call,
+                           std::int64_t batch, std::int64_t key_head, int threads)
+    : problem_(problem),
+      plan_(plan),
+      call_(call),
+      batch_(batch),
+      key_head_(key_head),
+      threads_(threads),
+      part_count_(GradientParts(problem)),
+      parts_(static_cast<std::size_t>(part_count_)),
+      by_position_(static_cast<std::size_t>(part_count_)) {}
+
+TreeBackward::~TreeBackward() = default;
+
+KeyGradients& TreeBackward::OfPositions(std::int64_t part) {
+  std::optional<KeyGradients>& gradients = by_position_[static_cast<std::size_t>(part)];
+  if (!gradients) gradients.emplace(problem_);
+  return *gradients;
+}
+
+void TreeBackward::AddHead(std::int64_t head, const HeadPlan& plan, const kernels::NodesView& nodes,
+                           const KeyTree& tree,
+                           const std::function<TreeBlock(std::int64_t)>& block_of) {
+  non_finite_ = non_finite_ || plan.non_finite;
+  ClearQueryGradients(problem_, plan_.valid_queries, batch_, head, plan.non_finite,
+                      call_.gradients.query);
+  if (plan.dense) return AddDense(head);
+  if (plan.blocks.empty()) return;
+  nodes_ = nodes;
+  tree_ = &tree;
+  const auto blocks = std::ssize(plan.blocks);
+  ParallelFor(part_count_, threads_, [&](std::int64_t i) {
+    std::unique_ptr<Part>& part = parts_[static_cast<std::size_t>(i)];
+    if (part == nullptr) part = std::make_unique<Part>(nodes_);
+    for (std::int64_t block = i * blocks / part_count_; block < (i + 1) * blocks / part_count_;
+         ++block) {
+      AddBlock(head, block_of(block), *part);
+    }
+  });
+}
+
+void TreeBackward::AddDense(std::int64_t head) {
+  std::vector<Item> items;
+  AddItems(problem_, plan_, 0, batch_, head, items);
+  ParallelFor(part_count_, threads_, [&](std::int64_t part) {
+    for (const Item& item : ItemsOfPart(problem_, plan_, items, part, part_count_)) {
+      BackwardItem(problem_, plan_, item, call_, OfPositions(part),
+                   [&](std::int64_t i, const float* row) {
+                     kernels::StoreRow(row, problem_.depth, problem_.query.dtype,
+                                       GradientRow(call_.gradients.query, batch_, head, i));
+                   });
+    }
+  });
+}
+
+void TreeBackward::AddBlock(std::int64_t head, const TreeBlock& block, Part& part) const {
+  kernels::NodesBackwardTask task;
+  task.closed = block.closed;
+  task.closed_logits = block.closed_logits;
+  task.ranges = block.ranges;
+  task.directions = tree_->directions.data();
+  task.profiles = tree_->profiles;
+  task.query_basis = tree_->query_basis.data();
+  task.scale = static_cast<float>(problem_.scale);
+  task.out = kernels::RowsOf(call_.out, batch_, head, {});
+  task.grad_out = kernels::RowsOf(call_.grad_out, batch_, head, {});
+  const std::int64_t first = (batch_ * problem_.query_heads + head) * problem_.queries;
+  task.lse = call_.lse + first;
+  if (call_.grad_lse != nullptr) task.grad_lse = call_.grad_lse + first;
+  const float* rows = kernels::BackwardNodes(nodes_, block.lanes, task, part.view());
+  for (std::int64_t i = 0; i < block.lanes.rows; ++i) {
+    kernels::StoreRow(rows + i * problem_.depth, problem_.depth, problem_.query.dtype,
+                      GradientRow(call_.gradients.query, batch_, head, block.lanes.positions[i]));
+  }
+}
+
+/// From summaries to keys and values: a mean's gradient in n equal parts, handed down from parents
+/// to children; a variance's by 2 / n times the distance from the mean. The residual is the sum of
+/// the coordinates' variances less that along the direction, and constant where it is 0.
+void TreeBackward::Distribute(Part& sums) const {
+  const kernels::NodeGradients to = sums.view();
+  const std::int64_t key_stride = GradientStride(nodes_.depth);
+  const std::int64_t value_stride = GradientStride(nodes_.value_depth);
+  const kernels::Rows keys{reinterpret_cast<const std::byte*>(nodes_.keys),
+                           nodes_.depth * std::int64_t{sizeof(float)}, DType::kFloat32, nullptr};
+  const kernels::Floats coordinates(nodes_.key_count * kCoordinates);
+  kernels::Coordinates(keys, 0, nodes_.key_count, nodes_.depth, tree_->key_basis.data(),
+                       coordinates.get());
+  const kernels::Floats by_coordinates = Zeros(nodes_.key_count * kCoordinates);
+  const auto hand_down = [](const float* from, float share, std::int64_t count, float* row) {
+    for (std::int64_t c = 0; c < count; ++c) row[c] += share * from[c];
+  };
+  for (std::int64_t id = 0; id < std::ssize(nodes_.nodes); ++id) {
+    const Node& node = nodes_.nodes[static_cast<std::size_t>(id)];
+    const float inverse = 1.0F / static_cast<float>(node.end - node.begin);
+    const float* mean_key = to.mean_keys + id * key_stride;
+    const float* mean_value = to.mean_values + id * value_stride;
+    for (std::int64_t k = node.first_child; k < node.first_child + node.child_count; ++k) {
+      const Node& child = nodes_.nodes[static_cast<std::size_t>(k)];
+      const float share = inverse * static_cast<float>(child.end - child.begin);
+      hand_down(mean_key, share, key_stride, to.mean_keys + k * key_stride);
+      hand_down(mean_value, share, value_stride, to.mean_values + k * value_stride);
+    }
+    for (std::int64_t j = node.begin; j < node.end && node.child_count == 0; ++j) {
+      hand_down(mean_key, inverse, key_stride, to.keys + j * key_stride);
+      hand_down(mean_value, inverse, value_stride, to.values + j * value_stride);
+    }
+
+    std::array<float, kCoordinates> mean{};
+    const float* direction = tree_->directions.data() + id * kCoordinates;
+    const float rest = nodes_.residuals[id] > 0.0F ? to.rest[id] : 0.0F;
+    const float along = to.along[id] - rest;
+    for (std::int64_t j = node.begin; j < node.end; ++j) {
+      hand_down(coordinates.get() + j * kCoordinates, inverse, kCoordinates, mean.data());
+    }
+    for (std::int64_t j = node.begin; j < node.end; ++j) {
+      const float* x = coordinates.get() + j * kCoordinates;
+      float* row = by_coordinates.get() + j * kCoordinates;
+      float on_direction = 0.0F;
+      for (std::size_t c = 0; c < mean.size(); ++c) on_direction += (x[c] - mean[c]) * direction[c];
+      const float part = along * on_direction;
+      for (std::size_t c = 0; c < mean.size(); ++c) {
+        row[c] += 2.0F * inverse * (part * direction[c] + rest * (x[c] - mean[c]));
+      }
+    }
+  }
+  kernels::AddCoordinates(by_coordinates.get(), nodes_.key_count, nodes_.depth,
+                          tree_->key_basis.data(), to.keys);
+}
+
+void TreeBackward::Finish() {
+  std::vector<KeyGradients> gradients;
+  for (std::optional<KeyGradients>& part : by_position_) {
+    if (part) gradients.push_back(std::move(*part));
+  }
+  if (gradients.empty()) gradients.emplace_back(problem_);
+  if (tree_ != nullptr) {
+    Part& sums = *parts_[0];
+    for (std::int64_t i = 1; i < part_count_; ++i) {
+      sums.AddPart(*parts_[static_cast<std::size_t>(i)]);
+      parts_[static_cast<std::size_t>(i)].reset();
+    }
+    Distribute(sums);
+    const std::int64_t key_stride = GradientStride(problem_.depth);
+    const std::int64_t value_stride = GradientStride(problem_.value_depth);
+    for (std::size_t j = 0; j < tree_->key_order.size(); ++j) {
+      const std::int64_t position = tree_->key_order[j];
+      const auto rank = static_cast<std::int64_t>(j);
+      Add(gradients[0].key.get() + position * key_stride, sums.view().keys + rank * key_stride,
+          key_stride);
+      Add(gradients[0].value.get() + position * value_stride,
+          sums.view().values + rank * value_stride, value_stride);
+    }
+  }
+  StoreKeyGradients(problem_, plan_.valid_keys, batch_, key_head_, gradients, non_finite_,
+                    call_.gradients);
+}
+
+}  // namespace smyrf

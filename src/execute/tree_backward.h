@@ -1,0 +1,68 @@
+// The CPU executor of gradients of `tree`: carries out blocks and decides nothing.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "execute/backward.h"
+#include "kernels/backward.h"
+#include "kernels/nodes.h"
+#include "smyrf/plan.h"
+#include "validate.h"
+
+namespace smyrf {
+
+/// What one block evaluates, as ExecuteNodes takes it; lanes and lists in memory of the thread.
+struct TreeBlock {
+  kernels::QueryLanes lanes;
+  std::span<const std::int32_t> closed;
+  const float* closed_logits = nullptr;
+  std::span<const KeyRange> ranges;
+};
+
+/// Gradients of one (batch, key head) and its query heads, head after head. Memory: for each of
+/// GradientParts 4 (Nk (D + Dv) + nodes (D + Dv + 2)) bytes, and 4 Nk (D + Dv) more where some of
+/// the heads are done as dense.
+class TreeBackward {
+ public:
+  /// `plan`: of the padding.
+  TreeBackward(const Problem& problem, const Plan& plan, const BackwardCall& call,
+               std::int64_t batch, std::int64_t key_head, int threads);
+  TreeBackward(const TreeBackward&) = delete;
+  TreeBackward& operator=(const TreeBackward&) = delete;
+  ~TreeBackward();
+
+  /// One query head, in which `block_of(i)` is block i of the plan. `nodes` and `tree`, where there
+  /// are blocks, must last until Finish.
+  void AddHead(std::int64_t head, const HeadPlan& plan, const kernels::NodesView& nodes,
+               const KeyTree& tree, const std::function<TreeBlock(std::int64_t)>& block_of);
+
+  /// Writes the gradients of the key head.
+  void Finish();
+
+ private:
+  struct Part;
+
+  void AddDense(std::int64_t head);
+  void AddBlock(std::int64_t head, const TreeBlock& block, Part& part) const;
+  void Distribute(Part& sums) const;
+  KeyGradients& OfPositions(std::int64_t part);
+
+  const Problem& problem_;
+  const Plan& plan_;
+  const BackwardCall& call_;
+  std::int64_t batch_, key_head_;
+  int threads_;
+  std::int64_t part_count_;
+  bool non_finite_ = false;
+  kernels::NodesView nodes_;
+  const KeyTree* tree_ = nullptr;  ///< null: no head had blocks
+  std::vector<std::unique_ptr<Part>> parts_;
+  std::vector<std::optional<KeyGradients>> by_position_;
+};
+
+}  // namespace smyrf
