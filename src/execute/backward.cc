@@ -5,8 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <memory>
-#include <optional>
+#include <utility>
 #include <vector>
 
 #include "kernels/backward.h"
@@ -65,7 +64,7 @@ class Backward {
  private:
   struct KeyHead {
     std::atomic<std::int64_t> left{0};  ///< parts of rounds
-    std::vector<std::optional<KeyGradients>> parts;
+    std::vector<KeyGradients> parts;
   };
 
   std::int64_t group() const { return problem_.query_heads / problem_.key_heads; }
@@ -94,8 +93,8 @@ class Backward {
 
   void RunPart(std::int64_t round, std::int64_t key_head, std::int64_t part) {
     KeyHead& head = heads_[static_cast<std::size_t>(key_head)];
-    std::optional<KeyGradients>& to = head.parts[static_cast<std::size_t>(part)];
-    if (!to) to.emplace(problem_);
+    KeyGradients& to = head.parts[static_cast<std::size_t>(part)];
+    if (to.empty()) to = KeyGradients(problem_);
     const std::int64_t b = key_head / problem_.key_heads;
     const std::int64_t first = key_head % problem_.key_heads * group();
     std::vector<Item> items;
@@ -103,7 +102,7 @@ class Backward {
       AddItems(problem_, *plan_, round, b, h, items);
     }
     for (const Item& item : ItemsOfPart(problem_, *plan_, std::move(items), part, parts_)) {
-      BackwardItem(problem_, *plan_, item, call_, *to, [&](std::int64_t i, const float* row) {
+      BackwardItem(problem_, *plan_, item, call_, to, [&](std::int64_t i, const float* row) {
         if (!merges_) {
           kernels::StoreRow(row, problem_.depth, problem_.query.dtype,
                             GradientRow(call_.gradients.query, b, item.head, i));
@@ -117,15 +116,13 @@ class Backward {
   }
 
   void Finish(std::int64_t b, std::int64_t g, KeyHead& head) {
-    std::vector<KeyGradients> parts;
-    for (std::optional<KeyGradients>& part : head.parts) parts.push_back(std::move(*part));
-    head.parts.clear();
     bool non_finite = false;
     for (std::int64_t h = g * group(); h < (g + 1) * group(); ++h) {
       non_finite = non_finite || NonFinite(b, h);
       if (!running_.empty() && !NonFinite(b, h)) StoreRunning(b, h);
     }
-    StoreKeyGradients(problem_, plan_->valid_keys, b, g, parts, non_finite, call_.gradients);
+    StoreKeyGradients(problem_, plan_->valid_keys, b, g, head.parts, non_finite, call_.gradients);
+    head.parts.clear();
   }
 
   void StoreRunning(std::int64_t b, std::int64_t h) {

@@ -25,7 +25,9 @@ struct BackwardCall {
 /// Gradients of the keys and values of one key head that one part of its queries adds to: rows of
 /// kernels::GradientStride floats by position, zero at first.
 struct KeyGradients {
+  KeyGradients() = default;  ///< nothing yet
   explicit KeyGradients(const Problem& problem);
+  bool empty() const { return key.get() == nullptr; }
   kernels::Floats key, value;
 };
 
@@ -46,8 +48,8 @@ void BackwardItem(const Problem& problem, const Plan& plan, const Item& item,
 std::vector<Item> ItemsOfPart(const Problem& problem, const Plan& plan, std::vector<Item> items,
                               std::int64_t part, std::int64_t parts);
 
-/// Adds the parts up, in the first, and writes the gradients of one key head; NaN at its valid rows
-/// where it met a head that is not finite.
+/// Adds the parts up, in the first of them, and writes the gradients of one key head; NaN at its
+/// valid rows where it met a head that is not finite.
 void StoreKeyGradients(const Problem& problem, const ValidLists& valid_keys, std::int64_t batch,
                        std::int64_t key_head, std::span<const KeyGradients> parts, bool non_finite,
                        const Gradients& gradients);

@@ -71,12 +71,6 @@ TreeBackward::TreeBackward(const Problem& problem, const Plan& plan, const Backw
 
 TreeBackward::~TreeBackward() = default;
 
-KeyGradients& TreeBackward::OfPositions(std::int64_t part) {
-  std::optional<KeyGradients>& gradients = by_position_[static_cast<std::size_t>(part)];
-  if (!gradients) gradients.emplace(problem_);
-  return *gradients;
-}
-
 void TreeBackward::AddHead(std::int64_t head, const HeadPlan& plan, const kernels::NodesView& nodes,
                            const KeyTree& tree,
                            const std::function<TreeBlock(std::int64_t)>& block_of) {
@@ -102,12 +96,13 @@ void TreeBackward::AddDense(std::int64_t head) {
   std::vector<Item> items;
   AddItems(problem_, plan_, 0, batch_, head, items);
   ParallelFor(part_count_, threads_, [&](std::int64_t part) {
+    KeyGradients& to = by_position_[static_cast<std::size_t>(part)];
+    if (to.empty()) to = KeyGradients(problem_);
     for (const Item& item : ItemsOfPart(problem_, plan_, items, part, part_count_)) {
-      BackwardItem(problem_, plan_, item, call_, OfPositions(part),
-                   [&](std::int64_t i, const float* row) {
-                     kernels::StoreRow(row, problem_.depth, problem_.query.dtype,
-                                       GradientRow(call_.gradients.query, batch_, head, i));
-                   });
+      BackwardItem(problem_, plan_, item, call_, to, [&](std::int64_t i, const float* row) {
+        kernels::StoreRow(row, problem_.depth, problem_.query.dtype,
+                          GradientRow(call_.gradients.query, batch_, head, i));
+      });
     }
   });
 }
@@ -188,11 +183,11 @@ void TreeBackward::Distribute(Part& sums) const {
 }
 
 void TreeBackward::Finish() {
-  std::vector<KeyGradients> gradients;
-  for (std::optional<KeyGradients>& part : by_position_) {
-    if (part) gradients.push_back(std::move(*part));
+  std::vector<KeyGradients>& gradients = by_position_;
+  if (gradients[0].empty()) {
+    gradients.resize(1);
+    gradients[0] = KeyGradients(problem_);
   }
-  if (gradients.empty()) gradients.emplace_back(problem_);
   if (tree_ != nullptr) {
     Part& sums = *parts_[0];
     for (std::int64_t i = 1; i < part_count_; ++i) {

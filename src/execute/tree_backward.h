@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <span>
 #include <vector>
 
@@ -34,6 +33,8 @@ class TreeBackward {
                std::int64_t batch, std::int64_t key_head, int threads);
   TreeBackward(const TreeBackward&) = delete;
   TreeBackward& operator=(const TreeBackward&) = delete;
+  TreeBackward(TreeBackward&&) = delete;
+  TreeBackward& operator=(TreeBackward&&) = delete;
   ~TreeBackward();
 
   /// One query head, in which `block_of(i)` is block i of the plan. `nodes` and `tree`, where there
@@ -50,7 +51,6 @@ class TreeBackward {
   void AddDense(std::int64_t head);
   void AddBlock(std::int64_t head, const TreeBlock& block, Part& part) const;
   void Distribute(Part& sums) const;
-  KeyGradients& OfPositions(std::int64_t part);
 
   const Problem& problem_;
   const Plan& plan_;
@@ -62,7 +62,7 @@ class TreeBackward {
   kernels::NodesView nodes_;
   const KeyTree* tree_ = nullptr;  ///< null: no head had blocks
   std::vector<std::unique_ptr<Part>> parts_;
-  std::vector<std::optional<KeyGradients>> by_position_;
+  std::vector<KeyGradients> by_position_;  ///< of heads done as dense
 };
 
 }  // namespace smyrf
