@@ -49,6 +49,9 @@ def check_arrays(
             )
 
 
+# The tensors among the options.
+MASKS = ("attn_mask", "key_padding_mask", "query_padding_mask")
+
 # What `merge` takes.
 PARTS = ("out", "lse", "other_out", "other_lse")
 
