@@ -17,8 +17,29 @@ from smyrf import _core, collector
 from smyrf._call import MASKS, check_arrays
 
 
+class Head(NamedTuple):
+    """One (batch, query head) of a plan, and the factor on its logits."""
+
+    plan: _core.Plan
+    b: int
+    h: int
+    scale: float
+
+    @property
+    def key_head(self) -> int:
+        return self.h // (self.plan.query_heads // self.plan.key_heads)
+
+    @property
+    def dense(self) -> bool:
+        """Every allowed pair once."""
+        method = self.plan.method
+        return method == "dense" or (
+            method == "tree" and bool(self.plan.dense_heads[self.b, self.h])
+        )
+
+
 class Columns(NamedTuple):
-    """What the queries of one (batch, query head) may meet."""
+    """What the queries of a head may meet."""
 
     logits: torch.Tensor  # (Nq, columns)
     values: torch.Tensor  # (columns, Dv)
@@ -55,10 +76,13 @@ def attention(
         attn_mask = attn_mask.expand(batch, heads, queries, key.shape[2])
     out = query.new_zeros(batch, heads, queries, value.shape[3])
     lse = query.new_zeros(batch, heads, queries)
+    kept = _kept(plan, options["dropout_p"], options["seed"])
     for b, h in itertools.product(range(batch), range(heads)):
-        g = _key_head(plan, h)
+        head = Head(plan, b, h, scale)
+        q, k, v = query[b, h], key[b, head.key_head], value[b, head.key_head]
         bias = None if attn_mask is None else attn_mask[b, h]
-        out[b, h], lse[b, h] = _head(query[b, h], key[b, g], value[b, g], bias, scale, plan, b, h)
+        factors = None if kept is None else kept[b, h]
+        out[b, h], lse[b, h] = _attend(q, k, v, bias, factors, head)
     return out.transpose(1, 2) if heads_last else out, lse
 
 
@@ -89,17 +113,35 @@ def _checked_plan(
     return plan
 
 
-def _head(
+def _kept(plan: _core.Plan, dropout_p: float, seed: int) -> torch.Tensor | None:
+    """(B, Hq, Nq, Nk): what dropout multiplies weights by, 0 or 1 / (1 - dropout_p).
+
+    Seen where all weights are equal and values are rows of the identity matrix.
+    """
+    if dropout_p == 0.0:
+        return None
+    query = torch.zeros(plan.batch, plan.query_heads, plan.queries, 1, dtype=torch.float32)
+    key = torch.zeros(plan.batch, 1, plan.keys, 1, dtype=torch.float32)
+    rows = torch.eye(plan.keys, dtype=torch.float32).expand(plan.batch, 1, -1, -1)
+    options: dict[str, Any] = {"enable_gqa": True, "method": "dense", "seed": seed}
+    with collector.suspended():
+        shown = [
+            smyrf.attention(query, key, value, dropout_p=dropout_p, **options)
+            for value in torch.split(rows, 512, 3)
+        ]
+    return (torch.cat(shown, 3) > 0).double() / (1.0 - dropout_p)
+
+
+def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attn_mask: torch.Tensor | None,
-    scale: float,
-    plan: _core.Plan,
-    b: int,
-    h: int,
+    kept: torch.Tensor | None,
+    head: Head,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """out (Nq, Dv) and lse (Nq) of one (batch, query head)."""
+    """out (Nq, Dv) and lse (Nq) of one head."""
+    plan, b, h = head.plan, head.b, head.h
     # Padded rows are never read.
     valid_queries = torch.from_numpy(plan.valid_queries[b])
     valid_keys = torch.from_numpy(plan.valid_keys[b])[:, None]
@@ -109,10 +151,13 @@ def _head(
         lse = torch.where(valid_queries, math.nan, -math.inf)
         out = torch.where(valid_queries, math.nan, 0.0)[:, None].expand(-1, value.shape[1])
         return out, lse
-    columns = _keys(query, key, value, attn_mask, scale, plan, b, h)
+    columns = _keys(query, key, value, attn_mask, head)
     if plan.method == "tree" and any(plan.nodes(b, h)):
-        columns = _joined(columns, _nodes(query, key, value, scale, plan, b, h))
-    return _softmax(columns)
+        columns = _joined(columns, _nodes(query, key, value, head))
+    weights, lse = _softmax(columns)
+    if kept is not None:
+        weights = weights * kept
+    return weights @ columns.values, lse
 
 
 def _softmax(columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,8 +167,8 @@ def _softmax(columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
     seen = evaluated.any(1)
     logits = torch.where(seen[:, None], logits, 0.0)
     lse = logits.logsumexp(1)
-    out = (logits - lse[:, None]).exp() @ columns.values
-    return torch.where(seen[:, None], out, 0.0), torch.where(seen, lse, -math.inf)
+    weights = torch.where(seen[:, None], (logits - lse[:, None]).exp(), 0.0)
+    return weights, torch.where(seen, lse, -math.inf)
 
 
 def _joined(first: Columns, second: Columns) -> Columns:
@@ -139,16 +184,10 @@ def _keys(
     key: torch.Tensor,
     value: torch.Tensor,
     attn_mask: torch.Tensor | None,
-    scale: float,
-    plan: _core.Plan,
-    b: int,
-    h: int,
+    head: Head,
 ) -> Columns:
-    logits = scale * query @ key.T
-    if plan.method == "dense" or (plan.method == "tree" and plan.dense_heads[b, h]):
-        counts = _allowed(plan, b).to(logits.dtype)
-    else:
-        counts = _evaluated(plan, b, h)
+    logits = head.scale * query @ key.T
+    counts = _allowed(head.plan, head.b).double() if head.dense else _evaluated(head)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         counts = counts * attn_mask
     elif attn_mask is not None:
@@ -175,13 +214,14 @@ def _allowed(plan: _core.Plan, b: int) -> torch.Tensor:
     return allowed
 
 
-def _evaluated(plan: _core.Plan, b: int, h: int) -> torch.Tensor:
+def _evaluated(head: Head) -> torch.Tensor:
     """(Nq, Nk): how often the ranges of an `lsh` or `tree` plan hold a pair."""
+    plan, b, h, _ = head
     counts = torch.zeros(plan.queries, plan.keys, dtype=torch.float64)
     for r in range(max(1, plan.n_hashes)):
         query_order, key_order, blocks = plan.head(r, b, h)
         if plan.method == "tree":
-            key_order = plan.tree(b, _key_head(plan, h))[0]
+            key_order = plan.tree(b, head.key_head)[0]
         for begin, end, ranges in blocks:
             rows = torch.tensor(query_order[begin:end])[:, None]
             for first, last, _ in ranges:
@@ -189,19 +229,11 @@ def _evaluated(plan: _core.Plan, b: int, h: int) -> torch.Tensor:
     return counts
 
 
-def _nodes(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scale: float,
-    plan: _core.Plan,
-    b: int,
-    h: int,
-) -> Columns:
+def _nodes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, head: Head) -> Columns:
     """A node of n keys: logit scale q.mean(k) + ln n + c(u), u the logits' variance over it."""
-    g = _key_head(plan, h)
-    nodes = _summaries(key, value, plan, b, g)
-    query_basis = torch.from_numpy(plan.tree_constants(b, g)[0]).double()
+    plan, b, h, scale = head
+    nodes = _summaries(key, value, plan, b, head.key_head)
+    query_basis = torch.from_numpy(plan.tree_constants(b, head.key_head)[0]).double()
     y = scale * query @ query_basis
     u = (y @ nodes.directions.T) ** 2 * nodes.along + y**2 @ nodes.across.T
     logits = scale * query @ nodes.keys.T + nodes.log_counts + _correction(u, nodes.log_counts)
@@ -239,7 +271,3 @@ def _summaries(
         along=along,
         across=(variances - directions.square() * along[:, None]).clamp(min=0),
     )
-
-
-def _key_head(plan: _core.Plan, h: int) -> int:
-    return h // (plan.query_heads // plan.key_heads)

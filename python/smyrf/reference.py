@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from smyrf import _core
 from smyrf._call import (
     check_arrays,
-    check_dropout,
     detached,
     is_tensor,
     lse_shape,
@@ -58,9 +57,9 @@ def attention(
         out (B, Hq, Nq, Dv), or in the layout asked for; with return_lse also lse (B, Hq, Nq).
         float64.
     """
-    check_dropout(dropout_p)
     options: dict[str, Any] = {
         "attn_mask": attn_mask,
+        "dropout_p": dropout_p,
         "key_padding_mask": key_padding_mask,
         "query_padding_mask": query_padding_mask,
         "is_causal": is_causal,
