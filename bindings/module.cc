@@ -2,12 +2,15 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <string>
@@ -16,6 +19,7 @@
 #include <vector>
 
 #include "call.h"
+#include "kernels/nodes.h"
 #include "message.h"
 #include "smyrf/smyrf.h"
 #include "validate.h"
@@ -29,16 +33,24 @@ using smyrf::Fail;
 
 namespace {
 
+template <class T>
+using Array = nb::ndarray<nb::numpy, T>;
+
+/// A new array (rows, columns) of get(row, column).
 template <class T, class Get>
-nb::ndarray<nb::numpy, T> HeadArray(const smyrf::Statistics& statistics, Get get) {
-  auto data = std::make_unique<T[]>(statistics.heads.size() + 1);
-  for (std::size_t i = 0; i < statistics.heads.size(); ++i) data[i] = get(statistics.heads[i]);
+Array<T> Grid(std::int64_t rows, std::int64_t columns, Get get) {
+  auto data = std::make_unique<T[]>(static_cast<std::size_t>(rows * columns + 1));
+  for (std::int64_t i = 0; i < rows * columns; ++i) data[i] = get(i / columns, i % columns);
   T* raw = data.release();
   const nb::capsule owner(raw, [](void* p) noexcept { delete[] static_cast<T*>(p); });
-  return nb::ndarray<nb::numpy, T>(raw,
-                                   {static_cast<std::size_t>(statistics.batch),
-                                    static_cast<std::size_t>(statistics.query_heads)},
-                                   owner);
+  return Array<T>(raw, {static_cast<std::size_t>(rows), static_cast<std::size_t>(columns)}, owner);
+}
+
+template <class T, class Get>
+Array<T> HeadArray(const smyrf::Statistics& statistics, Get get) {
+  return Grid<T>(statistics.batch, statistics.query_heads, [&](std::int64_t b, std::int64_t h) {
+    return get(statistics.heads[static_cast<std::size_t>(b * statistics.query_heads + h)]);
+  });
 }
 
 std::optional<smyrf::Statistics> Attention(nb::handle query, nb::handle key, nb::handle value,
@@ -185,21 +197,60 @@ std::vector<std::vector<std::int32_t>> PlanNodes(const smyrf::Plan& plan, std::i
   return blocks;
 }
 
-std::tuple<std::vector<std::int32_t>, std::int32_t, Nodes> PlanTree(const smyrf::Plan& plan,
-                                                                    std::int64_t batch,
-                                                                    std::int64_t key_head) {
+const smyrf::KeyTree& CheckedTree(const char* name, const smyrf::Plan& plan, std::int64_t batch,
+                                  std::int64_t key_head) {
   if (plan.method != smyrf::Method::kTree) {
-    Fail(ErrorKind::kValue, "tree: only a plan of method tree has key trees");
+    Fail(ErrorKind::kValue, name, ": only a plan of method tree has key trees");
   }
   CheckIndex("batch", batch, plan.batch);
   CheckIndex("key_head", key_head, plan.key_heads);
-  const smyrf::KeyTree& tree = plan.key_tree(batch, key_head);
+  return plan.key_tree(batch, key_head);
+}
+
+std::tuple<std::vector<std::int32_t>, std::int32_t, Nodes> PlanTree(const smyrf::Plan& plan,
+                                                                    std::int64_t batch,
+                                                                    std::int64_t key_head) {
+  const smyrf::KeyTree& tree = CheckedTree("tree", plan, batch, key_head);
   Nodes nodes;
   nodes.reserve(tree.nodes.size());
   for (const smyrf::Node& node : tree.nodes) {
     nodes.emplace_back(node.begin, node.end, node.first_child, node.child_count);
   }
   return {tree.key_order, tree.sinks, nodes};
+}
+
+std::tuple<Array<float>, Array<float>, Array<float>> TreeConstants(const smyrf::Plan& plan,
+                                                                   std::int64_t batch,
+                                                                   std::int64_t key_head) {
+  const smyrf::KeyTree& tree = CheckedTree("tree_constants", plan, batch, key_head);
+  constexpr std::int64_t kWidth = smyrf::kernels::kCoordinates;
+  const auto rows = [](const std::vector<float>& values) {
+    return Grid<float>(std::ssize(values) / kWidth, kWidth, [&](std::int64_t i, std::int64_t c) {
+      return values[static_cast<std::size_t>(i * kWidth + c)];
+    });
+  };
+  return {rows(tree.query_basis), rows(tree.key_basis), rows(tree.directions)};
+}
+
+/// Whether a row is in `valid`, the plan's lists a batch entry; without lists all rows are.
+Array<bool> ValidRows(const smyrf::Plan& plan, const std::vector<std::vector<std::int32_t>>& valid,
+                      std::int64_t rows) {
+  return Grid<bool>(plan.batch, rows, [&](std::int64_t b, std::int64_t i) {
+    return valid.empty() || std::ranges::binary_search(valid[static_cast<std::size_t>(b)], i);
+  });
+}
+
+/// get(head) of every head in the first round; false for `dense`, whose heads are implicit.
+template <class Get>
+Array<bool> PlanHeads(const smyrf::Plan& plan, Get get) {
+  return Grid<bool>(plan.batch, plan.query_heads, [&](std::int64_t b, std::int64_t h) {
+    return !plan.heads.empty() && get(plan.head(0, b, h));
+  });
+}
+
+std::optional<std::pair<std::int64_t, std::int64_t>> PlanWindow(const smyrf::Plan& plan) {
+  if (!plan.window) return std::nullopt;
+  return std::pair(plan.window->left, plan.window->right);
 }
 
 }  // namespace
@@ -217,6 +268,8 @@ NB_MODULE(_core, m) {
     }
   });
 
+  // A property's own policy would tie an array that owns its memory to the object it is of.
+  constexpr auto kOwned = nb::rv_policy::automatic;
   nb::class_<smyrf::Plan>(m, "Plan",
                           R"(What a call will compute: made by `smyrf.plan`, carried out by
 `smyrf.attention(..., plan=plan)`. Holds indices, no rows of key or value.)")
@@ -233,6 +286,29 @@ NB_MODULE(_core, m) {
       .def_ro("n_hashes", &smyrf::Plan::n_hashes, "Rounds; 0 for 'dense'.")
       .def_ro("cluster_size", &smyrf::Plan::cluster_size, "Keys a cluster; 0 for 'dense'.")
       .def_ro("seed", &smyrf::Plan::seed)
+      .def_ro("is_causal", &smyrf::Plan::is_causal)
+      .def_prop_ro("window", &PlanWindow, "(left, right), or None.")
+      .def_prop_ro(
+          "valid_queries",
+          [](const smyrf::Plan& p) { return ValidRows(p, p.valid_queries, p.queries); }, kOwned,
+          "(B, Nq) bool: not padded.")
+      .def_prop_ro(
+          "valid_keys", [](const smyrf::Plan& p) { return ValidRows(p, p.valid_keys, p.keys); },
+          kOwned, "(B, Nk) bool: not padded.")
+      .def_prop_ro(
+          "dense_heads",
+          [](const smyrf::Plan& p) {
+            return PlanHeads(p, [](const auto& head) { return head.dense; });
+          },
+          kOwned,
+          "(B, Hq) bool: done as dense: 'lsh' had a single cluster, 'tree' would be no faster.")
+      .def_prop_ro(
+          "non_finite",
+          [](const smyrf::Plan& p) {
+            return PlanHeads(p, [](const auto& head) { return head.non_finite; });
+          },
+          kOwned,
+          "(B, Hq) bool: 'lsh' or 'tree' met a valid query or key that is not finite; out is NaN.")
       .def("density", &PlanDensity, "batch"_a, "head"_a,
            "Evaluated over allowed pairs of one (batch, query head).")
       .def("head", &PlanHead, "round"_a, "batch"_a, "head"_a,
@@ -247,10 +323,14 @@ is empty: keys are those of `tree`, and each block has the summaries of `nodes` 
            R"(The keys of one (batch, key head) as a 'tree' plan sees them.
 
 Returns (key_order, sinks, nodes): original indices, of which the first `sinks` are always exact,
-and for every node (begin, end, first_child, child_count) into that order.)");
+and for every node (begin, end, first_child, child_count) into that order.)")
+      .def("tree_constants", &TreeConstants, "batch"_a, "key_head"_a,
+           R"(What summaries of the nodes of one (batch, key head) of a 'tree' plan are made with.
 
-  // A property's own policy would tie an array that owns its memory to the Statistics.
-  constexpr auto kOwned = nb::rv_policy::automatic;
+Returns float32 copies (query_basis (D, 32), key_basis (D, 32), directions (nodes, 32)): bases of the
+coordinates of queries and keys, and for each node the direction of those coordinates along which the
+variance of its keys is exact. Constants under differentiation.)");
+
   nb::class_<smyrf::Statistics>(m, "Statistics", "What a call did, by (batch, query head).")
       .def_prop_ro(
           "method", [](const smyrf::Statistics& s) { return smyrf::Name(s.method); },

@@ -14,7 +14,6 @@ from smyrf import _core, reference
 from smyrf._call import (
     PARTS,
     check_arrays,
-    check_dropout,
     is_tensor,
     lse_shape,
     output_shape,
@@ -76,7 +75,10 @@ def attention(
         value: (B, Hkv, Nk, Dv), the dtype of query. Dv up to 512.
         attn_mask: broadcastable to (B, Hq, Nq, Nk): bool (True takes part) or float, added to the
             logits. `dense` only.
-        dropout_p: must be 0.
+        dropout_p: each evaluated pair's weight is dropped with this probability, after softmax, and
+            divided by 1 - dropout_p otherwise; from 0 to below 1. `seed`, batch, head and the
+            indices of query and key decide which; lse does not change. "auto" then takes "dense";
+            not for `tree`.
         is_causal: query i sees keys up to i + Nk - Nq: aligned to the lower right corner, unlike
             `scaled_dot_product_attention` when Nq != Nk. `dense` only.
         scale: factor on the logits, default 1/sqrt(D). Finite; above 0 for `lsh`.
@@ -94,7 +96,8 @@ def attention(
         max_density: most pairs over all pairs that may be evaluated, above 0 to 1, default no
             limit; statistics say what error to expect. 24 or 40 keys and a summary for about every
             512 are evaluated in any case. `tree` only.
-        seed: chooses the hash directions (`lsh`) or the calibration rows (`tree`), 0 to 2^63 - 1.
+        seed: chooses hash directions (`lsh`), calibration rows (`tree`) and what is dropped, 0 to
+            2^63 - 1. With dropout, take another in each call.
         window: (left, right): query i sees keys from i + Nk - Nq - left to i + Nk - Nq + right;
             -1 for no bound. `dense` only.
         key_padding_mask, query_padding_mask: bool (B, Nk) and (B, Nq), True is valid. Padded rows
@@ -116,9 +119,9 @@ def attention(
         ValueError: shapes that disagree, a dial out of range or of a method that is not taken.
         NotImplementedError: a combination that the method does not take.
     """
-    check_dropout(dropout_p)
     options = {
         "attn_mask": attn_mask,
+        "dropout_p": dropout_p,
         "key_padding_mask": key_padding_mask,
         "query_padding_mask": query_padding_mask,
         "is_causal": is_causal,
@@ -175,6 +178,7 @@ def plan(
     attn_mask: Any = None,
     *,
     value: Any = None,
+    dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
@@ -194,11 +198,12 @@ def plan(
 
     Arguments and errors are those of `attention`. A plan of `dense` or `lsh` depends on query and
     key, not on value; `tree` needs value too. Plans can be reused for other tensors of the same
-    shapes, counted and drawn. They hold no attn_mask: a call must pass the one that its plan was
-    made with.
+    shapes, counted and drawn. They hold no attn_mask and no dropout_p (which only has "auto" take
+    dense): a call must pass the attn_mask that its plan was made with, and its own dropout_p.
     """
     options = {
         "attn_mask": attn_mask,
+        "dropout_p": dropout_p,
         "key_padding_mask": key_padding_mask,
         "query_padding_mask": query_padding_mask,
         "is_causal": is_causal,

@@ -22,14 +22,6 @@ def detached(array: Any) -> Any:
     return array.detach().resolve_neg() if array.is_neg() else array.detach()
 
 
-def check_dropout(dropout_p: float) -> None:
-    if dropout_p != 0.0:
-        raise NotImplementedError(
-            f"dropout_p: got {dropout_p!r}, only 0 is supported; put the model into eval mode or "
-            "set its attention dropout to 0"
-        )
-
-
 def check_arrays(
     kind: type, required: tuple[str, ...] = ("query", "key", "value"), **arrays: Any
 ) -> None:
@@ -48,6 +40,9 @@ def check_arrays(
                 "key_padding_mask or attn_mask for what takes no part"
             )
 
+
+# The tensors among the options.
+MASKS = ("attn_mask", "key_padding_mask", "query_padding_mask")
 
 # What `merge` takes.
 PARTS = ("out", "lse", "other_out", "other_lse")

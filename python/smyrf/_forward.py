@@ -104,7 +104,8 @@ def attention_forward(
         query: (B, Hq, Nq, D). key, value: (B, Hkv, Nk, D or Dv).
         attention_mask: None; a `PatternMask`; or a full mask (B or 1, Hq or 1, Nq or 1, Nk), bool
             (True takes part) or additive. A bool one of shape (B or 1, 1, 1, Nk) is padding.
-        dropout: must be 0.
+        dropout: each weight is dropped with this probability, chosen by PyTorch's generator;
+            layers pass 0 unless they train. Not for `tree`.
         scaling: factor on the logits, default 1/sqrt(D).
         is_causal: used without a mask only; default `module.is_causal`, as in `sdpa`.
         sliding_window: implied by the mask where there is one.
@@ -118,7 +119,7 @@ def attention_forward(
     """
     layer = kept(module)
     name = layer.name if layer is not None else _default_name(module)
-    _refuse_keywords(name, dropout, kwargs)
+    _refuse_keywords(name, kwargs)
     batch, queries, keys = key.shape[0], query.shape[2], key.shape[2]
     options: dict[str, Any] = {}
     if isinstance(attention_mask, PatternMask):
@@ -151,6 +152,8 @@ def attention_forward(
     options.update(scale=scaling, enable_gqa=query.shape[1] != key.shape[1], layout="BNHD")
     if layer is not None:
         options.update(layer.dials, method=layer.method)
+    if dropout:
+        options.update(_dropout_options(name, dropout, options.get("method")))
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
     return _call(name, module, query, key, value, options), None
 
@@ -191,12 +194,17 @@ def _advice(name: str, module: nn.Module, options: Mapping[str, Any]) -> str:
     )
 
 
-def _refuse_keywords(name: str, dropout: float, kwargs: Mapping[str, Any]) -> None:
-    if dropout:
+def _dropout_options(name: str, dropout: float, method: str | None) -> dict[str, Any]:
+    if method == "tree":
         raise NotImplementedError(
-            f"{name}: got dropout={dropout}, smyrf takes 0; call model.eval(), or set the config's "
-            "attention dropout to 0 for training"
+            f"{name}: got dropout={dropout}, which method tree can't apply; set the config's "
+            "attention dropout to 0 before the model is made, or train with method='dense' or 'lsh'"
         )
+    # From the generator that torch.manual_seed seeds and checkpoints restore.
+    return {"dropout_p": dropout, "seed": int(torch.randint(2**63 - 1, ()))}
+
+
+def _refuse_keywords(name: str, kwargs: Mapping[str, Any]) -> None:
     for keyword, given in kwargs.items():
         if given is None or keyword in _HARMLESS:
             continue

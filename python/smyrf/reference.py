@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from smyrf import _core
 from smyrf._call import (
     check_arrays,
-    check_dropout,
     detached,
     is_tensor,
     lse_shape,
@@ -42,57 +41,72 @@ def attention(
     layout: str = "BHND",
     plan: _core.Plan | None = None,
     return_lse: bool = False,
-) -> NDArray[np.float64] | tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> Any:
     """What `smyrf.attention` would return in exact arithmetic, but for float64 rounding.
 
-    Arguments and errors are those of `smyrf.attention`. The inputs are read in their own dtype;
-    with `method="lsh"` the same plan is carried out, so only the arithmetic differs.
+    Arguments and errors are those of `smyrf.attention`, whose plan is carried out, so only the
+    arithmetic differs.
+
+    Arrays and tensors of its dtypes are read as they are, by the core; the results are NumPy
+    arrays. Where query, key and value are float64 tensors, the results are tensors which PyTorch's
+    autograd can differentiate by query, key, value and a float attn_mask, any number of times. The
+    plan is then that of float32 copies, unless `plan` is given; it is a constant, as are the bases
+    and directions of `tree`, but not the means and variances of its nodes.
 
     Returns:
         out (B, Hq, Nq, Dv), or in the layout asked for; with return_lse also lse (B, Hq, Nq).
-        float64 NumPy arrays.
+        float64.
     """
-    check_dropout(dropout_p)
-    query, key, value, attn_mask = (detached(array) for array in (query, key, value, attn_mask))
+    options: dict[str, Any] = {
+        "attn_mask": attn_mask,
+        "dropout_p": dropout_p,
+        "key_padding_mask": key_padding_mask,
+        "query_padding_mask": query_padding_mask,
+        "is_causal": is_causal,
+        "scale": scale,
+        "enable_gqa": enable_gqa,
+        "method": method,
+        "n_hashes": n_hashes,
+        "cluster_size": cluster_size,
+        "tolerance": tolerance,
+        "max_density": max_density,
+        "seed": seed,
+        "window": window,
+        "layout": layout,
+        "num_threads": 1,
+    }
+    if _is_float64_tensor(query):
+        from smyrf import _torch_reference
+
+        out, lse = _torch_reference.attention(query, key, value, options, plan)
+        return pack(out, lse if return_lse else None, None)
+    results = _by_core(query, key, value, options, plan)
+    return pack(results[0], results[1] if return_lse else None, None)
+
+
+def _is_float64_tensor(query: Any) -> bool:
+    return is_tensor(query) and query.dtype == sys.modules["torch"].float64
+
+
+def _by_core(
+    query: Any, key: Any, value: Any, options: dict[str, Any], plan: _core.Plan | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    query, key, value = (detached(array) for array in (query, key, value))
+    options = options | {"attn_mask": detached(options["attn_mask"])}
     check_arrays(
         sys.modules["torch"].Tensor if is_tensor(query) else np.ndarray,
         query=query,
         key=key,
         value=value,
-        attn_mask=attn_mask,
-        key_padding_mask=key_padding_mask,
-        query_padding_mask=query_padding_mask,
+        attn_mask=options["attn_mask"],
+        key_padding_mask=options["key_padding_mask"],
+        query_padding_mask=options["query_padding_mask"],
     )
+    heads_last = options["layout"] == "BNHD"
     shape = output_shape(query, value)
-    if layout == "BNHD" and len(shape) == 4:
+    if heads_last and len(shape) == 4:
         shape = (shape[0], shape[2], shape[1], shape[3])
     out = np.empty(shape, np.float64)
-    lse = np.empty(lse_shape(query, layout), np.float64)
-    _core.reference(
-        query,
-        key,
-        value,
-        out,
-        lse,
-        plan,
-        {
-            "attn_mask": attn_mask,
-            "key_padding_mask": key_padding_mask,
-            "query_padding_mask": query_padding_mask,
-            "is_causal": is_causal,
-            "scale": scale,
-            "enable_gqa": enable_gqa,
-            "method": method,
-            "n_hashes": n_hashes,
-            "cluster_size": cluster_size,
-            "tolerance": tolerance,
-            "max_density": max_density,
-            "seed": seed,
-            "window": window,
-            "layout": layout,
-            "num_threads": 1,
-        },
-    )
-    if layout == "BNHD":
-        out = np.ascontiguousarray(out.swapaxes(1, 2))
-    return pack(out, lse if return_lse else None, None)  # type: ignore[no-any-return]
+    lse = np.empty(lse_shape(query, options["layout"]), np.float64)
+    _core.reference(query, key, value, out, lse, plan, options)
+    return np.ascontiguousarray(out.swapaxes(1, 2)) if heads_last else out, lse

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,19 +10,16 @@ from torch.autograd import forward_ad
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from smyrf import _core, collector
-from smyrf._call import PARTS, check_arrays, detached, lse_shape, output_shape, pack
+from smyrf._call import MASKS, PARTS, check_arrays, detached, lse_shape, output_shape, pack
 
-_SCHEMA = (
-    "attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, "
-    "Tensor? key_padding_mask, Tensor? query_padding_mask, bool is_causal, float? scale, "
-    "bool enable_gqa, str method, SymInt? n_hashes, SymInt? cluster_size, float? tolerance, "
-    "float? max_density, SymInt seed, SymInt[]? window, str layout, "
-    "SymInt? num_threads) -> (Tensor out, Tensor lse)"
+_OPTIONS = (
+    "Tensor? attn_mask, Tensor? key_padding_mask, Tensor? query_padding_mask, bool is_causal, "
+    "float? scale, bool enable_gqa, str method, SymInt? n_hashes, SymInt? cluster_size, "
+    "float? tolerance, float? max_density, SymInt seed, SymInt[]? window, str layout, "
+    "SymInt? num_threads, float dropout_p"
 )
 _NAMES = (
-    "attn_mask",
-    "key_padding_mask",
-    "query_padding_mask",
+    *MASKS,
     "is_causal",
     "scale",
     "enable_gqa",
@@ -34,14 +32,31 @@ _NAMES = (
     "window",
     "layout",
     "num_threads",
+    "dropout_p",
 )
 
-_NO_GRADIENT = (
-    "smyrf.attention has no backward in this release; call it under torch.no_grad(), or train "
-    "with torch.nn.functional.scaled_dot_product_attention"
+_NO_TANGENT = (
+    "smyrf.attention has no forward-mode derivative; use reverse mode (backward), or "
+    "torch.nn.functional.scaled_dot_product_attention"
+)
+_NO_SECOND_DERIVATIVE = (
+    "smyrf.attention has no second derivative; leave create_graph out, or use "
+    "torch.nn.functional.scaled_dot_product_attention"
+)
+_NO_MASK_GRADIENT = (
+    "attn_mask: requires a gradient, which smyrf.attention doesn't give; detach it, or use "
+    "torch.nn.functional.scaled_dot_product_attention"
 )
 
-torch.library.define("smyrf::attention", _SCHEMA.removeprefix("attention"))
+torch.library.define(
+    "smyrf::attention",
+    f"(Tensor query, Tensor key, Tensor value, {_OPTIONS}) -> (Tensor out, Tensor lse)",
+)
+torch.library.define(
+    "smyrf::attention_backward",
+    "(Tensor grad_out, Tensor grad_lse, Tensor query, Tensor key, Tensor value, Tensor out, "
+    f"Tensor lse, {_OPTIONS}) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)",
+)
 
 
 # For every device, so that our sentence and not the dispatcher's says that only the CPU will do.
@@ -60,7 +75,7 @@ def _attention_fake(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *values: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     options = dict(zip(_NAMES, values, strict=True))
-    tensors = {"key": key, "value": value} | {name: options[name] for name in _NAMES[:3]}
+    tensors = {"key": key, "value": value} | {name: options[name] for name in MASKS}
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device != query.device:
             raise TypeError(
@@ -73,36 +88,86 @@ def _attention_fake(
 torch.library.register_fake("smyrf::attention", _attention_fake)
 
 
-# The backward pass is an operator too, which raises when it runs: a graph that is compiled forward
-# and backward at once must not raise before anyone asks for gradients.
-torch.library.define("smyrf::attention_backward", "(Tensor gradient, Tensor[] inputs) -> Tensor[]")
-
-
 @torch.library.impl("smyrf::attention_backward", "default")
-def _attention_backward(gradient: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    raise NotImplementedError(_NO_GRADIENT)
+def _attention_backward(
+    grad_out: torch.Tensor, grad_lse: torch.Tensor, *inputs: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    options = dict(zip(_NAMES, inputs[5:], strict=True))
+    return _run_backward(grad_out, grad_lse, inputs[:5], options, None)
 
 
 def _attention_backward_fake(
-    gradient: torch.Tensor, inputs: list[torch.Tensor]
-) -> list[torch.Tensor]:
-    return [torch.empty_like(tensor) for tensor in inputs]
+    grad_out: torch.Tensor, grad_lse: torch.Tensor, *inputs: Any
+) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.empty_like(tensor) for tensor in inputs[:3])
 
 
 torch.library.register_fake("smyrf::attention_backward", _attention_backward_fake)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.count = len(inputs)
-    ctx.save_for_backward(*(tensor for tensor in inputs[:4] if tensor is not None))
+    query, key, value, *values = inputs
+    if ctx.needs_input_grad[3]:
+        raise NotImplementedError(_NO_MASK_GRADIENT)
+    masks, ctx.values = values[: len(MASKS)], values[len(MASKS) :]
+    ctx.save_for_backward(query, key, value, *output, *masks)
 
 
-def _backward(ctx: Any, gradient: torch.Tensor, lse_gradient: torch.Tensor) -> Any:
-    gradients = torch.ops.smyrf.attention_backward(gradient, list(ctx.saved_tensors))
-    return *gradients, *[None] * (ctx.count - len(gradients))
+def _backward(ctx: Any, grad_out: torch.Tensor, grad_lse: torch.Tensor) -> Any:
+    gradients = torch.ops.smyrf.attention_backward(
+        grad_out, grad_lse, *ctx.saved_tensors, *ctx.values
+    )
+    return *gradients, *[None] * len(_NAMES)
+
+
+def _second_derivative(ctx: Any, *gradients: torch.Tensor) -> Any:
+    raise NotImplementedError(_NO_SECOND_DERIVATIVE)
 
 
 torch.library.register_autograd("smyrf::attention", _backward, setup_context=_setup_context)
+torch.library.register_autograd("smyrf::attention_backward", _second_derivative)
+
+
+class _Direct(torch.autograd.Function):
+    """A call that no graph can hold, since it has a plan or gives statistics."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        options: dict[str, Any],
+        plan: _core.Plan | None,
+        return_stats: bool,
+    ) -> Any:
+        out = query.new_empty(output_shape(query, value))
+        lse = query.new_empty(lse_shape(query, options["layout"]), dtype=torch.float32)
+        statistics = _run(query, key, value, out, lse, options, plan, return_stats)
+        ctx.save_for_backward(query, key, value, out, lse, *(options[name] for name in MASKS))
+        ctx.options = {name: options[name] for name in options if name not in MASKS}
+        ctx.plan = plan
+        return out, lse, statistics
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: torch.Tensor, grad_lse: torch.Tensor, _: Any) -> Any:
+        tensors, masks = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+        options = ctx.options | dict(zip(MASKS, masks, strict=True))
+        gradients = _DirectBackward.apply(grad_out, grad_lse, *tensors, options, ctx.plan)  # type: ignore[no-untyped-call]
+        return *gradients, None, None, None
+
+
+class _DirectBackward(torch.autograd.Function):
+    """Only so that a second derivative raises."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, grad_out: torch.Tensor, grad_lse: torch.Tensor, *inputs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        *tensors, options, plan = inputs
+        return _run_backward(grad_out, grad_lse, tensors, options, plan)
+
+    backward = staticmethod(_second_derivative)
 
 
 def _export(name: str, tensor: torch.Tensor | None) -> Any:
@@ -125,7 +190,7 @@ def _export(name: str, tensor: torch.Tensor | None) -> Any:
 
 def _exported(options: dict[str, Any]) -> dict[str, Any]:
     """The options as the core takes them."""
-    exported = options | {name: _export(name, options[name]) for name in _NAMES[:3]}
+    exported = options | {name: _export(name, options[name]) for name in MASKS}
     if exported["num_threads"] is None:
         exported["num_threads"] = torch.get_num_threads()
     return exported
@@ -158,6 +223,35 @@ def _run(
     return statistics
 
 
+def _run_backward(
+    grad_out: torch.Tensor,
+    grad_lse: torch.Tensor,
+    saved: Sequence[torch.Tensor],
+    options: dict[str, Any],
+    plan: _core.Plan | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of query, key and value; values only, no graph.
+
+    `saved`: query, key, value, out and lse of the call.
+    """
+    query, key, value, out, lse = saved
+    gradients = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+    _core.attention_backward(
+        _export("query", query),
+        _export("key", key),
+        _export("value", value),
+        _export("out", out),
+        _export("lse", lse),
+        # Gradients of sums are one number, expanded; the core takes rows.
+        _export("grad_out", grad_out.contiguous()),
+        _export("grad_lse", grad_lse.contiguous()),
+        *(_export("gradient", gradient) for gradient in gradients),
+        plan,
+        _exported(options),
+    )
+    return gradients
+
+
 def attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -171,15 +265,11 @@ def attention(
     """`smyrf.attention` for tensors; see there.
 
     Calls the operator. `plan`, `out` and `return_stats` are not tensors' business: such calls go to
-    the core directly, outside graphs and gradients.
+    the core directly, outside graphs.
     """
-    masks = {name: options[name] for name in _NAMES[:3]}
+    masks = {name: options[name] for name in MASKS}
     check_arrays(torch.Tensor, key=key, value=value, **masks, out=out)
-    if not torch.compiler.is_compiling():
-        for tensor in (query, key, value):
-            tangent = forward_ad.unpack_dual(tensor).tangent  # type: ignore[no-untyped-call]
-            if tangent is not None:
-                raise NotImplementedError(_NO_GRADIENT)
+    _check_differentiation(query, key, value, options["attn_mask"])
     for name in ("is_causal", "enable_gqa"):
         if not isinstance(options[name], bool):  # the schema would take None for False
             raise TypeError(f"{name}: got {options[name]!r}, expected True or False")
@@ -209,11 +299,14 @@ def attention(
         raise NotImplementedError(
             "plan, out and return_stats can't be part of a compiled graph; leave them out there"
         )
-    tensors = (query, key, value, options["attn_mask"], out)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+    with_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    if out is not None and torch.is_grad_enabled() and (with_gradient or out.requires_grad):
         raise NotImplementedError(
-            "plan, out and return_stats give no gradient; call under torch.no_grad()"
+            "out gives no gradient; leave it out, or call under torch.no_grad()"
         )
+    if with_gradient:
+        out, lse, statistics = _Direct.apply(query, key, value, options, plan, return_stats)  # type: ignore[no-untyped-call]
+        return pack(out, lse if return_lse else None, statistics if return_stats else None)
     if out is None:
         out = query.new_empty(output_shape(query, value))
     elif out.is_neg():
@@ -228,6 +321,21 @@ def attention(
     return pack(out, lse, statistics if return_stats else None)
 
 
+def _check_differentiation(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None
+) -> None:
+    """Raise for derivatives that there are none of."""
+    if attn_mask is not None and attn_mask.requires_grad and torch.is_grad_enabled():
+        raise NotImplementedError(_NO_MASK_GRADIENT)
+    if torch.compiler.is_compiling():
+        return
+    for tensor in (query, key, value, attn_mask):
+        if tensor is None:
+            continue
+        if forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
+            raise NotImplementedError(_NO_TANGENT)
+
+
 def planned(
     call: Any,
     query: torch.Tensor,
@@ -237,7 +345,7 @@ def planned(
 ) -> Any:
     """`smyrf.plan` and `smyrf.estimate` for tensors: `call` is the core's function."""
     given: dict[str, Any] = {"key": key} if value is None else {"key": key, "value": value}
-    check_arrays(torch.Tensor, **given, **{name: options[name] for name in _NAMES[:3]})
+    check_arrays(torch.Tensor, **given, **{name: options[name] for name in MASKS})
     rows = (_export(name, x) for name, x in (("query", query), ("key", key), ("value", value)))
     return call(*rows, _exported(options))
 

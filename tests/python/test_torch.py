@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from cases import assert_close, exact
-from torch.autograd import forward_ad
 from torch.library import opcheck
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
@@ -29,10 +28,6 @@ def tensors(
     generator = torch.Generator().manual_seed(seed)
     shapes = ((heads, queries, 16), (key_heads, keys, 16), (key_heads, keys, 8))
     return tuple(torch.randn(2, *s, generator=generator).to(**to) for s in shapes)  # type: ignore[return-value]
-
-
-def with_gradients() -> Tensors:
-    return tuple(x.requires_grad_() for x in tensors())  # type: ignore[return-value]
 
 
 MASKS = {
@@ -158,6 +153,7 @@ def operator_arguments(*qkv: torch.Tensor, **options: Any) -> tuple[Any, ...]:
         "window": None,
         "layout": "BHND",
         "num_threads": None,
+        "dropout_p": 0.0,
     }
     assert options.keys() <= defaults.keys()
     return (*qkv, *{**defaults, **options}.values())
@@ -174,6 +170,7 @@ SAMPLES = {
     "lsh float16": ({"dtype": torch.float16}, {**LSH, "key_padding_mask": torch.rand(2, 50) < 0.8}),
     "tree": ({"queries": 80, "keys": 200}, {"method": "tree", "tolerance": 0.3, "seed": 1}),
     "one query": ({"queries": 1}, {}),
+    "dropout": ({}, {"dropout_p": 0.3, "seed": 4}),
 }
 
 
@@ -185,58 +182,12 @@ def test_opcheck(sample: str) -> None:
     opcheck(operator, operator_arguments(*qkv, **options))
     heads_last = [x.transpose(1, 2).contiguous() for x in qkv]
     opcheck(operator, operator_arguments(*heads_last, **{**options, "layout": "BNHD"}))
-    # The fourth check of opcheck runs backward, which raises.
-    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    out, lse = operator(*operator_arguments(*qkv, **options))
+    backward = torch.ops.smyrf.attention_backward.default
+    opcheck(backward, (out, lse, *operator_arguments(*qkv, out, lse, **options)))
+    # Forward and backward, also as one graph.
     with_grad = [x.requires_grad_() for x in qkv]
-    opcheck(operator, operator_arguments(*with_grad, **options), test_utils=checks)
-
-
-NO_BACKWARD = r"^smyrf\.attention has no backward in this release; call it under torch\.no_grad"
-
-
-@pytest.mark.parametrize("options", [{}, LSH], ids=["dense", "lsh"])
-def test_forward_works_and_backward_says_why_it_does_not(options: dict[str, Any]) -> None:
-    expected, expected_lse = smyrf.attention(*tensors(), **options, return_lse=True)
-    out, lse = smyrf.attention(*with_gradients(), **options, return_lse=True)
-    assert torch.equal(out, expected)
-    assert torch.equal(lse, expected_lse)
-    assert out.requires_grad
-    for result in (out, lse):
-        with pytest.raises(NotImplementedError, match=NO_BACKWARD):
-            result.sum().backward()
-    with torch.no_grad():
-        assert not smyrf.attention(*with_gradients(), **options).requires_grad
-
-
-@pytest.mark.parametrize("which", range(4), ids=["query", "key", "value", "attn_mask"])
-def test_one_input_that_requires_a_gradient_is_enough(which: int) -> None:
-    inputs = [*tensors(), MASKS["float"].clone()]
-    inputs[which].requires_grad_()
-    with pytest.raises(NotImplementedError, match=NO_BACKWARD):
-        smyrf.attention(*inputs).sum().backward()
-    with pytest.raises(NotImplementedError, match=r"call under torch\.no_grad"):
-        smyrf.attention(*inputs, return_stats=True)
-
-
-def test_forward_mode_says_so_too() -> None:
-    query, key, value = tensors()
-    with pytest.raises(NotImplementedError, match=NO_BACKWARD):
-        torch.func.jvp(lambda x: smyrf.attention(x, key, value), (query,), (query,))
-    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=NO_BACKWARD):
-        smyrf.attention(query, key, forward_ad.make_dual(value, value))
-
-
-def test_calls_outside_graphs_refuse_gradients() -> None:
-    qkv = with_gradients()
-    plan = smyrf.plan(*qkv[:2])  # takes no part in gradients
-    out = torch.empty(2, 4, 33, 8)
-    for options in ({"plan": plan}, {"out": out}, {"return_stats": True}):
-        with pytest.raises(NotImplementedError, match=r"give no gradient; call under torch\.no_gr"):
-            smyrf.attention(*qkv, **options)
-        with torch.no_grad():
-            smyrf.attention(*qkv, **options)
-    with pytest.raises(NotImplementedError, match=r"give no gradient"):
-        smyrf.attention(*tensors(), out=out.requires_grad_())
+    opcheck(operator, operator_arguments(*with_grad, **options))
 
 
 def test_writing_to_out_is_seen_by_autograd() -> None:
@@ -277,12 +228,6 @@ def test_compiled_equals_eager(backend: str) -> None:
     ):
         for ours, theirs in zip(compiled(*qkv, **options), model(*qkv, **options), strict=True):
             assert torch.equal(ours, theirs)
-
-    # Parameters of a model require gradients even where nobody asks for them.
-    out, _ = compiled(*with_gradients())
-    assert torch.equal(out, model(*tensors())[0])
-    with pytest.raises(NotImplementedError, match=NO_BACKWARD):
-        out.sum().backward()
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -224,6 +224,46 @@ def test_a_plan_gives_what_its_call_and_the_reference_do() -> None:
     assert not statistics.head_planning_seconds.any()
 
 
+def test_a_plan_gives_the_constants_of_its_summaries() -> None:
+    """Relative: as many coordinates as D hold every logit; and what raises."""
+    query, key, value = head("minilm-4-0")
+    plan = smyrf.plan(query, key, value=value, method="tree", tolerance=0.2)
+    query_basis, key_basis, directions = plan.tree_constants(0, 0)
+    assert query_basis.dtype == key_basis.dtype == directions.dtype == np.float32
+    assert query_basis.shape == key_basis.shape == (32, 32)
+    assert directions.shape == (len(plan.tree(0, 0)[2]), 32)
+    np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1, rtol=1e-5)
+    logits = query[0, 0] @ key[0, 0].T
+    of_coordinates = (query[0, 0] @ query_basis) @ (key[0, 0] @ key_basis).T
+    assert np.linalg.norm(of_coordinates - logits) < 1e-5 * np.linalg.norm(logits)
+    assert abs(query_basis @ key_basis.T - query_basis @ query_basis.T).max() > 0.1
+    directions[:] = 0  # a copy
+    assert plan.tree_constants(0, 0)[2].any()
+    with pytest.raises(ValueError, match="key_head: got 1, expected 0 to 0"):
+        plan.tree_constants(0, 1)
+    dense = smyrf.plan(query, key, method="dense")
+    with pytest.raises(ValueError, match="tree_constants: only a plan of method tree"):
+        dense.tree_constants(0, 0)
+
+
+def test_a_plan_tells_its_masks_and_heads() -> None:
+    query, key, value = smooth()
+    valid = np.arange(700) < np.array([[700], [500]])
+    query[0, 1, 3] = np.inf
+    plan = smyrf.plan(query, key, value=value, **GQA, tolerance=0, key_padding_mask=valid)
+    assert (plan.valid_keys == valid).all()
+    assert plan.valid_queries.shape == (2, 200)
+    assert plan.valid_queries.all()
+    assert (plan.window, plan.is_causal) == (None, False)
+    expected = np.zeros((2, 4), bool)
+    expected[0, 1] = True
+    assert (plan.non_finite == expected).all()
+    assert (plan.dense_heads == ~expected).all()
+    causal = smyrf.plan(query, key, enable_gqa=True, method="dense", is_causal=True, window=(4, -1))
+    assert (causal.window, causal.is_causal) == ((4, -1), True)
+    assert not causal.dense_heads.any()
+
+
 @pytest.mark.parametrize(
     ("name", "given"),
     [("tolerance", 0.2), ("max_density", 0.5), ("seed", 5), ("method", "lsh")],

@@ -1,0 +1,273 @@
+"""`smyrf.reference.attention` for float64 tensors, in torch operations that autograd knows.
+
+Whatever the method, a head is one softmax over columns: its keys and, for `tree`, the nodes of its
+key tree. The plan says which columns each query evaluates, and how often.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any, NamedTuple
+
+import torch
+
+import smyrf
+from smyrf import _core, collector
+from smyrf._call import MASKS, check_arrays
+
+
+class Head(NamedTuple):
+    """One (batch, query head) of a plan, and the factor on its logits."""
+
+    plan: _core.Plan
+    b: int
+    h: int
+    scale: float
+
+    @property
+    def key_head(self) -> int:
+        return self.h // (self.plan.query_heads // self.plan.key_heads)
+
+    @property
+    def dense(self) -> bool:
+        """Every allowed pair once."""
+        method = self.plan.method
+        return method == "dense" or (
+            method == "tree" and bool(self.plan.dense_heads[self.b, self.h])
+        )
+
+
+class Columns(NamedTuple):
+    """What the queries of a head may meet."""
+
+    logits: torch.Tensor  # (Nq, columns)
+    values: torch.Tensor  # (columns, Dv)
+    counts: torch.Tensor  # (Nq, columns): how often a query evaluates a column
+
+
+class Summaries(NamedTuple):
+    """Of the nodes of one (batch, key head)."""
+
+    keys: torch.Tensor  # (nodes, D): means
+    values: torch.Tensor  # (nodes, Dv): means
+    log_counts: torch.Tensor  # (nodes,)
+    directions: torch.Tensor  # (nodes, 32)
+    along: torch.Tensor  # (nodes,): variance of the keys along the direction
+    across: torch.Tensor  # (nodes, 32): what it leaves of the variances of coordinates
+
+
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    options: dict[str, Any],
+    plan: _core.Plan | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """out and lse of float64 tensors, in their layout; options as the core takes them."""
+    plan = _checked_plan(query, key, value, options, plan)
+    heads_last = options["layout"] == "BNHD"
+    if heads_last:
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    batch, heads, queries, depth = query.shape
+    scale = depth**-0.5 if options["scale"] is None else options["scale"]
+    attn_mask = options["attn_mask"]
+    if attn_mask is not None:
+        attn_mask = attn_mask.expand(batch, heads, queries, key.shape[2])
+    out = query.new_zeros(batch, heads, queries, value.shape[3])
+    lse = query.new_zeros(batch, heads, queries)
+    kept = _kept(plan, options["dropout_p"], options["seed"])
+    for b, h in itertools.product(range(batch), range(heads)):
+        head = Head(plan, b, h, scale)
+        q, k, v = query[b, h], key[b, head.key_head], value[b, head.key_head]
+        bias = None if attn_mask is None else attn_mask[b, h]
+        factors = None if kept is None else kept[b, h]
+        out[b, h], lse[b, h] = _attend(q, k, v, bias, factors, head)
+    return out.transpose(1, 2) if heads_last else out, lse
+
+
+def _checked_plan(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    options: dict[str, Any],
+    plan: _core.Plan | None,
+) -> _core.Plan:
+    """The plan of a call of float32 copies, which is made, so that it raises what it has to."""
+    check_arrays(torch.Tensor, key=key, value=value, **{name: options[name] for name in MASKS})
+    for name, tensor in (("key", key), ("value", value)):
+        if tensor.dtype != query.dtype:
+            raise TypeError(
+                f"{name}: got dtype {tensor.dtype}, expected that of query, {query.dtype}; "
+                "convert it"
+            )
+    options = dict(options)
+    attn_mask = options.pop("attn_mask")
+    if attn_mask is not None and attn_mask.dtype != torch.bool:
+        attn_mask = attn_mask.float()
+    with torch.no_grad(), collector.suspended():
+        copies = query.float(), key.float(), value.float()
+        if plan is None:
+            plan = smyrf.plan(*copies[:2], attn_mask, value=copies[2], **options)
+        smyrf.attention(*copies, attn_mask, plan=plan, **options)
+    return plan
+
+
+def _kept(plan: _core.Plan, dropout_p: float, seed: int) -> torch.Tensor | None:
+    """(B, Hq, Nq, Nk): what dropout multiplies weights by, 0 or 1 / (1 - dropout_p).
+
+    Seen where all weights are equal and values are rows of the identity matrix.
+    """
+    if dropout_p == 0.0:
+        return None
+    query = torch.zeros(plan.batch, plan.query_heads, plan.queries, 1, dtype=torch.float32)
+    key = torch.zeros(plan.batch, 1, plan.keys, 1, dtype=torch.float32)
+    rows = torch.eye(plan.keys, dtype=torch.float32).expand(plan.batch, 1, -1, -1)
+    options: dict[str, Any] = {"enable_gqa": True, "method": "dense", "seed": seed}
+    with collector.suspended():
+        shown = [
+            smyrf.attention(query, key, value, dropout_p=dropout_p, **options)
+            for value in torch.split(rows, 512, 3)
+        ]
+    return (torch.cat(shown, 3) > 0).double() / (1.0 - dropout_p)
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    kept: torch.Tensor | None,
+    head: Head,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """out (Nq, Dv) and lse (Nq) of one head."""
+    plan, b, h = head.plan, head.b, head.h
+    # Padded rows are never read.
+    valid_queries = torch.from_numpy(plan.valid_queries[b])
+    valid_keys = torch.from_numpy(plan.valid_keys[b])[:, None]
+    query = torch.where(valid_queries[:, None], query, 0.0)
+    key, value = (torch.where(valid_keys, x, 0.0) for x in (key, value))
+    if plan.non_finite[b, h]:
+        lse = torch.where(valid_queries, math.nan, -math.inf)
+        out = torch.where(valid_queries, math.nan, 0.0)[:, None].expand(-1, value.shape[1])
+        return out, lse
+    columns = _keys(query, key, value, attn_mask, head)
+    if plan.method == "tree" and any(plan.nodes(b, h)):
+        columns = _joined(columns, _nodes(query, key, value, head))
+    weights, lse = _softmax(columns)
+    if kept is not None:
+        weights = weights * kept
+    return weights @ columns.values, lse
+
+
+def _softmax(columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of logits plus ln of the counts. Rows without a column give 0 and lse -inf."""
+    evaluated = columns.counts > 0
+    logits = torch.where(evaluated, columns.logits + columns.counts.log(), -math.inf)
+    seen = evaluated.any(1)
+    logits = torch.where(seen[:, None], logits, 0.0)
+    lse = logits.logsumexp(1)
+    weights = torch.where(seen[:, None], (logits - lse[:, None]).exp(), 0.0)
+    return weights, torch.where(seen, lse, -math.inf)
+
+
+def _joined(first: Columns, second: Columns) -> Columns:
+    return Columns(
+        torch.cat((first.logits, second.logits), 1),
+        torch.cat((first.values, second.values), 0),
+        torch.cat((first.counts, second.counts), 1),
+    )
+
+
+def _keys(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    head: Head,
+) -> Columns:
+    logits = head.scale * query @ key.T
+    counts = _allowed(head.plan, head.b).double() if head.dense else _evaluated(head)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        counts = counts * attn_mask
+    elif attn_mask is not None:
+        forbidden = attn_mask == -math.inf
+        counts = counts * ~forbidden
+        logits = logits + torch.where(forbidden, 0.0, attn_mask)
+    return Columns(logits, value, counts)
+
+
+def _allowed(plan: _core.Plan, b: int) -> torch.Tensor:
+    """(Nq, Nk) bool: pairs that padding, causality and window leave."""
+    i = torch.arange(plan.queries)[:, None] + plan.keys - plan.queries  # lower right corners meet
+    j = torch.arange(plan.keys)
+    allowed = torch.from_numpy(plan.valid_queries[b])[:, None] & torch.from_numpy(
+        plan.valid_keys[b]
+    )
+    left, right = plan.window or (-1, -1)
+    if plan.is_causal:
+        allowed &= j <= i
+    if left >= 0:
+        allowed &= j >= i - left
+    if right >= 0:
+        allowed &= j <= i + right
+    return allowed
+
+
+def _evaluated(head: Head) -> torch.Tensor:
+    """(Nq, Nk): how often the ranges of an `lsh` or `tree` plan hold a pair."""
+    plan, b, h, _ = head
+    counts = torch.zeros(plan.queries, plan.keys, dtype=torch.float64)
+    for r in range(max(1, plan.n_hashes)):
+        query_order, key_order, blocks = plan.head(r, b, h)
+        if plan.method == "tree":
+            key_order = plan.tree(b, head.key_head)[0]
+        for begin, end, ranges in blocks:
+            rows = torch.tensor(query_order[begin:end])[:, None]
+            for first, last, _ in ranges:
+                counts[rows, torch.tensor(key_order[first:last])] += 1
+    return counts
+
+
+def _nodes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, head: Head) -> Columns:
+    """A node of n keys: logit scale q.mean(k) + ln n + c(u), u the logits' variance over it."""
+    plan, b, h, scale = head
+    nodes = _summaries(key, value, plan, b, head.key_head)
+    query_basis = torch.from_numpy(plan.tree_constants(b, head.key_head)[0]).double()
+    y = scale * query @ query_basis
+    u = (y @ nodes.directions.T) ** 2 * nodes.along + y**2 @ nodes.across.T
+    logits = scale * query @ nodes.keys.T + nodes.log_counts + _correction(u, nodes.log_counts)
+    counts = torch.zeros_like(logits)
+    query_order, _, blocks = plan.head(0, b, h)
+    for (begin, end, _), closed in zip(blocks, plan.nodes(b, h), strict=True):
+        counts[torch.tensor(query_order[begin:end])[:, None], torch.tensor(closed).long()] = 1
+    return Columns(logits, nodes.values, counts)
+
+
+def _correction(u: torch.Tensor, log_count: torch.Tensor) -> torch.Tensor:
+    """c(u) = u / 2, or sqrt(2 u ln n) - ln n where u > 2 ln n."""
+    wide = u > 2 * log_count
+    # The root has no derivative at 0, and 0 times its infinity would be NaN: it is kept from both.
+    root = torch.where(wide, u, 1.0).sqrt() * (2 * log_count).sqrt()
+    return torch.where(wide, root - log_count, u / 2)
+
+
+def _summaries(
+    key: torch.Tensor, value: torch.Tensor, plan: _core.Plan, b: int, g: int
+) -> Summaries:
+    _, key_basis, directions = (torch.from_numpy(x).double() for x in plan.tree_constants(b, g))
+    coordinates = key @ key_basis
+    key_order, _, nodes = plan.tree(b, g)
+    order = torch.tensor(key_order)
+    members = [order[begin:end] for begin, end, _, _ in nodes]
+    centred = [coordinates[m] - coordinates[m].mean(0) for m in members]
+    along = torch.stack([(x @ d).square().mean() for x, d in zip(centred, directions, strict=True)])
+    variances = torch.stack([x.square().mean(0) for x in centred])
+    return Summaries(
+        keys=torch.stack([key[m].mean(0) for m in members]),
+        values=torch.stack([value[m].mean(0) for m in members]),
+        log_counts=torch.tensor([math.log(len(m)) for m in members], dtype=torch.float64),
+        directions=directions,
+        along=along,
+        across=(variances - directions.square() * along[:, None]).clamp(min=0),
+    )
