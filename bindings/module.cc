@@ -219,9 +219,8 @@ std::tuple<std::vector<std::int32_t>, std::int32_t, Nodes> PlanTree(const smyrf:
   return {tree.key_order, tree.sinks, nodes};
 }
 
-std::tuple<Array<float>, Array<float>, Array<float>> TreeConstants(const smyrf::Plan& plan,
-                                                                   std::int64_t batch,
-                                                                   std::int64_t key_head) {
+std::tuple<Array<float>, Array<float>, Array<float>, Array<float>> TreeConstants(
+    const smyrf::Plan& plan, std::int64_t batch, std::int64_t key_head) {
   const smyrf::KeyTree& tree = CheckedTree("tree_constants", plan, batch, key_head);
   constexpr std::int64_t kWidth = smyrf::kernels::kCoordinates;
   const auto rows = [](const std::vector<float>& values) {
@@ -229,7 +228,7 @@ std::tuple<Array<float>, Array<float>, Array<float>> TreeConstants(const smyrf::
       return values[static_cast<std::size_t>(i * kWidth + c)];
     });
   };
-  return {rows(tree.query_basis), rows(tree.key_basis), rows(tree.directions)};
+  return {rows(tree.query_basis), rows(tree.key_basis), rows(tree.directions), rows(tree.profiles)};
 }
 
 /// Whether a row is in `valid`, the plan's lists a batch entry; without lists all rows are.
@@ -327,9 +326,11 @@ and for every node (begin, end, first_child, child_count) into that order.)")
       .def("tree_constants", &TreeConstants, "batch"_a, "key_head"_a,
            R"(What summaries of the nodes of one (batch, key head) of a 'tree' plan are made with.
 
-Returns float32 copies (query_basis (D, 32), key_basis (D, 32), directions (nodes, 32)): bases of the
-coordinates of queries and keys, and for each node the direction of those coordinates along which the
-variance of its keys is exact. Constants under differentiation.)");
+Returns float32 copies (query_basis (D, 32), key_basis (D, 32), directions (nodes, 32), profiles
+(roots, 32)): bases of the coordinates of queries and keys; for each node the direction of those
+coordinates along which the variance of its keys is exact; and for each of the first nodes, which are
+the roots, the parts of the coordinates in what directions leave, of it and all nodes under it.
+Constants under differentiation.)");
 
   nb::class_<smyrf::Statistics>(m, "Statistics", "What a call did, by (batch, query head).")
       .def_prop_ro(

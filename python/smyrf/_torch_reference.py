@@ -54,7 +54,8 @@ class Summaries(NamedTuple):
     log_counts: torch.Tensor  # (nodes,)
     directions: torch.Tensor  # (nodes, 32)
     along: torch.Tensor  # (nodes,): variance of the keys along the direction
-    across: torch.Tensor  # (nodes, 32): what it leaves of the variances of coordinates
+    across: torch.Tensor  # (nodes,): what it leaves of their variance
+    profiles: torch.Tensor  # (nodes, 32): which part of that lies in which coordinate
 
 
 def attention(
@@ -235,7 +236,7 @@ def _nodes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, head: He
     nodes = _summaries(key, value, plan, b, head.key_head)
     query_basis = torch.from_numpy(plan.tree_constants(b, head.key_head)[0]).double()
     y = scale * query @ query_basis
-    u = (y @ nodes.directions.T) ** 2 * nodes.along + y**2 @ nodes.across.T
+    u = (y @ nodes.directions.T) ** 2 * nodes.along + y**2 @ nodes.profiles.T * nodes.across
     logits = scale * query @ nodes.keys.T + nodes.log_counts + _correction(u, nodes.log_counts)
     counts = torch.zeros_like(logits)
     query_order, _, blocks = plan.head(0, b, h)
@@ -255,19 +256,24 @@ def _correction(u: torch.Tensor, log_count: torch.Tensor) -> torch.Tensor:
 def _summaries(
     key: torch.Tensor, value: torch.Tensor, plan: _core.Plan, b: int, g: int
 ) -> Summaries:
-    _, key_basis, directions = (torch.from_numpy(x).double() for x in plan.tree_constants(b, g))
+    constants = (torch.from_numpy(x).double() for x in plan.tree_constants(b, g))
+    _, key_basis, directions, profiles = constants
     coordinates = key @ key_basis
     key_order, _, nodes = plan.tree(b, g)
     order = torch.tensor(key_order)
     members = [order[begin:end] for begin, end, _, _ in nodes]
     centred = [coordinates[m] - coordinates[m].mean(0) for m in members]
     along = torch.stack([(x @ d).square().mean() for x, d in zip(centred, directions, strict=True)])
-    variances = torch.stack([x.square().mean(0) for x in centred])
+    variances = torch.stack([x.square().mean(0).sum() for x in centred])
+    roots = list(range(len(profiles)))  # children follow in their parents' order
+    for node, (_, _, _, children) in enumerate(nodes):
+        roots += [roots[node]] * children
     return Summaries(
         keys=torch.stack([key[m].mean(0) for m in members]),
         values=torch.stack([value[m].mean(0) for m in members]),
         log_counts=torch.tensor([math.log(len(m)) for m in members], dtype=torch.float64),
         directions=directions,
         along=along,
-        across=(variances - directions.square() * along[:, None]).clamp(min=0),
+        across=(variances - along).clamp(min=0),
+        profiles=profiles[roots],
     )

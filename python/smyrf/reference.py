@@ -50,8 +50,8 @@ def attention(
     Arrays and tensors of its dtypes are read as they are, by the core; the results are NumPy
     arrays. Where query, key and value are float64 tensors, the results are tensors which PyTorch's
     autograd can differentiate by query, key, value and a float attn_mask, any number of times. The
-    plan is then that of float32 copies, unless `plan` is given; it is a constant, as are the bases
-    and directions of `tree`, but not the means and variances of its nodes.
+    plan is then that of float32 copies, unless `plan` is given; it is a constant, as are the
+    bases, directions and profiles of `tree`, but not the means and variances of its nodes.
 
     Returns:
         out (B, Hq, Nq, Dv), or in the layout asked for; with return_lse also lse (B, Hq, Nq).

@@ -101,7 +101,8 @@ def logit_variances(qkv: Tensors, plan: smyrf.Plan, h: int) -> list[tuple[float,
     """(u, ln n) of every query and node that `plan` lets stand, by the definition in the docs."""
     query, key = (x[0].numpy() for x in qkv[:2])
     g = h // (plan.query_heads // plan.key_heads)
-    query_basis, key_basis, directions = (x.astype(np.float64) for x in plan.tree_constants(0, g))
+    constants = (x.astype(np.float64) for x in plan.tree_constants(0, g))
+    query_basis, key_basis, directions, profiles = constants
     key_order, _, nodes = plan.tree(0, g)
     query_order, _, blocks = plan.head(0, 0, h)
     y = query[h] @ query_basis / np.sqrt(query.shape[2])
@@ -112,9 +113,10 @@ def logit_variances(qkv: Tensors, plan: smyrf.Plan, h: int) -> list[tuple[float,
             x = key[g, key_order[first:last]] @ key_basis
             d = directions[node]
             along = (x @ d).var()
-            across = np.maximum(x.var(0) - along * d**2, 0)
+            across = max(x.var(0).sum() - along, 0)
+            root = next(r for r in range(len(profiles)) if first < nodes[r][1])
             for i in query_order[begin:end]:
-                u = (y[i] @ d) ** 2 * along + y[i] ** 2 @ across
+                u = (y[i] @ d) ** 2 * along + y[i] ** 2 @ profiles[root] * across
                 found.append((float(u), float(np.log(last - first))))
     return found
 

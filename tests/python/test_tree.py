@@ -228,11 +228,13 @@ def test_a_plan_gives_the_constants_of_its_summaries() -> None:
     """Relative: as many coordinates as D hold every logit; and what raises."""
     query, key, value = head("minilm-4-0")
     plan = smyrf.plan(query, key, value=value, method="tree", tolerance=0.2)
-    query_basis, key_basis, directions = plan.tree_constants(0, 0)
+    query_basis, key_basis, directions, profiles = plan.tree_constants(0, 0)
     assert query_basis.dtype == key_basis.dtype == directions.dtype == np.float32
     assert query_basis.shape == key_basis.shape == (32, 32)
     assert directions.shape == (len(plan.tree(0, 0)[2]), 32)
     np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1, rtol=1e-5)
+    assert profiles.shape[1] == 32
+    np.testing.assert_allclose(profiles.sum(1), 1, rtol=1e-5)
     logits = query[0, 0] @ key[0, 0].T
     of_coordinates = (query[0, 0] @ query_basis) @ (key[0, 0] @ key_basis).T
     assert np.linalg.norm(of_coordinates - logits) < 1e-5 * np.linalg.norm(logits)
