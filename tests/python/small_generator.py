@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,3 +72,10 @@ def generate(model: Any, count: int = 2) -> torch.Tensor:
     with torch.no_grad():
         images: torch.Tensor = model(*noise(count), TRUNCATION)
     return images
+
+
+def save(model: Any, folder: Path) -> None:
+    """As `BigGAN.from_pretrained` and `smyrf compare` read it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(model.config.to_json_string())
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
