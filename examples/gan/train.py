@@ -28,7 +28,7 @@ from smyrf.problem import Problem
 # Two time scales, as SAGAN has them.
 GENERATOR_RATE, DISCRIMINATOR_RATE = 1e-4, 4e-4
 BETAS = (0.0, 0.999)
-AVERAGED = 0.999  # of the averaged weights, what one step leaves
+AVERAGED = 0.999  # of the averaged weights, what one step leaves; less in the first steps
 SAMPLES, COLUMNS = 32, 8
 
 # What may differ between the runs that share a checkpoint.
@@ -133,8 +133,9 @@ class Trainer:
 
     @torch.no_grad()
     def _average(self) -> None:
+        leaves = min(AVERAGED, (1 + self.steps) / (10 + self.steps))
         for kept, new in zip(self.averaged.parameters(), self.generator.parameters(), strict=True):
-            kept.lerp_(new, 1 - AVERAGED)
+            kept.lerp_(new, 1 - leaves)
         # What batch norms and spectral norms remember.
         for kept, new in zip(self.averaged.buffers(), self.generator.buffers(), strict=True):
             kept.copy_(new)
