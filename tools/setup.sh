@@ -8,7 +8,7 @@ exec 9>build/logs/lock
 flock -n 9 || { echo "   waiting for another make in this tree" && flock 9; }
 
 # Measured with `du -sh .venv` and the sizes that pip prints as it downloads.
-download="3.1 GB, 5.6 GB when installed (PyTorch and its CUDA libraries, which the package index offers only together)"
+download="3.1 GB, 5.8 GB when installed (PyTorch and its CUDA libraries, which the package index offers only together)"
 debian_packages=(
   g++ cmake ninja-build libeigen3-dev libhwy-dev libgtest-dev python3-dev python3-venv # build
   pocketsphinx-testdata dict-devil dict-jargon                         # speech and texts of the demo

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +32,7 @@ except ImportError as missing:
         "type: pip install '/path/to/smyrf[cli]'"
     ) from None
 
-DEFAULT_INPUTS = {"text": "devil", "speech": "librivox"}
+DEFAULT_INPUTS = {"text": "devil", "speech": "librivox", "noise": "noise"}
 WIDTH = 100  # where the output is no terminal
 
 app = typer.Typer(
@@ -54,7 +55,8 @@ def compare(
         typer.Argument(
             help="minilm (all-MiniLM-L6-v2, Apache-2.0), whisper (tiny.en, MIT) or smollm2 "
             "(SmolLM2-135M-Instruct in 4 bits, Apache-2.0) from packages of PyPI, or a folder in "
-            "transformers' format: BERT, RoBERTa, Whisper or Llama."
+            "transformers' format: BERT, RoBERTa, Whisper or Llama, or one of "
+            "pytorch_pretrained_biggan."
         ),
     ] = "minilm",
     source: Annotated[
@@ -63,8 +65,8 @@ def compare(
             metavar="[INPUT]",
             help="devil, jargon or librivox (from packages of Debian), a text file (also .gz or "
             ".dz), a wav file (16 bits, mono, 16 kHz) or a folder of them, each with NAME.txt "
-            "beside it if you want a word error rate. Default: devil for text, librivox for "
-            "speech.",
+            "beside it if you want a word error rate; noise for a generator. Default: devil for "
+            "text, librivox for speech, noise.",
             show_default=False,
         ),
     ] = None,
@@ -135,14 +137,23 @@ def compare(
             show_default=False,
         ),
     ] = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Put a generator's images there (.png), a row a method, dense first. "
+            "Needs Pillow.",
+            show_default=False,
+        ),
+    ] = None,
     debug: Annotated[bool, typer.Option(help="Show where in the code an error arose.")] = False,
 ) -> None:
     """Run a pretrained model with exact attention and with SMYRF's, and compare.
 
     The model runs on the input once with each method. You see what changes for you (embeddings,
-    or the transcript), the error of the layers, time and memory. Of a language model, whose causal
-    attention is exact in this release, you see how its later tokens attend the earlier ones, layer
-    by layer. Nothing is downloaded.
+    the transcript, images), the error of the layers, time and memory. Of a language model, whose
+    causal attention is exact in this release, you see how its later tokens attend the earlier ones,
+    layer by layer. Nothing is downloaded.
 
     Examples:
 
@@ -165,7 +176,7 @@ def compare(
             n_hashes or [],
             cluster_size or [],
         )
-        _run(model, source, choices, layers, threads, json, plot)
+        _run(model, source, choices, layers, threads, json, plot, sheet)
     except Problem as problem:
         if debug:
             raise
@@ -184,11 +195,13 @@ def _run(
     threads: int | None,
     json: Path | None,
     plot: Path | None,
+    sheet: Path | None,
 ) -> None:
     from smyrf.inputs import BUILT_IN, read_input
     from smyrf.models import KIND_NAMES, TAKES, find_model, load_model
     from smyrf.output_file import written_aside
     from smyrf.plot import check_plot, draw
+    from smyrf.sheet import check_sheet, draw_sheet
 
     cores = os.cpu_count() or 1
     if threads is not None and threads > 4 * cores:
@@ -204,14 +217,19 @@ def _run(
             f"model {name} is {KIND_NAMES[found.kind]} and input {source} is {given.kind}; "
             f"give it {kind}, for example {DEFAULT_INPUTS[kind]}"
         )
-    outputs = {"--json": json, "--plot": plot}
+    outputs = {"--json": json, "--plot": plot, "--sheet": sheet}
     for option, path in outputs.items():
         if path is not None and source not in BUILT_IN and _same_file(path, source):
             raise Problem(f"{option} {path}: is the input, too; give it another name")
-    if json is not None and plot is not None and json.resolve() == plot.resolve():
-        raise Problem(f"--json and --plot {plot}: are one file; give one another name")
+    for (one, path), (other, same) in combinations(outputs.items(), 2):
+        if path is not None and same is not None and path.resolve() == same.resolve():
+            raise Problem(f"{one} and {other} {same}: are one file; give one another name")
     if plot is not None:
         check_plot(plot)
+    if sheet is not None:
+        if found.kind != "generator":
+            raise Problem(f"--sheet {sheet}: model {name} is {KIND_NAMES[found.kind]}, no images")
+        check_sheet(sheet)
     # Progress goes to stderr, so that stdout holds the result and nothing else.
     with ExitStack() as stack:
         files = {
@@ -239,6 +257,8 @@ def _run(
             files["--json"].write(report.as_json(result).encode())
         if plot is not None:
             draw(result, files["--plot"], plot.suffix)
+        if sheet is not None:
+            draw_sheet(result, files["--sheet"])
 
 
 def _same_file(output: Path, source: str | None) -> bool:

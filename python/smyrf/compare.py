@@ -1,6 +1,6 @@
 """The main job: one model, one input, dense attention beside each asked method.
 
-Three kinds of pass, so that none disturbs another: one with transformers' own attention, which
+Three kinds of pass, so that none disturbs another: one with the model's own attention, which
 also shows how long the sequences are; one a method that collects answers, density and errors and
 is never timed; then a few timed rounds in which the methods take turns, of which each one's best
 counts.
@@ -20,11 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import smyrf
-import smyrf.transformers
 from smyrf.choice import Choice
-from smyrf.measure import AttentionClock, PeakMemory, collect_in
+from smyrf.measure import PeakMemory, collect_in
 from smyrf.problem import Problem
-from smyrf.task import Figure, Task
+from smyrf.task import Figure, Pictures, Task
 
 ROUNDS = 3
 
@@ -73,10 +72,11 @@ class Row:
     dials: dict[str, float]
     figures: list[Figure]
     answer: str | None
+    pictures: Pictures | None
     density: float | None
     errors: Errors | None
     gone_dense: float | None  # share of the heads, over documents and layers
-    heads: dict[str, Heads]  # by layer; empty for sdpa and dense
+    heads: dict[str, Heads]  # by layer; empty for the exact ones
     attention_seconds: float
     whole_seconds: float
     peak_bytes: int | None
@@ -87,7 +87,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything the table and the JSON file say. `rows`: sdpa, dense, then the asked methods."""
+    """Everything the table and the JSON file say. `rows`: own, dense, then the asked methods."""
 
     model: str
     about: str
@@ -111,7 +111,7 @@ def compare(
     threads: int,
     progress: Progress,
 ) -> Comparison:
-    """Runs the task with sdpa, dense and every choice.
+    """Runs the task with the model's own attention, dense and every choice.
 
     `layers` is a shell pattern on module names that narrows down which layers take the methods.
     Raises Problem if it matches none, or if smyrf refuses a method or its dials.
@@ -122,13 +122,14 @@ def compare(
     runs = 1 + len(choices) + 1
     progress.start(runs * (task.batches + ROUNDS * task.timed))
 
-    progress.doing("sdpa: answers")
-    with AttentionClock("sdpa") as clock:
+    own = task.switch.own
+    progress.doing(f"{own}: answers")
+    with task.switch.clock(task.model, own) as clock:
         first = task.run(task.batches, progress.advance)
     modules = dict(task.model.named_modules())
     layer_modules = [modules[layer] for layer in changed]
     keys = max(clock.calls[id(module)].keys for module in layer_modules)
-    setups: list[tuple[str, str, dict[str, float]]] = [("sdpa", "sdpa", {}), ("dense", "dense", {})]
+    setups: list[tuple[str, str, dict[str, float]]] = [(own, own, {}), ("dense", "dense", {})]
     setups += [(c.label, c.method, c.resolve(keys)) for c in choices]
     for _, method, dials in setups[2:]:  # what smyrf refuses, it refuses before the long runs
         with _enabled(task, method, dials, changed):
@@ -148,7 +149,10 @@ def compare(
     for turn in range(ROUNDS):
         for index, (label, method, dials) in enumerate(setups):
             progress.doing(f"{label}: time, round {turn + 1} of {ROUNDS}")
-            with _enabled(task, method, dials, changed) as _, _clock(method) as clock:
+            with (
+                _enabled(task, method, dials, changed),
+                task.switch.clock(task.model, method) as clock,
+            ):
                 if turn == 0:
                     with memory[index]:
                         seconds = _timed(task, progress)
@@ -162,6 +166,7 @@ def compare(
     rows = []
     for index, (label, method, dials) in enumerate(setups):
         answers, records = collected[index]
+        told = task.tell(answers)
         approximate = index >= 2
         heads = _by_layer(records, changed) if approximate else {}
         count = len(changed) if approximate else 0
@@ -171,7 +176,8 @@ def compare(
                 method=method,
                 dials=dials,
                 figures=task.judge(answers, dense_answers),
-                answer=task.tell(answers),
+                answer=told if isinstance(told, str) else None,
+                pictures=told if isinstance(told, np.ndarray) else None,
                 density=_mean(r.statistics.density for r in records) if records else None,
                 errors=_errors(records, heads, method) if approximate else None,
                 gone_dense=_mean(r.statistics.dense_heads for r in records) if heads else None,
@@ -191,19 +197,19 @@ def compare(
 def _enabled(
     task: Task, method: str, dials: dict[str, float], changed: list[str] | None
 ) -> Iterator[list[str]]:
-    """The model with a method in the changed layers (None: all); `sdpa` leaves it as it is."""
-    if method == "sdpa":
+    """The model with a method in the changed layers (None: all); its own leaves it as it is."""
+    if method == task.switch.own:
         yield []
         return
     chosen = None if changed is None else (lambda layer, module: layer in changed)
     try:
-        names = smyrf.transformers.enable(task.model, method=method, layers=chosen, **dials)
+        names = task.switch.enable(task.model, method=method, layers=chosen, **dials)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise Problem(f"method {method}: {error}") from error
     try:
         yield names
     finally:
-        smyrf.transformers.disable(task.model)
+        task.switch.disable(task.model)
 
 
 def _changed(task: Task, every: list[str], pattern: str | None) -> list[str]:
@@ -214,10 +220,6 @@ def _changed(task: Task, every: list[str], pattern: str | None) -> list[str]:
             f"--layers {pattern}: matches none of the layers that can change: {', '.join(able)}"
         )
     return chosen
-
-
-def _clock(method: str) -> AttentionClock:
-    return AttentionClock("sdpa" if method == "sdpa" else smyrf.transformers.NAME)
 
 
 def _timed(task: Task, progress: Progress) -> float:

@@ -1,4 +1,4 @@
-"""Finds and reads what a model is run on: text or speech, by name or path."""
+"""Finds and reads what a model is run on: text or speech by name or path, or noise."""
 
 from __future__ import annotations
 
@@ -91,14 +91,30 @@ class Speech:
         return " ".join(said) if said else None
 
 
-def read_input(name: str) -> Text | Speech:
-    """Text or speech by built-in name, or by the path of a file or a folder of wav files.
+@dataclass(frozen=True)
+class Noise:
+    """What a generator makes images of: normal numbers cut at 2 and scaled by the truncation."""
+
+    title: str = "seeded noise of truncation 0.4"
+    count: int = 8
+    truncation: float = 0.4
+    seed: int = 0
+    kind: InputKind = "noise"
+
+
+Input = Text | Speech | Noise
+
+
+def read_input(name: str) -> Input:
+    """Text or speech by built-in name, or by the path of a file or a folder of wav files; `noise`.
 
     A file may be a pipe, such as /dev/stdin.
 
     Raises Problem if there is no such name or path, or if it can't be used: empty, not UTF-8,
     not 16-bit mono wav at 16 kHz, transcripts for some recordings only.
     """
+    if name == "noise":
+        return Noise()
     title, path = name, Path(name)
     if name in BUILT_IN:
         built_in = BUILT_IN[name]

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -49,6 +49,12 @@ class Calls:
     keys: int = 0
 
 
+class Clock(Protocol):
+    """What a clock of attention has found."""
+
+    calls: defaultdict[int, Calls]  # by id of the module
+
+
 class AttentionClock:
     """Times every call that transformers makes to an attention function, by module.
 
@@ -84,6 +90,54 @@ class AttentionClock:
             return out
 
         return timed
+
+
+class LayerClock:
+    """Times layers of BigGAN's self-attention less their convolutions and pools, by module.
+
+    What is left is attention, whichever way the layer computes it, and the sum with its input. Use
+    as a context manager.
+    """
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        self.layers = list(layers)
+        self.calls: defaultdict[int, Calls] = defaultdict(Calls)
+
+    def __enter__(self) -> LayerClock:
+        self._hooks = ExitStack()
+        for layer in self.layers:
+            calls = self.calls[id(layer)]
+            self._time(layer, calls, 1)
+            for part in layer.children():
+                if not isinstance(part, nn.Softmax):
+                    self._time(part, calls, -1)
+            count = layer.register_forward_hook(lambda *call, to=calls: _count_keys(to, *call))
+            self._hooks.callback(count.remove)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._hooks.close()
+
+    def _time(self, module: nn.Module, calls: Calls, sign: int) -> None:
+        def start(*call: Any) -> None:
+            calls.seconds -= sign * time.perf_counter()
+
+        def stop(*call: Any) -> None:
+            calls.seconds += sign * time.perf_counter()
+
+        # First, or the hook of a spectral norm would count as attention.
+        self._hooks.callback(module.register_forward_pre_hook(start, prepend=True).remove)
+        self._hooks.callback(module.register_forward_hook(stop).remove)
+
+
+def _count_keys(calls: Calls, layer: nn.Module, inputs: Any, out: Any) -> None:
+    height, width = inputs[0].shape[2:]
+    calls.keys = max(calls.keys, height * width // 4)
 
 
 class PeakMemory:

@@ -15,14 +15,20 @@ from typing import Any, Literal
 
 from smyrf.problem import Problem, first_line
 
-InputKind = Literal["text", "speech"]
-Kind = Literal["encoder", "speech", "language"]
+InputKind = Literal["text", "speech", "noise"]
+Kind = Literal["encoder", "speech", "language", "generator"]
 KIND_NAMES: dict[Kind, str] = {
     "encoder": "a text encoder",
     "speech": "a speech recogniser",
     "language": "a language model",
+    "generator": "a generator of images",
 }
-TAKES: dict[Kind, InputKind] = {"encoder": "text", "speech": "speech", "language": "text"}
+TAKES: dict[Kind, InputKind] = {
+    "encoder": "text",
+    "speech": "speech",
+    "language": "text",
+    "generator": "noise",
+}
 
 # model_type in transformers' config.json -> kind
 MODEL_TYPES: dict[str, Kind] = {
@@ -85,13 +91,14 @@ class Source:
     name: str
     kind: Kind
     folder: Path
-    layout: Literal["transformers", "ctranslate2", "gguf"]
+    layout: Literal["transformers", "ctranslate2", "gguf", "biggan"]
     gguf: str | None = None  # the file's name in that layout
 
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model in float32; `features` makes spectra from sound, for speech only."""
+    """A loaded model in float32. `features` makes spectra from sound, for speech only; generators
+    have no tokenizer."""
 
     source: Source
     module: Any
@@ -130,17 +137,20 @@ def find_model(name: str) -> Source:
             raise Problem(
                 f"model {name or repr(name)}: no such name or folder"
                 f"{suggest(name, list(EMBEDDED))}; by name there are {there}; "
-                "any folder in transformers' format works too"
+                "any folder in transformers' format works too, and BigGAN's"
             )
     if not folder.is_dir():
         raise Problem(f"model {folder}: is a file or missing, expected the folder it lies in")
     if (folder / "model.bin").is_file():
         return Source(name, "speech", folder, "ctranslate2")
-    model_type = read_json(folder / "config.json").get("model_type")
+    config = read_json(folder / "config.json")
+    if "attention_layer_position" in config:
+        return Source(name, "generator", folder, "biggan")
+    model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
         raise Problem(
             f"{folder / 'config.json'}: model_type is {model_type!r}, "
-            f"this release compares {', '.join(MODEL_TYPES)}"
+            f"this release compares {', '.join(MODEL_TYPES)}, and BigGAN"
         )
     return Source(name, MODEL_TYPES[model_type], folder, "transformers")
 
@@ -182,6 +192,11 @@ def load_model(source: Source) -> Model:
         from smyrf.whisper import load_ctranslate2
 
         return Model(source, *load_ctranslate2(source.folder))
+
+    if source.layout == "biggan":
+        from smyrf.biggan import load_biggan
+
+        return Model(source, load_biggan(source.folder), None)
 
     loaders = {
         "encoder": (transformers.AutoModel, {"add_pooling_layer": False}),

@@ -69,16 +69,16 @@ def table(comparison: Comparison) -> Table:
 
 def closing(comparison: Comparison, task: Task) -> str:
     """What the reader saw, in plain words, from the numbers."""
-    sdpa, dense = comparison.rows[0], comparison.dense
+    own, dense = comparison.rows[0], comparison.dense
     count, every = len(comparison.layers), dense.layers_unchanged
     parts = [
-        f"What you saw: {comparison.model} ran on real input with pretrained weights, without any "
-        f"fine-tuning, on {comparison.threads} thread{'s' * (comparison.threads != 1)}."
+        f"What you saw: {comparison.model} ran {task.ran}, without any fine-tuning, "
+        f"on {comparison.threads} thread{'s' * (comparison.threads != 1)}."
     ]
-    if is_timeable(sdpa):
+    if is_timeable(own):
         parts.append(
             "smyrf's dense attention takes "
-            f"{_times(dense.attention_seconds, sdpa.attention_seconds)} transformers' own sdpa."
+            f"{_times(dense.attention_seconds, own.attention_seconds)} {task.switch.says}."
         )
     parts.append(task.scope(count, every))
     for row in comparison.rows[2:]:
@@ -112,6 +112,7 @@ def as_json(comparison: Comparison) -> str:
     dense = comparison.dense
     for row, kept in zip(comparison.rows, content["rows"], strict=True):
         kept["figures"] = {figure.key: figure.value for figure in row.figures}
+        del kept["pictures"]
         kept["attention_ratio"] = row.attention_seconds / dense.attention_seconds
         kept["whole_ratio"] = row.whole_seconds / dense.whole_seconds
     return json.dumps(content, indent=2) + "\n"

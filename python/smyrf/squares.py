@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from smyrf import inputs
 from smyrf.models import Model
 from smyrf.problem import Problem
+from smyrf.switch import TRANSFORMERS
 from smyrf.task import Figure
 
 MOST_TOKENS = 4096
@@ -67,6 +68,8 @@ class AttendOldText:
     """The later half of a text attends the earlier half, in every layer of a language model."""
 
     whole_model = False
+    ran = "on real input with pretrained weights"
+    switch = TRANSFORMERS
 
     def __init__(self, model: Model, text: inputs.Text) -> None:
         # No model has so many positions as a book; the warning about it is pointless here.

@@ -6,6 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from smyrf.switch import Switch
+
+Pictures = NDArray[np.uint8]  # (count, height, width, 3)
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -20,8 +27,12 @@ class Figure:
 class Task(Protocol):
     """A loaded model and its input, ready to run.
 
-    `whole_model` says whether all of the model runs each time, not only its attention.
+    `whole_model` says whether all of the model runs each time, not only its attention; `ran`, what
+    it ran on, and with which weights.
     """
+
+    switch: Switch
+    ran: str
 
     model: Any
     batches: int
@@ -44,8 +55,8 @@ class Task(Protocol):
     def judge(self, answers: list[Any], dense: list[Any]) -> list[Figure]:
         """The same figures in the same order for every method; dense is judged too."""
 
-    def tell(self, answers: list[Any]) -> str | None:
-        """The answer as text, where it is one that people can read."""
+    def tell(self, answers: list[Any]) -> str | Pictures | None:
+        """The answer as text or pictures, where it is one that people can read or look at."""
 
     def scope(self, layers: int, every: int) -> str:
         """What the methods were applied to, in a sentence or more: so many layers of all."""

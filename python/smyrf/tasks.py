@@ -14,9 +14,11 @@ import numpy as np
 import torch
 
 from smyrf import inputs
+from smyrf.generate import GenerateImages
 from smyrf.models import KIND_NAMES, TAKES, Model
 from smyrf.problem import Problem
 from smyrf.squares import AttendOldText
+from smyrf.switch import TRANSFORMERS
 from smyrf.task import Figure, Task
 from smyrf.words import error_rate
 
@@ -30,6 +32,8 @@ class EncodeText:
     """Documents of the model's full length, each one embedding of length 1."""
 
     whole_model = True
+    ran = "on real input with pretrained weights"
+    switch = TRANSFORMERS
 
     def __init__(self, model: Model, text: inputs.Text) -> None:
         self.model = model.module
@@ -103,6 +107,8 @@ class Transcribe:
     """Windows of up to 30 seconds, each written down greedily; the encoder's attention changes."""
 
     whole_model = True
+    ran = "on real input with pretrained weights"
+    switch = TRANSFORMERS
 
     def __init__(self, model: Model, speech: inputs.Speech) -> None:
         self.model = model.module
@@ -166,7 +172,7 @@ class Transcribe:
         return self.said
 
 
-def make_task(model: Model, given: inputs.Text | inputs.Speech) -> Task:
+def make_task(model: Model, given: inputs.Input) -> Task:
     """Pairs a model with an input of its kind; raises Problem if they don't fit."""
     if model.source.kind == "encoder" and isinstance(given, inputs.Text):
         return EncodeText(model, given)
@@ -174,6 +180,8 @@ def make_task(model: Model, given: inputs.Text | inputs.Speech) -> Task:
         return AttendOldText(model, given)
     if model.source.kind == "speech" and isinstance(given, inputs.Speech):
         return Transcribe(model, given)
+    if model.source.kind == "generator" and isinstance(given, inputs.Noise):
+        return GenerateImages(model, given)
     raise Problem(
         f"model {model.source.name} is {KIND_NAMES[model.source.kind]} and the input is "
         f"{given.kind}; give it {TAKES[model.source.kind]}"

@@ -7,14 +7,12 @@ switches a loaded model in place to any method, and `disable` switches it back.
 
 from __future__ import annotations
 
-import fnmatch
 import inspect
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import nn
 from transformers import (
     AttentionInterface,
@@ -23,13 +21,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-import smyrf
-from smyrf import collector
+from smyrf._dials import Layers, check_dials, choose
 from smyrf._forward import Layer, attention_forward, forget, keep, kept
 from smyrf._masks import smyrf_mask
 
 NAME = "smyrf"
-DIALS = ("n_hashes", "cluster_size", "tolerance", "max_density", "seed")
 
 # A forward that takes nothing but these can only attend from its states to themselves.
 _SELF_ATTENTION_PARAMETERS = frozenset(
@@ -68,7 +64,7 @@ _ends: weakref.WeakKeyDictionary[nn.Module, weakref.finalize[..., nn.Module]] = 
 def enable(
     model: nn.Module,
     method: str = "auto",
-    layers: str | Callable[[str, nn.Module], bool] | None = None,
+    layers: Layers = None,
     **dials: Any,
 ) -> list[str]:
     """Switch a loaded model's attention to smyrf, in place.
@@ -96,14 +92,14 @@ def enable(
         ValueError: what `smyrf.attention` raises about method and dials; no attention module
             found, or none chosen by layers; the modules are already enabled through another model.
     """
-    _check_dials(method, dials)
+    check_dials(method, dials)
     found = {name: module for name, module in model.named_modules() if _dispatches(type(module))}
     if not found:
         raise ValueError(
             f"model: {type(model).__name__} has no module that calls transformers' attention "
             "interface; smyrf can't be switched on in it"
         )
-    chosen = _choose(found, layers)
+    chosen = choose(found, layers)
     for name, module in found.items():
         known = kept(module)
         owner = None if known is None else known.owner()
@@ -162,39 +158,6 @@ def _give_back(configs: Sequence[PreTrainedConfig]) -> None:
         if switched.owners == 0:
             _set_implementation(config, switched.original)
             del _switched[id(config)]
-
-
-def _check_dials(method: str, dials: Mapping[str, Any]) -> None:
-    unknown = [dial for dial in dials if dial not in DIALS]
-    if unknown:
-        raise TypeError(
-            f"{', '.join(unknown)}: unknown dial, expected {', '.join(DIALS)} (or method, layers)"
-        )
-    # The rules about methods and their dials live in smyrf.attention: ask it, on two small rows.
-    rows = np.eye(2, dtype=np.float32)[None, None]
-    with collector.suspended():
-        smyrf.attention(rows, rows, rows, method=method, **dials)
-
-
-def _choose(
-    found: Mapping[str, nn.Module], layers: str | Callable[[str, nn.Module], bool] | None
-) -> list[str]:
-    if layers is None:
-        return list(found)
-    if isinstance(layers, str):
-        chosen = [name for name in found if fnmatch.fnmatchcase(name, layers)]
-    elif callable(layers):
-        chosen = [name for name, module in found.items() if layers(name, module)]
-    else:
-        raise TypeError(
-            f"layers: got {type(layers).__name__}, expected None, a pattern such as "
-            "'encoder.layer.*' or a callable(name, module) -> bool"
-        )
-    if not chosen:
-        raise ValueError(
-            f"layers: {layers!r} chooses none of the model's attention modules: {', '.join(found)}"
-        )
-    return chosen
 
 
 def _dispatches(kind: type[nn.Module]) -> bool:

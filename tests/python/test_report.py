@@ -15,9 +15,13 @@ from smyrf.compare import Comparison, Errors, Heads, Row
 from smyrf.plot import check_plot, draw
 from smyrf.problem import Problem
 from smyrf.report import closing, table
+from smyrf.switch import TRANSFORMERS
 
 
 class Task:
+    ran = "on text"
+    switch = TRANSFORMERS
+
     def scope(self, layers: int, every: int) -> str:
         return f"{layers} of {every}"
 
@@ -33,6 +37,7 @@ def comparison(seconds: float) -> Comparison:
             dials={},
             figures=[],
             answer=None,
+            pictures=None,
             density=1.0,
             errors=errors,
             gone_dense=None,

@@ -1,0 +1,49 @@
+"""What `enable` shares whatever the model: checks of method and dials, and the choice of layers."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+import smyrf
+from smyrf import collector
+
+DIALS = ("n_hashes", "cluster_size", "tolerance", "max_density", "seed")
+
+Layers = str | Callable[[str, nn.Module], bool] | None
+
+
+def check_dials(method: str, dials: Mapping[str, Any]) -> None:
+    unknown = [dial for dial in dials if dial not in DIALS]
+    if unknown:
+        raise TypeError(
+            f"{', '.join(unknown)}: unknown dial, expected {', '.join(DIALS)} (or method, layers)"
+        )
+    # The rules about methods and their dials live in smyrf.attention: ask it, on two small rows.
+    rows = np.eye(2, dtype=np.float32)[None, None]
+    with collector.suspended():
+        smyrf.attention(rows, rows, rows, method=method, **dials)
+
+
+def choose(found: Mapping[str, nn.Module], layers: Layers) -> list[str]:
+    """The names of the attention modules that take the method."""
+    if layers is None:
+        return list(found)
+    if isinstance(layers, str):
+        chosen = [name for name in found if fnmatch.fnmatchcase(name, layers)]
+    elif callable(layers):
+        chosen = [name for name, module in found.items() if layers(name, module)]
+    else:
+        raise TypeError(
+            f"layers: got {type(layers).__name__}, expected None, a pattern such as "
+            "'encoder.layer.*' or a callable(name, module) -> bool"
+        )
+    if not chosen:
+        raise ValueError(
+            f"layers: {layers!r} chooses none of the model's attention modules: {', '.join(found)}"
+        )
+    return chosen

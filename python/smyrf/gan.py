@@ -1,0 +1,212 @@
+"""SMYRF in BigGAN: the self-attention of `pytorch_pretrained_biggan`, switched in place and back.
+
+Its layer has one head; queries are all pixels of a feature map, keys and values a quarter as many
+after max pooling, and logits are not scaled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+import smyrf
+from smyrf import collector
+from smyrf._dials import Layers, check_dials, choose
+
+try:
+    from pytorch_pretrained_biggan.model import GenBlock, Generator, SelfAttn
+except ImportError as missing:
+    raise ImportError(
+        f"smyrf.gan: {missing.name} is not installed, and BigGAN needs it; "
+        "type: pip install '/path/to/smyrf[gan]'",
+        name=missing.name,
+    ) from missing
+
+FIRST_SIDE = 4  # pixels; what the generator's first block gets
+POWER_ITERATIONS = 16
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What `enable` chose for a layer."""
+
+    name: str
+    method: str
+    dials: Mapping[str, Any]
+
+
+class _SmyrfSelfAttn(SelfAttn):  # type: ignore[misc]
+    """`SelfAttn` by `smyrf.attention`. `enable` makes a layer one of these, weights untouched."""
+
+    smyrf: _Choice
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x and out: (B, C, H, W). Queries (B, 1, HW, C/8), keys HW/4, values (B, 1, HW/4, C/2)."""
+        query = _rows(self.snconv1x1_theta(x))
+        key = _rows(self.maxpool(self.snconv1x1_phi(x)))
+        value = _rows(self.maxpool(self.snconv1x1_g(x)))
+        attended = _attend(self.smyrf, query, key, value).mT
+        features = attended.view(x.shape[0], -1, *x.shape[2:])
+        out: torch.Tensor = x + self.gamma * self.snconv1x1_o_conv(features)
+        return out
+
+
+def enable(
+    model: nn.Module, method: str = "auto", layers: Layers = None, **dials: Any
+) -> list[str]:
+    """Switch a generator's self-attention to smyrf, in place.
+
+    Only the class of the attention modules changes, and their attribute `smyrf` says how they
+    attend; weights and hooks stay, and state dicts load either way. Enabling again replaces method,
+    layers and dials. A copy of an enabled model is enabled, too.
+
+    Args:
+        model: a `BigGAN` or `Generator` of `pytorch_pretrained_biggan`, or a module that holds
+            some.
+        method: as in `smyrf.attention`.
+        layers: which attention modules take the method; the others run smyrf's `dense`. None: all.
+            A string: a shell pattern (`fnmatch`, case counts) on the module's name as in
+            `model.named_modules()`. A callable: called with the name and the module of each
+            attention module, returns whether it takes the method.
+        dials: n_hashes, cluster_size, tolerance, max_density, seed: as in `smyrf.attention`.
+
+    Returns:
+        Names of the modules that take the method.
+
+    Raises:
+        TypeError: an unknown dial, or layers of another type.
+        ValueError: what `smyrf.attention` raises about method and dials; no attention module
+            found, or none chosen by layers.
+    """
+    check_dials(method, dials)
+    found = {name: m for name, m in model.named_modules() if type(m) in (SelfAttn, _SmyrfSelfAttn)}
+    if not found:
+        raise ValueError(
+            f"model: {type(model).__name__} has no SelfAttn of pytorch_pretrained_biggan; smyrf "
+            "can't be switched on in it"
+        )
+    chosen = choose(found, layers)
+    for name, module in found.items():
+        taken = name in chosen
+        module.__class__ = _SmyrfSelfAttn
+        module.smyrf = _Choice(name, method if taken else "dense", dials if taken else {})
+    return chosen
+
+
+def disable(model: nn.Module) -> None:
+    """Give a generator back its own self-attention.
+
+    Raises:
+        ValueError: the model is not enabled.
+    """
+    enabled = [module for module in model.modules() if type(module) is _SmyrfSelfAttn]
+    if not enabled:
+        raise ValueError(
+            f"model: this {type(model).__name__} is not enabled; call "
+            "smyrf.gan.enable(model, ...) on this very object before disable"
+        )
+    for module in enabled:
+        del module.smyrf
+        module.__class__ = SelfAttn
+
+
+def move_attention(model: nn.Module, resolution: int, seed: int | None = None) -> str:
+    """Move a generator's self-attention behind the first block that gives so many pixels a side.
+
+    The layer and its weights move where the feature map there has as many channels; the weights
+    were then trained for another one. Elsewhere, as always from a lower to a higher resolution of
+    the published generators, they can't be used: with a seed a new layer takes the old one's place,
+    with random weights and gamma 0, which adds nothing until it is trained. Its weights, and no
+    others, depend on the seed; torch's own random state stays as it is.
+
+    `config.attention_layer_position` follows. `BigGAN(config)` builds no attention behind the last
+    block: to load a state dict of a generator with attention there, build it, call
+    `move_attention(model, resolution, seed=0)` and then `load_state_dict`.
+
+    Args:
+        model: a `BigGAN` or `Generator`, or a module that holds one; not enabled.
+        resolution: pixels a side, e.g. 128 for 16,384 queries and 4,096 keys.
+        seed: of a new layer's weights. None: raise where one is needed.
+
+    Returns:
+        The name of the layer, as in `model.named_modules()`.
+
+    Raises:
+        ValueError: no generator or more than one; it is enabled; no block gives that resolution; a
+            new layer is needed and there is no seed.
+    """
+    generator_name, generator = _only_generator(model)
+    attention = next((m for m in generator.layers if isinstance(m, SelfAttn)), None)
+    if isinstance(attention, _SmyrfSelfAttn):
+        raise ValueError("model: is enabled; call smyrf.gan.disable(model) before it is changed")
+    blocks = [module for module in generator.layers if isinstance(module, GenBlock)]
+    position, channels = _place(blocks, resolution)
+    if attention is None or attention.in_channels != channels:
+        attention = _new_layer(attention, channels, resolution, seed, generator)
+    generator.layers = nn.ModuleList([*blocks[:position], attention, *blocks[position:]])
+    generator.config.attention_layer_position = position
+    return f"{generator_name}.layers.{position}".lstrip(".")
+
+
+def _rows(features: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) as one head's rows, (B, 1, HW, C)."""
+    return features.flatten(2).mT.contiguous()[:, None]
+
+
+def _attend(
+    choice: _Choice, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> torch.Tensor:
+    options = {"scale": 1.0, "method": choice.method, **choice.dials}
+    # A compiler can't follow a ContextVar; records of a compiled graph have no layer name.
+    if torch.compiler.is_compiling() or collector.active() is None:
+        out: torch.Tensor = smyrf.attention(query, key, value, **options)
+        return out
+    with collector.calling(choice.name):
+        out = smyrf.attention(query, key, value, **options)
+    return out
+
+
+def _only_generator(model: nn.Module) -> tuple[str, Any]:
+    found = [(name, m) for name, m in model.named_modules() if isinstance(m, Generator)]
+    if len(found) != 1:
+        raise ValueError(
+            f"model: {type(model).__name__} holds {len(found)} generators of "
+            "pytorch_pretrained_biggan, expected 1"
+        )
+    return found[0]
+
+
+def _place(blocks: list[Any], resolution: int) -> tuple[int, int]:
+    """How many blocks come before the attention, and how many channels the last of them gives."""
+    side, sides = FIRST_SIDE, []
+    for position, block in enumerate(blocks, 1):
+        side *= 2 if block.up_sample else 1
+        if side == resolution:
+            return position, block.conv_3.out_channels
+        sides.append(side)
+    raise ValueError(
+        f"resolution: got {resolution}, this generator's blocks give "
+        f"{', '.join(map(str, sorted(set(sides))))}"
+    )
+
+
+def _new_layer(old: Any, channels: int, resolution: int, seed: int | None, generator: Any) -> Any:
+    if seed is None:
+        has = "has none" if old is None else f"has one for {old.in_channels}"
+        raise ValueError(
+            f"resolution: attention at {resolution} needs a layer for {channels} channels, and the "
+            f"generator {has}; give a seed for a new one, which must be trained"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layer = SelfAttn(channels, eps=generator.config.eps)
+        # Spectral norms start as noise, and only passes in training mode make them out.
+        with torch.no_grad():
+            for _ in range(POWER_ITERATIONS):
+                layer(torch.zeros(1, channels, 2, 2))
+    like = generator.conv_to_rgb.bias
+    return layer.to(like.device, like.dtype).train(generator.training)

@@ -1,0 +1,87 @@
+"""A generator of images: what it makes of seeded noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from smyrf import inputs
+from smyrf.models import Model
+from smyrf.switch import biggan_switch
+from smyrf.task import Figure, Pictures
+
+TIMED_IMAGES = 2
+
+
+class GenerateImages:
+    """Images of classes that are evenly spread, each from noise of its own."""
+
+    whole_model = True
+    ran = "on seeded noise with the weights of its folder"
+
+    def __init__(self, model: Model, noise: inputs.Noise) -> None:
+        from pytorch_pretrained_biggan import truncated_noise_sample
+
+        self.switch = biggan_switch()
+        self.model = model.module
+        self.truncation = noise.truncation
+        config = self.model.config
+        self.batches, self.timed = noise.count, min(noise.count, TIMED_IMAGES)
+        z = truncated_noise_sample(noise.count, config.z_dim, noise.truncation, noise.seed)
+        self.z = torch.from_numpy(z).split(1)  # type: ignore[no-untyped-call]
+        classes = [i * config.num_classes // noise.count for i in range(noise.count)]
+        self.classes = torch.eye(config.num_classes)[classes].split(1)  # type: ignore[no-untyped-call]
+        side = config.output_dim
+        self.about = (
+            f"{noise.title}: {noise.count} images of {side} x {side} pixels, classes "
+            f"{', '.join(map(str, classes))}; timed on {self.timed} of them"
+        )
+
+    def changeable(self, layer: str) -> bool:
+        return True
+
+    def narrow(self, layers: Sequence[str]) -> None:
+        pass
+
+    def run(self, batches: int, advance: Callable[[], None]) -> list[Any]:
+        images = []
+        for z, label in zip(self.z[:batches], self.classes[:batches], strict=True):
+            with torch.inference_mode():
+                images.append(self.model(z, label, self.truncation)[0].numpy())
+            advance()
+        return images
+
+    def judge(self, answers: list[Any], dense: list[Any]) -> list[Figure]:
+        errors = [_relative_rms(a, d) for a, d in zip(answers, dense, strict=True)]
+        mean, worst = float(np.mean(errors)), float(np.max(errors))
+        return [
+            Figure("pixel_error_mean", "pixel error: mean", mean, f"{mean:.4f}"),
+            Figure("pixel_error_worst", "  worst image", worst, f"{worst:.4f}"),
+        ]
+
+    def tell(self, answers: list[Any]) -> Pictures:
+        levels = np.clip(np.rint((np.stack(answers) + 1) * 127.5), 0, 255)
+        return levels.astype(np.uint8).transpose(0, 2, 3, 1)
+
+    def scope(self, layers: int, every: int) -> str:
+        return (
+            f"The other columns replace {layers} of the {every} attention layers. Attention "
+            "time is that of a layer less its convolutions and pools."
+        )
+
+    def verdict(self, figures: Sequence[Figure]) -> str:
+        mean, worst = figures
+        return (
+            f"pixels are off by {mean.text} of their RMS in the mean image (the worst {worst.text})"
+        )
+
+    def reference(self) -> str | None:
+        return None
+
+
+def _relative_rms(image: Any, dense: Any) -> float:
+    difference = np.linalg.norm(image.astype(np.float64) - dense)
+    return float(difference / np.linalg.norm(dense.astype(np.float64)))
