@@ -22,7 +22,7 @@ double Loss(const Call& call, const Upstream& upstream, const Plan& plan) {
   call.ForEachRow([&](auto b, auto h, auto i) {
     const std::size_t row = call.Row(b, h, i);
     if (exact.lse[row] == -kInfinity) return;
-    if (upstream.lse) sum += exact.lse[row] * (*upstream.lse)[row];
+    if (!upstream.lse.empty()) sum += exact.lse[row] * upstream.lse[row];
     for (std::size_t c = 0; c < dv; ++c) {
       sum += exact.out[row * dv + c] * upstream.out.at(b, h, i, static_cast<std::int64_t>(c));
     }
