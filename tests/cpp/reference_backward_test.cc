@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "testing/gradients.h"
@@ -52,7 +53,7 @@ void ExpectDifferences(Random& random, Call call, bool with_lse) {
           moved.set(index...,
                     Rounded(before.at(index...) + sign * direction[at++], DType::kFloat32));
         });
-        tensor = moved;
+        tensor = std::move(moved);
         return Loss(call, upstream, plan);
       };
       const double difference = move(1.0) - move(-1.0);
