@@ -152,8 +152,8 @@ TEST(BackwardErrors, ThoseOfTheForwardCall) {
 }
 
 TEST(BackwardErrors, APlanOfAnotherCall) {
-  Spoiled s;
-  Call other({1, 1, 1, 5, 7, 3, 6});
+  const Spoiled s;
+  const Call other({1, 1, 1, 5, 7, 3, 6});
   const Plan plan = PlanOf(other);
   EXPECT_THROW(attention_backward(s.arguments, s.options, s.out, s.lse, s.grad_out, s.grad_lse,
                                   s.gradients, &plan),
@@ -264,7 +264,7 @@ TEST(BackwardNonFinite, AQueryWithoutKeysAddsNothingWhateverItsGradient) {
     Result result = Attend(call);
     result.lse[call.Row(0, 0, 7)] = -kFloatInfinity;  // as if the masks let it see nothing
     upstream.out.FillRow(0, 0, 7, kNaN);
-    (*upstream.lse)[call.Row(0, 0, 7)] = kFloatNaN;
+    upstream.lse[call.Row(0, 0, 7)] = kFloatNaN;
     result.out.FillRow(0, 0, 7, kNaN);
     ForEachInstructionSet([&] {
       const GradientTensors got = Backward(call, result, upstream);
@@ -287,7 +287,7 @@ TEST(BackwardNonFinite, AnyLseAndGradientEndWithoutACrash) {
       result.lse[call.Row(0, 1, 3)] = wrong;
       result.out.FillRow(0, 2, 4, wrong);
       upstream.out.FillRow(0, 3, 5, wrong);
-      (*upstream.lse)[call.Row(0, 3, 6)] = wrong;
+      upstream.lse[call.Row(0, 3, 6)] = wrong;
       ForEachInstructionSet([&] {
         const GradientTensors got = Backward(call, result, upstream);
         // Other queries have the gradients that they had.

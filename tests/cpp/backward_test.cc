@@ -72,7 +72,7 @@ TEST(Backward, TreeWithHeadsDoneAsDense) {
   call.key_padding_mask->FillRow(0, 0, 0, 1.0);
   for (std::int64_t j = 250; j < 300; ++j) call.key_padding_mask->set(0, 0, 0, j, 0.0);
   Plan plan = PlanOf(call);
-  for (HeadPlan& head : plan.heads) ASSERT_FALSE(head.dense || head.nodes.empty());
+  for (const HeadPlan& head : plan.heads) ASSERT_FALSE(head.dense || head.nodes.empty());
   plan.heads[1].dense = plan.heads[2].dense = plan.heads[3].dense = true;
   ExpectCloseGradients(random, call, plan);
 }

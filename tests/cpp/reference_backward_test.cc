@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "testing/gradients.h"
@@ -22,7 +23,7 @@ double Loss(const Call& call, const Upstream& upstream, const Plan& plan) {
   call.ForEachRow([&](auto b, auto h, auto i) {
     const std::size_t row = call.Row(b, h, i);
     if (exact.lse[row] == -kInfinity) return;
-    if (upstream.lse) sum += exact.lse[row] * (*upstream.lse)[row];
+    if (!upstream.lse.empty()) sum += exact.lse[row] * upstream.lse[row];
     for (std::size_t c = 0; c < dv; ++c) {
       sum += exact.out[row * dv + c] * upstream.out.at(b, h, i, static_cast<std::int64_t>(c));
     }
@@ -52,7 +53,7 @@ void ExpectDifferences(Random& random, Call call, bool with_lse) {
           moved.set(index...,
                     Rounded(before.at(index...) + sign * direction[at++], DType::kFloat32));
         });
-        tensor = moved;
+        tensor = std::move(moved);
         return Loss(call, upstream, plan);
       };
       const double difference = move(1.0) - move(-1.0);

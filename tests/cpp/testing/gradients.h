@@ -18,11 +18,11 @@ namespace smyrf::testing {
 /// Gradients by out and, where there is one, by lse.
 struct Upstream {
   Tensor out;
-  std::optional<std::vector<float>> lse;
+  std::vector<float> lse;  ///< empty: none
 
   std::optional<TensorView> lse_view(const Call& call) const {
-    if (!lse) return std::nullopt;
-    return Contiguous<const void>(lse->data(), DType::kFloat32,
+    if (lse.empty()) return std::nullopt;
+    return Contiguous<const void>(lse.data(), DType::kFloat32,
                                   {call.shape.batch, call.shape.query_heads, call.shape.queries});
   }
 };
@@ -34,8 +34,8 @@ inline Upstream RandomUpstream(Random& random, const Call& call, bool with_lse,
       Tensor(call.query.dtype(), {s.batch, s.query_heads, s.queries, s.value_depth}, layout), {}};
   upstream.out.FillNormal(random);
   if (with_lse) {
-    upstream.lse.emplace(call.rows());
-    for (float& x : *upstream.lse) x = static_cast<float>(random.Normal());
+    upstream.lse.resize(call.rows());
+    for (float& x : upstream.lse) x = static_cast<float>(random.Normal());
   }
   return upstream;
 }
@@ -149,7 +149,7 @@ inline ::testing::AssertionResult CloseGradients(const Call& call, const Gradien
     double sum = 0.0;
     for (std::int64_t i = 0; i < s.queries; ++i) {
       if (!call.IsValidQuery(b, i)) continue;
-      const double of_lse = upstream.lse ? std::abs((*upstream.lse)[call.Row(b, h, i)]) : 0.0;
+      const double of_lse = upstream.lse.empty() ? 0.0 : std::abs(upstream.lse[call.Row(b, h, i)]);
       const double x = of_rows > 0.0 ? of_rows : call.query.RowNorm(b, h, i);
       sum += std::pow((2.0 * upstream.out.RowNorm(b, h, i) * value + of_lse) * x, 2);
     }
