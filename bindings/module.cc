@@ -255,6 +255,8 @@ std::optional<std::pair<std::int64_t, std::int64_t>> PlanWindow(const smyrf::Pla
 }  // namespace
 
 NB_MODULE(_core, m) {
+  // A graph of PyTorch's may hold a plan until the process ends.
+  nb::set_leak_warnings(false);
   m.doc() = "The C++ core of smyrf. Use the functions of the package, which call these.";
   nb::register_exception_translator([](const std::exception_ptr& pointer, void*) {
     try {

@@ -69,6 +69,11 @@ def attention(
     Nothing is converted or copied: the last dimension of query, key, value and out must be
     contiguous.
 
+    PyTorch's autograd gives gradients by query, key and value, of out and lse, once and not twice;
+    none by masks. Those of `lsh` and `tree` are of what was computed, and a tolerance bounds the
+    error of out, not theirs: where a gradient is needed, "auto" takes "dense" unless a tolerance is
+    given.
+
     Args:
         query: (B, Hq, Nq, D), float32, float16 or (PyTorch) bfloat16, on the CPU. D up to 512.
         key: (B, Hkv, Nk, D), the dtype of query.

@@ -136,11 +136,14 @@ def move_attention(model: nn.Module, resolution: int, seed: int | None = None) -
         The name of the layer, as in `model.named_modules()`.
 
     Raises:
-        ValueError: no generator or more than one; it is enabled; no block gives that resolution; a
-            new layer is needed and there is no seed.
+        ValueError: no generator or more than one, or several such layers; it is enabled; no block
+            gives that resolution; a new layer is needed and there is no seed.
     """
     generator_name, generator = _only_generator(model)
-    attention = next((m for m in generator.layers if isinstance(m, SelfAttn)), None)
+    layers = [m for m in generator.layers if isinstance(m, SelfAttn)]
+    if len(layers) > 1:
+        raise ValueError(f"model: has {len(layers)} attention layers; move_attention moves one")
+    attention = layers[0] if layers else None
     if isinstance(attention, _SmyrfSelfAttn):
         raise ValueError("model: is enabled; call smyrf.gan.disable(model) before it is changed")
     blocks = [module for module in generator.layers if isinstance(module, GenBlock)]

@@ -164,6 +164,7 @@ void TreeBackward::Distribute(Part& sums) const {
     const float* direction = tree_->directions.data() + id * kCoordinates;
     const float rest = nodes_.residuals[id] > 0.0F ? to.rest[id] : 0.0F;
     const float along = to.along[id] - rest;
+    if (along == 0.0F && rest == 0.0F) continue;  // as nodes that no block closed
     for (std::int64_t j = node.begin; j < node.end; ++j) {
       hand_down(coordinates.get() + j * kCoordinates, inverse, kCoordinates, mean.data());
     }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 #include "plan/random.h"
@@ -10,6 +11,7 @@ namespace smyrf {
 namespace {
 
 constexpr std::uint64_t kSignStream = 0x7369676EU;  // of random numbers
+constexpr float kWeight = 0.25F;                    // 1 / sqrt(kSketch)
 
 }  // namespace
 
@@ -17,23 +19,33 @@ ValueSketch::ValueSketch(const kernels::NodesView& nodes, std::uint64_t seed)
     : width_(std::min(nodes.value_depth, kSketch) + 1) {
   const std::int64_t depth = nodes.value_depth;
   const std::int64_t columns = width_ - 1;
-  std::vector<float> signs(static_cast<std::size_t>(depth), 1.0F);
-  for (std::int64_t c = columns; c < depth; ++c) {
-    if (RandomBits(seed, kSignStream, static_cast<std::uint64_t>(c)) >> 63 != 0) {
-      signs[static_cast<std::size_t>(c)] = -1.0F;
+  using kernels::kCoordinates;
+  static_assert(kSketch <= kCoordinates);
+  std::vector<float> mix(static_cast<std::size_t>(depth * kCoordinates));
+  for (std::int64_t c = 0; c < depth; ++c) {
+    float* row = mix.data() + c * kCoordinates;
+    if (depth <= kSketch) {
+      row[c] = 1.0F;
+      continue;
+    }
+    const std::uint64_t signs = RandomBits(seed, kSignStream, static_cast<std::uint64_t>(c));
+    for (std::int64_t to = 0; to < kSketch; ++to) {
+      row[to] = (signs >> to & 1U) != 0 ? -kWeight : kWeight;
     }
   }
   const auto fold = [&](const float* rows, std::int64_t count) {
+    constexpr std::int64_t kTile = 128;
     kernels::Floats folded(count * width_);
-    for (std::int64_t i = 0; i < count; ++i) {
-      const float* row = rows + i * depth;
-      float* to = folded.get() + i * width_;
-      std::copy_n(row, columns, to);
-      to[columns] = 1.0F;
-      for (std::int64_t first = columns; first < depth; first += columns) {
-        const float* sign = signs.data() + first;
-        const std::int64_t n = std::min(columns, depth - first);
-        for (std::int64_t c = 0; c < n; ++c) to[c] += sign[c] * row[first + c];
+    kernels::Floats mixed(kTile * kCoordinates);
+    const kernels::Rows from{reinterpret_cast<const std::byte*>(rows),
+                             depth * std::int64_t{sizeof(float)}, DType::kFloat32, nullptr};
+    for (std::int64_t begin = 0; begin < count; begin += kTile) {
+      const std::int64_t tile = std::min(kTile, count - begin);
+      kernels::Coordinates(from, begin, tile, depth, mix.data(), mixed.get());
+      for (std::int64_t i = 0; i < tile; ++i) {
+        float* to = folded.get() + (begin + i) * width_;
+        std::copy_n(mixed.get() + i * kCoordinates, columns, to);
+        to[columns] = 1.0F;
       }
     }
     return folded;

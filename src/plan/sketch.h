@@ -8,10 +8,10 @@
 
 namespace smyrf {
 
-/// Every value row, and every node's mean value, as at most kSketch signed sums of its columns and
-/// a last column of ones, which counts mass. Column c holds the sum over m of sign(c, m) *
-/// v[c + m kSketch]: with random signs the square of a row's norm is unbiased (Charikar, Chen &
-/// Farach-Colton 2002), off by a third at Dv = 64 for one row, and exact up to Dv = kSketch.
+/// Every value row, and every node's mean value, as at most kSketch signed sums of all its columns
+/// and a last column of ones, which counts mass. With random signs the square of a row's norm is
+/// unbiased (Achlioptas 2003), off by a third for one row or where values have rank one; exact up
+/// to Dv = kSketch. Every column is in every sum: fewer could cancel where columns repeat.
 class ValueSketch {
  public:
   static constexpr std::int64_t kSketch = 16;

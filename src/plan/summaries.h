@@ -1,4 +1,4 @@
-// Summaries of a key tree's nodes, computed once from plan, k and v; planner, executors and (later)
+// Summaries of a key tree's nodes, computed once from plan, k and v; planner, executors and
 // backward read them.
 #pragma once
 
