@@ -77,7 +77,8 @@ def attention(
         attn_mask = attn_mask.expand(batch, heads, queries, key.shape[2])
     out = query.new_zeros(batch, heads, queries, value.shape[3])
     lse = query.new_zeros(batch, heads, queries)
-    kept = _kept(plan, options["dropout_p"], options["seed"])
+    seed = plan.seed if plan.method == "lsh" else options["seed"]
+    kept = _kept(plan, options["dropout_p"], seed)
     for b, h in itertools.product(range(batch), range(heads)):
         head = Head(plan, b, h, scale)
         q, k, v = query[b, h], key[b, head.key_head], value[b, head.key_head]

@@ -245,7 +245,9 @@ def _run_backward(
         # Gradients of sums are one number, expanded; the core takes rows.
         _export("grad_out", grad_out.contiguous()),
         _export("grad_lse", grad_lse.contiguous()),
-        *(_export("gradient", gradient) for gradient in gradients),
+        _export("grad_query", gradients[0]),
+        _export("grad_key", gradients[1]),
+        _export("grad_value", gradients[2]),
         plan,
         _exported(options),
     )

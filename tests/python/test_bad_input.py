@@ -41,8 +41,10 @@ BAD_OPTIONS = [
     Bad({"method": "flash"}, ValueError, "method", "'flash'", "'auto', 'dense', 'lsh' and 'tree'"),
     Bad({"method": None}, ValueError, "method", "None", "'auto', 'dense', 'lsh' and 'tree'"),
     Bad({"method": 3}, ValueError, "method", "3", "'auto', 'dense', 'lsh' and 'tree'"),
-    Bad({"dropout_p": 0.1}, NotImplementedError, "dropout_p", "0.1", "only 0 is supported; "),
-    Bad({"dropout_p": math.nan}, NotImplementedError, "dropout_p", "nan", "only 0 is supported"),
+    Bad({"dropout_p": 1.0}, ValueError, "dropout_p", "1", "from 0 (keep every pair) to below 1"),
+    Bad({"dropout_p": -0.1}, ValueError, "dropout_p", "-0.1", "from 0"),
+    Bad({"dropout_p": math.nan}, ValueError, "dropout_p", "nan", "from 0"),
+    Bad({"dropout_p": "x"}, TypeError, "dropout_p", "'x'", "a number from 0 to below 1"),
     Bad({"is_causal": "yes"}, TypeError, "is_causal", "'yes'", "True or False"),
     Bad({"is_causal": None}, TypeError, "is_causal", "None", "True or False"),
     Bad({"enable_gqa": "yes"}, TypeError, "enable_gqa", "'yes'", "True or False"),
@@ -228,11 +230,7 @@ def test_torch(bad: Bad, return_stats: bool) -> None:
 @pytest.mark.parametrize("kind", [np.asarray, to_torch], ids=["numpy", "torch"])
 @pytest.mark.parametrize(
     "bad",
-    [
-        b
-        for b in BAD_OPTIONS + BAD_ARRAYS
-        if not {"value", "out", "plan", "dropout_p"} & set(b.changes)
-    ],
+    [b for b in BAD_OPTIONS + BAD_ARRAYS if not {"value", "out", "plan"} & set(b.changes)],
     ids=name_of,
 )
 def test_plan_says_the_same(bad: Bad, kind: Callable[[Any], Any]) -> None:

@@ -152,6 +152,7 @@ def test_tensors_plans_and_layouts(dtype: torch.dtype) -> None:
         ({"is_causal": True}, NotImplementedError, "is_causal: method tree"),
         ({"window": (3, 3)}, NotImplementedError, "window: method tree"),
         ({"attn_mask": np.ones((4, 9), bool)}, NotImplementedError, "attn_mask: method tree"),
+        ({"dropout_p": 0.1}, NotImplementedError, "dropout_p: got 0.1, but method tree has no"),
         ({"method": "dense", "tolerance": 0.1}, ValueError, "tolerance: is a dial of method tree"),
         ({"method": "lsh", "max_density": 0.1}, ValueError, "max_density: is a dial of method"),
     ],
