@@ -225,6 +225,8 @@ def _error_against_dense(
         )
     query, key, value, out = (detached(array) for array in (query, key, value, out))
     carried = {name: options[name] for name in _CARRIED if name in options}
+    if options.get("dropout_p"):  # the seed then says which pairs are dropped
+        carried |= {name: options[name] for name in ("dropout_p", "seed")}
     with suspended():
         dense = smyrf.attention(query, key, value, method="dense", **carried)
     return relative_error(

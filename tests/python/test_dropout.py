@@ -105,6 +105,18 @@ def test_auto_takes_dense_and_a_dropout_of_0_changes_nothing() -> None:
     assert torch.equal(weights(LSH, dropout_p=0.0), weights(LSH))
 
 
+def test_recorded_errors_are_those_of_the_method_not_of_dropout() -> None:
+    query, key, value = rows()
+    with smyrf.collect(errors=True) as records:
+        smyrf.attention(query, key, value, dropout_p=P, seed=3)
+        smyrf.attention(query, key, value, dropout_p=P, seed=3, **LSH)
+    exact, far = (record.relative_error for record in records)
+    assert exact is not None
+    assert far is not None
+    assert exact.max() < 1e-6
+    assert far.min() > 0.1
+
+
 GROUPED: dict[str, Any] = {
     "enable_gqa": True,
     "key_padding_mask": torch.arange(90) < torch.tensor([[90], [77]]),

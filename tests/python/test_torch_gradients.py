@@ -401,7 +401,6 @@ def test_gradients_of_tree_are_near_those_of_dense_on_real_heads(name: str) -> N
         [error(x, y) for x, y in zip(found(method="tree", tolerance=t), want, strict=True)]
         for t in (0.05, 0.2)
     ]
-    print(errors)
     for near, far in zip(*errors, strict=True):
         assert 0 < near < far < 1
 
@@ -425,5 +424,4 @@ def test_training_lowers_a_loss(options: dict[str, Any]) -> None:
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    print(losses[0], losses[-1])
     assert losses[-1] < 0.7 * losses[0]
