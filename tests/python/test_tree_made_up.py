@@ -69,11 +69,12 @@ def promising(spread: float, part: float, seed: int) -> tuple[Array, Array, Arra
 @pytest.mark.parametrize("part", [0.01, 0.1])
 @pytest.mark.parametrize("spread", [10.0, 16.0, 28.0])
 def test_mass_that_variances_promise_and_is_not_there(spread: float, part: float) -> None:
-    """Approximate: neither believed (rows were off by 39 nats) nor a reason to open everything."""
+    """Approximate, to what test_the_dial allows on real heads: neither believed (rows were off by
+    39 nats) nor a reason to open everything."""
     for seed in range(2):
         error, of_lse, density = dial(*promising(spread, part, seed), seed=seed)
-        assert error < 1.25
-        assert of_lse < 1.25
+        assert error < 1.5
+        assert of_lse < 1.5
         assert density < 0.2
 
 
