@@ -67,7 +67,8 @@ def attention(
 
     All masks combine by AND. A query that may see no key, or is padded, gives 0 and lse -inf.
     Nothing is converted or copied: the last dimension of query, key, value and out must be
-    contiguous.
+    contiguous. Of tensors, query, key and value have gradients, by out and lse; those of `tree` and
+    `lsh` are of what they compute, with the plan as a constant.
 
     PyTorch's autograd gives gradients by query, key and value, of out and lse, once and not twice;
     none by masks. Those of `lsh` and `tree` are of what was computed, and a tolerance bounds the
@@ -122,7 +123,8 @@ def attention(
     Raises:
         TypeError: wrong kind of array, dtype, rank or device.
         ValueError: shapes that disagree, a dial out of range or of a method that is not taken.
-        NotImplementedError: a combination that the method does not take.
+        NotImplementedError: a combination that the method does not take, or a derivative that
+            there is none of: by attn_mask, with out, forward mode, and (by backward) second ones.
     """
     options = {
         "attn_mask": attn_mask,
