@@ -436,7 +436,7 @@ Plan CheckMethod(const Arguments& arguments, const Options& options, const Probl
   if (plan.method == Method::kDense) {
     refuse_dial("seed",
                 options.seed != 0 && options.method != Method::kAuto && options.dropout_p == 0.0,
-                "tree");
+                "lsh");
   } else {
     const char* refused = arguments.attn_mask ? "attn_mask"
                           : options.is_causal ? "is_causal"
