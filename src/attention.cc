@@ -51,6 +51,18 @@ Dropout DropoutOf(const Options& options, const Plan& plan) {
   return {options.dropout_p, plan.method == Method::kLsh ? plan.seed : options.seed};
 }
 
+/// body(problem, plan) of a checked call, with the plan given or one made for it.
+template <class Body>
+void WithWholePlan(const Arguments& arguments, const Options& options, const Plan* plan,
+                   const Body& body) {
+  Problem problem = CheckProblem(arguments, WithPlan(options, plan), true);
+  if (plan != nullptr) CheckPlan(*plan, arguments, options, problem);
+  const Plan made = plan == nullptr ? MakePlan(arguments, options, problem) : Plan{};
+  const Plan& current = plan != nullptr ? *plan : made;
+  problem.dropout = DropoutOf(options, current);
+  body(problem, current);
+}
+
 /// The rounds from 0 on.
 void FillStatistics(const Plan& plan, Statistics& statistics) {
   statistics.method = plan.method;
@@ -212,26 +224,20 @@ void merge(const MutableTensorView& out, const MutableTensorView& lse, const Ten
 
 void reference(const Arguments& arguments, const Options& options, double* out, double* lse,
                const Plan* plan) {
-  Problem problem = CheckProblem(arguments, WithPlan(options, plan), true);
-  if (plan != nullptr) CheckPlan(*plan, arguments, options, problem);
-  const Plan made = plan == nullptr ? MakePlan(arguments, options, problem) : Plan{};
-  const Plan& current = plan != nullptr ? *plan : made;
-  problem.dropout = DropoutOf(options, current);
-  ExecuteReference(problem, current, out, lse);
+  WithWholePlan(arguments, options, plan, [&](const Problem& problem, const Plan& current) {
+    ExecuteReference(problem, current, out, lse);
+  });
 }
 
 void reference_backward(const Arguments& arguments, const Options& options,
                         const TensorView& grad_out, const std::optional<TensorView>& grad_lse,
                         double* grad_query, double* grad_key, double* grad_value,
                         const Plan* plan) {
-  Problem problem = CheckProblem(arguments, WithPlan(options, plan), true);
-  if (plan != nullptr) CheckPlan(*plan, arguments, options, problem);
-  const Plan made = plan == nullptr ? MakePlan(arguments, options, problem) : Plan{};
-  const Plan& current = plan != nullptr ? *plan : made;
-  problem.dropout = DropoutOf(options, current);
-  ExecuteReferenceBackward(problem, current, grad_out,
-                           grad_lse ? static_cast<const float*>(grad_lse->data) : nullptr,
-                           grad_query, grad_key, grad_value);
+  WithWholePlan(arguments, options, plan, [&](const Problem& problem, const Plan& current) {
+    ExecuteReferenceBackward(problem, current, grad_out,
+                             grad_lse ? static_cast<const float*>(grad_lse->data) : nullptr,
+                             grad_query, grad_key, grad_value);
+  });
 }
 
 std::vector<std::string> instruction_sets() { return kernels::InstructionSets(); }

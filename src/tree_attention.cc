@@ -21,10 +21,14 @@ double Now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-std::span<const std::int32_t> Positions(const HeadPlan& head, const QueryBlock& block) {
-  return std::span(head.query_order)
-      .subspan(static_cast<std::size_t>(block.begin),
-               static_cast<std::size_t>(block.end - block.begin));
+/// Block i of a head, opened now, in memory of the calling thread until its next call.
+TreeBlock OpenedBlock(const Problem& problem, const TreePlanner& planner, std::int64_t b,
+                      std::int64_t h, const TreePlanner::Head& head, std::int64_t i) {
+  thread_local Opening opening;
+  const QueryBlock& block = head.plan.blocks[static_cast<std::size_t>(i)];
+  const kernels::QueryLanes lanes = BlockLanes(problem, b, h, head.plan, block, planner.key_tree());
+  OpenBlock(planner.nodes(), lanes, head.calibration.threshold, head.calibration.scoring, opening);
+  return {lanes, opening.closed, opening.closed_logits.data(), opening.ranges};
 }
 
 /// A block of a stored plan, in memory of the calling thread until its next call.
@@ -64,18 +68,10 @@ void AttendTree(const Problem& problem, const Plan& header, const Outputs& outpu
         ExecuteDenseHead(problem, header, b, h, threads, outputs);
       } else {
         FillUncovered(header, &head.plan, output);
-        const kernels::NodesView nodes = blocks > 0 ? planner.nodes() : kernels::NodesView{};
         ParallelFor(static_cast<std::int64_t>(blocks), threads, [&](std::int64_t i) {
-          thread_local Opening opening;
-          const QueryBlock& block = head.plan.blocks[static_cast<std::size_t>(i)];
-          const kernels::QueryLanes lanes =
-              BlockLanes(problem, b, h, head.plan, block, planner.key_tree());
-          OpenBlock(nodes, lanes, head.calibration.threshold, head.calibration.scoring, opening);
-          pairs[static_cast<std::size_t>(i)] =
-              (block.end - block.begin) *
-              (opening.exact_keys() + static_cast<std::int64_t>(opening.closed.size()));
-          ExecuteNodes(nodes, lanes, opening.closed, opening.closed_logits.data(), opening.ranges,
-                       Positions(head.plan, block), output);
+          const TreeBlock block = OpenedBlock(problem, planner, b, h, head, i);
+          pairs[static_cast<std::size_t>(i)] = block.lanes.rows * block.size();
+          ExecuteNodes(planner.nodes(), block, output);
         });
       }
       if (outputs.statistics == nullptr) continue;
@@ -129,9 +125,8 @@ void AttendTreePlan(const Problem& problem, const Plan& plan, const Outputs& out
         }
         ParallelFor(std::ssize(head.blocks), threads, [&](std::int64_t i) {
           const QueryBlock& block = head.blocks[static_cast<std::size_t>(i)];
-          const TreeBlock parts = BlockOfPlan(problem, summaries->view(), tree, b, h, head, block);
-          ExecuteNodes(summaries->view(), parts.lanes, parts.closed, parts.closed_logits,
-                       parts.ranges, Positions(head, block), output);
+          ExecuteNodes(summaries->view(),
+                       BlockOfPlan(problem, summaries->view(), tree, b, h, head, block), output);
         });
       }
       if (outputs.statistics != nullptr) {
@@ -151,13 +146,8 @@ void BackwardTree(const Problem& problem, const Plan& header, const BackwardCall
       const TreePlanner::Head head = planner.PlanHead(h);
       const kernels::NodesView nodes =
           head.plan.blocks.empty() ? kernels::NodesView{} : planner.nodes();
-      backward.AddHead(h, head.plan, nodes, planner.key_tree(), [&](std::int64_t i) -> TreeBlock {
-        thread_local Opening opening;
-        const kernels::QueryLanes lanes =
-            BlockLanes(problem, b, h, head.plan, head.plan.blocks[static_cast<std::size_t>(i)],
-                       planner.key_tree());
-        OpenBlock(nodes, lanes, head.calibration.threshold, head.calibration.scoring, opening);
-        return {lanes, opening.closed, opening.closed_logits.data(), opening.ranges};
+      backward.AddHead(h, head.plan, nodes, planner.key_tree(), [&](std::int64_t i) {
+        return OpenedBlock(problem, planner, b, h, head, i);
       });
     }
     backward.Finish();

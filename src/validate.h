@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -12,6 +13,9 @@
 
 namespace smyrf {
 
+/// Queries or keys of a call.
+inline constexpr std::int64_t kMaxRows = std::numeric_limits<std::int32_t>::max();
+
 /// A call that was found to be sound. Planners and executors take it and check nothing.
 struct Problem {
   TensorView query, key, value;
@@ -20,7 +24,7 @@ struct Problem {
   std::int64_t depth = 0, value_depth = 0;  ///< D, Dv; Dv is 0 where only a plan is made
   double scale = 1.0;
   Mask mask;
-  Dropout dropout;
+  Dropout dropout;  ///< none until the plan is known, whose seed may count
   int num_threads = 0;
 
   std::int64_t KeyHead(std::int64_t query_head) const {
@@ -28,7 +32,8 @@ struct Problem {
   }
 };
 
-/// Checks everything but options' method and dials. `value` is looked at where `with_value`.
+/// Checks everything but options' method and dials; dropout stays off. `value` is looked at where
+/// `with_value`.
 Problem CheckProblem(const Arguments& arguments, const Options& options, bool with_value);
 
 /// Its range, whether it is used or not.

@@ -67,13 +67,12 @@ def attention(
 
     All masks combine by AND. A query that may see no key, or is padded, gives 0 and lse -inf.
     Nothing is converted or copied: the last dimension of query, key, value and out must be
-    contiguous. Of tensors, query, key and value have gradients, by out and lse; those of `tree` and
-    `lsh` are of what they compute, with the plan as a constant.
+    contiguous.
 
     PyTorch's autograd gives gradients by query, key and value, of out and lse, once and not twice;
-    none by masks. Those of `lsh` and `tree` are of what was computed, and a tolerance bounds the
-    error of out, not theirs: where a gradient is needed, "auto" takes "dense" unless a tolerance is
-    given.
+    none by masks. Those of `lsh` and `tree` are of what was computed, with the plan as a constant,
+    and a tolerance bounds the error of out, not theirs: where a gradient is needed, "auto" takes
+    "dense" unless a tolerance is given.
 
     Args:
         query: (B, Hq, Nq, D), float32, float16 or (PyTorch) bfloat16, on the CPU. D up to 512.

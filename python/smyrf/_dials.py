@@ -1,4 +1,4 @@
-"""What `enable` shares whatever the model: checks of method and dials, and the choice of layers."""
+"""What `enable` shares whatever the model: checks of method and dials, choice of layers, calls."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 import smyrf
@@ -47,3 +48,20 @@ def choose(found: Mapping[str, nn.Module], layers: Layers) -> list[str]:
             f"layers: {layers!r} chooses none of the model's attention modules: {', '.join(found)}"
         )
     return chosen
+
+
+def attend(
+    name: str,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    options: Mapping[str, Any],
+) -> torch.Tensor:
+    """`smyrf.attention`, recorded as that of the layer `name` where records are kept."""
+    # A compiler can't follow a ContextVar; records of a compiled graph have no layer name.
+    if torch.compiler.is_compiling() or collector.active() is None:
+        out: torch.Tensor = smyrf.attention(query, key, value, **options)
+        return out
+    with collector.calling(name):
+        out = smyrf.attention(query, key, value, **options)
+    return out

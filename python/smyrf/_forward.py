@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-import smyrf
-from smyrf import collector
+from smyrf._dials import attend
 from smyrf._masks import UNBOUNDED, Band, PatternMask
 
 # Keywords that transformers' layers hand on and that don't change what attention computes.
@@ -167,13 +166,7 @@ def _call(
     options: dict[str, Any],
 ) -> torch.Tensor:
     try:
-        # A compiler can't follow a ContextVar; records of a compiled graph have no layer name.
-        if torch.compiler.is_compiling() or collector.active() is None:
-            out: torch.Tensor = smyrf.attention(query, key, value, **options)
-            return out
-        with collector.calling(name):
-            out = smyrf.attention(query, key, value, **options)
-        return out
+        return attend(name, query, key, value, options)
     except NotImplementedError as error:
         raise NotImplementedError(f"{name}: {error}{_advice(name, module, options)}") from error
 

@@ -13,9 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-import smyrf
-from smyrf import collector
-from smyrf._dials import Layers, check_dials, choose
+from smyrf._dials import Layers, attend, check_dials, choose
 
 try:
     from pytorch_pretrained_biggan.model import GenBlock, Generator, SelfAttn
@@ -49,7 +47,8 @@ class _SmyrfSelfAttn(SelfAttn):  # type: ignore[misc]
         query = _rows(self.snconv1x1_theta(x))
         key = _rows(self.maxpool(self.snconv1x1_phi(x)))
         value = _rows(self.maxpool(self.snconv1x1_g(x)))
-        attended = _attend(self.smyrf, query, key, value).mT
+        options = {"scale": 1.0, "method": self.smyrf.method, **self.smyrf.dials}
+        attended = attend(self.smyrf.name, query, key, value, options).mT
         features = attended.view(x.shape[0], -1, *x.shape[2:])
         out: torch.Tensor = x + self.gamma * self.snconv1x1_o_conv(features)
         return out
@@ -158,19 +157,6 @@ def move_attention(model: nn.Module, resolution: int, seed: int | None = None) -
 def _rows(features: torch.Tensor) -> torch.Tensor:
     """(B, C, H, W) as one head's rows, (B, 1, HW, C)."""
     return features.flatten(2).mT.contiguous()[:, None]
-
-
-def _attend(
-    choice: _Choice, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-) -> torch.Tensor:
-    options = {"scale": 1.0, "method": choice.method, **choice.dials}
-    # A compiler can't follow a ContextVar; records of a compiled graph have no layer name.
-    if torch.compiler.is_compiling() or collector.active() is None:
-        out: torch.Tensor = smyrf.attention(query, key, value, **options)
-        return out
-    with collector.calling(choice.name):
-        out = smyrf.attention(query, key, value, **options)
-    return out
 
 
 def _only_generator(model: nn.Module) -> tuple[str, Any]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from smyrf import _core
 from smyrf._call import (
+    MASKS,
     check_arrays,
     detached,
     is_tensor,
@@ -98,9 +99,7 @@ def _by_core(
         query=query,
         key=key,
         value=value,
-        attn_mask=options["attn_mask"],
-        key_padding_mask=options["key_padding_mask"],
-        query_padding_mask=options["query_padding_mask"],
+        **{name: options[name] for name in MASKS},
     )
     heads_last = options["layout"] == "BNHD"
     shape = output_shape(query, value)

@@ -108,8 +108,7 @@ class Backward {
                             GradientRow(call_.gradients.query, b, item.head, i));
           return;
         }
-        float* running = RunningRow(b, item.head, i);
-        for (std::int64_t c = 0; c < problem_.depth; ++c) running[c] += row[c];
+        AddFloats(RunningRow(b, item.head, i), row, problem_.depth);
       });
     }
     if (head.left.fetch_sub(1) == 1) Finish(b, key_head % problem_.key_heads, head);
@@ -144,10 +143,11 @@ class Backward {
 }  // namespace
 
 KeyGradients::KeyGradients(const Problem& problem)
-    : key(problem.keys * GradientStride(problem.depth)),
-      value(problem.keys * GradientStride(problem.value_depth)) {
-  std::fill_n(key.get(), problem.keys * GradientStride(problem.depth), 0.0F);
-  std::fill_n(value.get(), problem.keys * GradientStride(problem.value_depth), 0.0F);
+    : key(kernels::Zeros(problem.keys * GradientStride(problem.depth))),
+      value(kernels::Zeros(problem.keys * GradientStride(problem.value_depth))) {}
+
+void AddFloats(float* sums, const float* other, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) sums[i] += other[i];
 }
 
 std::int64_t GradientParts(const Problem& problem) {
@@ -230,8 +230,7 @@ void StoreKeyGradients(const Problem& problem, const ValidLists& valid_keys, std
     const std::int64_t stride = GradientStride(depth);
     float* sums = (parts[0].*rows).get();
     for (const KeyGradients& part : parts.subspan(1)) {
-      const float* other = (part.*rows).get();
-      for (std::int64_t i = 0; i < problem.keys * stride; ++i) sums[i] += other[i];
+      AddFloats(sums, (part.*rows).get(), problem.keys * stride);
     }
     for (std::int64_t j = 0; j < problem.keys; ++j) {
       kernels::StoreRow(sums + j * stride, depth, view.dtype,

@@ -31,6 +31,9 @@ struct KeyGradients {
   kernels::Floats key, value;
 };
 
+/// sums (count) += other.
+void AddFloats(float* sums, const float* other, std::int64_t count);
+
 /// Parts that the queries of a key head are split into, each with KeyGradients of its own, which
 /// are added in order: so that few heads make work for several threads, and sums do not depend on
 /// their number.

@@ -7,15 +7,12 @@
 
 namespace smyrf {
 
-void ExecuteNodes(const kernels::NodesView& nodes, const kernels::QueryLanes& lanes,
-                  std::span<const std::int32_t> closed, const float* closed_logits,
-                  std::span<const KeyRange> ranges, std::span<const std::int32_t> positions,
+void ExecuteNodes(const kernels::NodesView& nodes, const TreeBlock& block,
                   const HeadOutput& output) {
   const kernels::BlockResult result =
-      kernels::AttendNodes(nodes, lanes, closed, closed_logits, ranges);
-  for (std::size_t i = 0; i < positions.size(); ++i) {
-    output.Store(positions[i], result.out + static_cast<std::int64_t>(i) * nodes.value_depth,
-                 result.lse[i]);
+      kernels::AttendNodes(nodes, block.lanes, block.closed, block.closed_logits, block.ranges);
+  for (std::int64_t i = 0; i < block.lanes.rows; ++i) {
+    output.Store(block.lanes.positions[i], result.out + i * nodes.value_depth, result.lse[i]);
   }
 }
 

@@ -11,10 +11,22 @@
 
 namespace smyrf {
 
-/// One block of queries at `positions`.
-void ExecuteNodes(const kernels::NodesView& nodes, const kernels::QueryLanes& lanes,
-                  std::span<const std::int32_t> closed, const float* closed_logits,
-                  std::span<const KeyRange> ranges, std::span<const std::int32_t> positions,
+/// What one block of queries evaluates; lanes and lists in memory of the thread.
+struct TreeBlock {
+  kernels::QueryLanes lanes;
+  std::span<const std::int32_t> closed;  ///< nodes that their summaries stand for
+  const float* closed_logits = nullptr;  ///< as kernels::NodeLogits gives them
+  std::span<const KeyRange> ranges;      ///< exact keys
+
+  /// Keys and summaries.
+  std::int64_t size() const {
+    std::int64_t count = std::ssize(closed);
+    for (const KeyRange& range : ranges) count += range.end - range.begin;
+    return count;
+  }
+};
+
+void ExecuteNodes(const kernels::NodesView& nodes, const TreeBlock& block,
                   const HeadOutput& output);
 
 /// Dense attention of one (batch, query head) over valid rows.

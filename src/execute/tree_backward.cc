@@ -12,20 +12,6 @@ namespace smyrf {
 using kernels::GradientStride;
 using kernels::kCoordinates;
 
-namespace {
-
-kernels::Floats Zeros(std::int64_t count) {
-  kernels::Floats floats(count);
-  std::fill_n(floats.get(), count, 0.0F);
-  return floats;
-}
-
-void Add(float* sums, const float* other, std::int64_t count) {
-  for (std::int64_t i = 0; i < count; ++i) sums[i] += other[i];
-}
-
-}  // namespace
-
 /// Gradients that one part of the blocks adds to, all zero at first.
 struct TreeBackward::Part {
   std::array<std::int64_t, 6> sizes;
@@ -42,7 +28,7 @@ struct TreeBackward::Part {
              count * value_stride,
              count,
              count};
-    for (std::size_t i = 0; i < sizes.size(); ++i) floats[i] = Zeros(sizes[i]);
+    for (std::size_t i = 0; i < sizes.size(); ++i) floats[i] = kernels::Zeros(sizes[i]);
   }
 
   kernels::NodeGradients view() const {
@@ -52,7 +38,7 @@ struct TreeBackward::Part {
 
   void AddPart(const Part& other) {
     for (std::size_t i = 0; i < sizes.size(); ++i) {
-      Add(floats[i].get(), other.floats[i].get(), sizes[i]);
+      AddFloats(floats[i].get(), other.floats[i].get(), sizes[i]);
     }
   }
 };
@@ -135,12 +121,10 @@ void TreeBackward::Distribute(Part& sums) const {
   const kernels::NodeGradients to = sums.view();
   const std::int64_t key_stride = GradientStride(nodes_.depth);
   const std::int64_t value_stride = GradientStride(nodes_.value_depth);
-  const kernels::Rows keys{reinterpret_cast<const std::byte*>(nodes_.keys),
-                           nodes_.depth * std::int64_t{sizeof(float)}, DType::kFloat32, nullptr};
   const kernels::Floats coordinates(nodes_.key_count * kCoordinates);
-  kernels::Coordinates(keys, 0, nodes_.key_count, nodes_.depth, tree_->key_basis.data(),
-                       coordinates.get());
-  const kernels::Floats by_coordinates = Zeros(nodes_.key_count * kCoordinates);
+  kernels::Coordinates(kernels::RowsOf(nodes_.keys, nodes_.depth), 0, nodes_.key_count,
+                       nodes_.depth, tree_->key_basis.data(), coordinates.get());
+  const kernels::Floats by_coordinates = kernels::Zeros(nodes_.key_count * kCoordinates);
   const auto hand_down = [](const float* from, float share, std::int64_t count, float* row) {
     for (std::int64_t c = 0; c < count; ++c) row[c] += share * from[c];
   };
@@ -201,10 +185,10 @@ void TreeBackward::Finish() {
     for (std::size_t j = 0; j < tree_->key_order.size(); ++j) {
       const std::int64_t position = tree_->key_order[j];
       const auto rank = static_cast<std::int64_t>(j);
-      Add(gradients[0].key.get() + position * key_stride, sums.view().keys + rank * key_stride,
-          key_stride);
-      Add(gradients[0].value.get() + position * value_stride,
-          sums.view().values + rank * value_stride, value_stride);
+      AddFloats(gradients[0].key.get() + position * key_stride,
+                sums.view().keys + rank * key_stride, key_stride);
+      AddFloats(gradients[0].value.get() + position * value_stride,
+                sums.view().values + rank * value_stride, value_stride);
     }
   }
   StoreKeyGradients(problem_, plan_.valid_keys, batch_, key_head_, gradients, non_finite_,

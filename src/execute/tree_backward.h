@@ -4,24 +4,16 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <span>
 #include <vector>
 
 #include "execute/backward.h"
+#include "execute/tree.h"
 #include "kernels/backward.h"
 #include "kernels/nodes.h"
 #include "smyrf/plan.h"
 #include "validate.h"
 
 namespace smyrf {
-
-/// What one block evaluates, as ExecuteNodes takes it; lanes and lists in memory of the thread.
-struct TreeBlock {
-  kernels::QueryLanes lanes;
-  std::span<const std::int32_t> closed;
-  const float* closed_logits = nullptr;
-  std::span<const KeyRange> ranges;
-};
 
 /// Gradients of one (batch, key head) and its query heads, head after head. Memory: for each of
 /// GradientParts 4 (Nk (D + Dv) + nodes (D + Dv + 2)) bytes, and 4 Nk (D + Dv) more where some of

@@ -4,10 +4,10 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <span>
 
 #include "kernels/backward.h"
+#include "kernels/block.h"
 #include "kernels/nodes.h"
 #include "kernels/scratch.h"
 
@@ -86,8 +86,7 @@ HWY_NOINLINE void AddVarianceGradients(const NodesView& nodes, const QueryLanes&
       const auto axis = hn::LoadU(d, on_axis + at);
       const auto unit = hn::LoadU(d, on_unit + at);
       const auto energy = hn::LoadU(d, lanes.energies + root + c);
-      const auto variance =
-          hn::Min(hn::MulAdd(axis, axis, hn::Mul(energy, residual)), hn::Set(d, kHuge));
+      const auto variance = LogitVariance(axis, energy, residual);
       const auto wide = hn::Sqrt(hn::Div(hn::Mul(half, ln), variance));
       const auto slope = hn::IfThenElse(hn::Gt(variance, hn::Add(ln, ln)), wide, half);
       const auto du = hn::Mul(hn::LoadU(d, ds + at), slope);
@@ -142,14 +141,13 @@ const float* BackwardNodesImpl(const NodesView& nodes, const QueryLanes& lanes,
   HWY_ALIGN float lse[kTreeRows];
   HWY_ALIGN float delta[kTreeRows];
   HWY_ALIGN float ones[kTreeRows];
-  std::fill_n(lse, kTreeRows, std::numeric_limits<float>::infinity());
+  std::fill_n(lse, kTreeRows, kInfinity);
   std::fill_n(delta, kTreeRows, 0.0F);
   std::fill_n(ones, kTreeRows, 1.0F);
   for (std::int64_t i = 0; i < lanes.rows; ++i) {
     const std::int64_t position = lanes.positions[i];
     queries[i] = grads[i] = zeros;
-    if (task.lse[position] == -std::numeric_limits<float>::infinity()) continue;
-    constexpr float kLog2E = 1.44269504088896340736F;
+    if (task.lse[position] == -kInfinity) continue;
     lse[i] = task.lse[position] * kLog2E;
     queries[i] = lanes.queries[i];
     grads[i] = grad_rows + i * dv;

@@ -29,6 +29,12 @@ struct Rows {
   const std::byte* Row(std::int64_t i) const { return data + Position(i) * stride; }
 };
 
+/// Contiguous float32 rows of `depth`.
+inline Rows RowsOf(const float* rows, std::int64_t depth) {
+  return {reinterpret_cast<const std::byte*>(rows), depth * std::int64_t{sizeof(float)},
+          DType::kFloat32, nullptr};
+}
+
 /// Rows of one (batch, head) of a (B, H, N, D) view, in an order of positions; empty: as they lie.
 inline Rows RowsOf(const TensorView& view, std::int64_t batch, std::int64_t head,
                    std::span<const std::int32_t> order) {

@@ -35,6 +35,13 @@ HWY_INLINE V NodeError(V risk, float value_spread, float mass_weight) {
   return hn::Mul(risk, hn::MulAdd(part, hn::Set(d, mass_weight), hn::Set(d, value_spread)));
 }
 
+/// Variance of a logit over a node, from the query's product with its axis and its root's energy.
+template <class V>
+HWY_INLINE V LogitVariance(V on_axis, V energy, V residual) {
+  return hn::Min(hn::MulAdd(on_axis, on_axis, hn::Mul(energy, residual)),
+                 hn::Set(FloatTag(), kHuge));
+}
+
 /// What scoring needs beside logits, (count, kTreeRows) each.
 struct NodeRisks {
   float* risks;    ///< min(u, n - 1)
@@ -79,8 +86,7 @@ inline HWY_NOINLINE void NodeLogitsTile(const NodesView& nodes, const QueryLanes
       const auto twice = hn::Set(d, 2.0F * log_count);
       for (std::int64_t c = 0; c < kTreeRows; c += step) {
         const auto axis = hn::LoadU(d, along + j * kTreeRows + c);
-        const auto variance = hn::Min(
-            hn::MulAdd(axis, axis, hn::Mul(hn::LoadU(d, energy + c), residual)), hn::Set(d, kHuge));
+        const auto variance = LogitVariance(axis, hn::LoadU(d, energy + c), residual);
         // ln n + c: ln n + u / 2, or sqrt(2 u ln n).
         const auto narrow = hn::MulAdd(variance, hn::Set(d, 0.5F), ln);
         const auto wide = hn::Sqrt(hn::Mul(variance, twice));

@@ -2,6 +2,7 @@
 // small call allocates nothing.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <new>
@@ -84,5 +85,11 @@ class Floats {
   Buffer buffer_;
   float* data_ = nullptr;
 };
+
+inline Floats Zeros(std::int64_t count) {
+  Floats floats(count);
+  std::fill_n(floats.get(), count, 0.0F);
+  return floats;
+}
 
 }  // namespace smyrf::kernels

@@ -63,9 +63,8 @@ namespace hn = hwy::HWY_NAMESPACE;
 HWY_NOINLINE void WeighKeys(const NodesView& nodes, const QueryLanes& lanes,
                             MeasureScratch& scratch, float* weights, float* max) {
   HWY_ALIGN float sum[kTreeRows];
-  const Rows keys{reinterpret_cast<const std::byte*>(nodes.keys),
-                  nodes.depth * static_cast<std::int64_t>(sizeof(float)), DType::kFloat32, nullptr};
-  ScoreRows(keys, nodes.key_count, nodes.depth, lanes, scratch.keys, weights);
+  ScoreRows(RowsOf(nodes.keys, nodes.depth), nodes.key_count, nodes.depth, lanes, scratch.keys,
+            weights);
   Weigh(nodes.key_count, weights, max, sum);
 }
 

@@ -14,12 +14,6 @@ struct Opening {
   std::vector<std::int32_t> closed;  ///< nodes that their summaries stand for
   std::vector<float> closed_logits;  ///< (closed, kTreeRows): as kernels::NodeLogits gives them
   std::vector<KeyRange> ranges;      ///< exact keys: the sinks, then opened leaves, ascending
-
-  std::int64_t exact_keys() const {
-    std::int64_t count = 0;
-    for (const KeyRange& range : ranges) count += range.end - range.begin;
-    return count;
-  }
 };
 
 /// How the nodes of a head are scored.

@@ -37,11 +37,10 @@ ValueSketch::ValueSketch(const kernels::NodesView& nodes, std::uint64_t seed)
     constexpr std::int64_t kTile = 128;
     kernels::Floats folded(count * width_);
     kernels::Floats mixed(kTile * kCoordinates);
-    const kernels::Rows from{reinterpret_cast<const std::byte*>(rows),
-                             depth * std::int64_t{sizeof(float)}, DType::kFloat32, nullptr};
     for (std::int64_t begin = 0; begin < count; begin += kTile) {
       const std::int64_t tile = std::min(kTile, count - begin);
-      kernels::Coordinates(from, begin, tile, depth, mix.data(), mixed.get());
+      kernels::Coordinates(kernels::RowsOf(rows, depth), begin, tile, depth, mix.data(),
+                           mixed.get());
       for (std::int64_t i = 0; i < tile; ++i) {
         float* to = folded.get() + (begin + i) * width_;
         std::copy_n(mixed.get() + i * kCoordinates, columns, to);
