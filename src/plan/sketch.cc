@@ -36,7 +36,7 @@ ValueSketch::ValueSketch(const kernels::NodesView& nodes, std::uint64_t seed)
   const auto fold = [&](const float* rows, std::int64_t count) {
     constexpr std::int64_t kTile = 128;
     kernels::Floats folded(count * width_);
-    kernels::Floats mixed(kTile * kCoordinates);
+    const kernels::Floats mixed(kTile * kCoordinates);
     for (std::int64_t begin = 0; begin < count; begin += kTile) {
       const std::int64_t tile = std::min(kTile, count - begin);
       kernels::Coordinates(kernels::RowsOf(rows, depth), begin, tile, depth, mix.data(),
