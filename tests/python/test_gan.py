@@ -85,6 +85,26 @@ def test_lsh_evaluates_its_share(model: Any) -> None:
     assert record.relative_error.max() < 1
 
 
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [({"method": "dense"}, 1e-4), ({"method": "tree", "tolerance": 0.03}, 0.1)],
+)
+def test_gradients_are_the_original_ones(model: Any, options: dict[str, Any], most: float) -> None:
+    def gradients() -> torch.Tensor:
+        model.zero_grad()
+        layer = attention_of(model)
+        features = torch.randn(1, 32, 64, 64, generator=torch.Generator().manual_seed(2))
+        features.requires_grad_()
+        layer(features).square().sum().backward()
+        parts = (layer.snconv1x1_theta, layer.snconv1x1_phi, layer.snconv1x1_g)
+        grads = [part.weight_orig.grad for part in parts] + [features.grad]
+        return torch.cat([(grad / grad.norm()).flatten() for grad in grads])
+
+    want = gradients()
+    smyrf.gan.enable(model, **options)
+    assert (gradients() - want).norm() < most
+
+
 def test_only_the_class_changes_and_comes_back(model: Any) -> None:
     def state() -> Any:
         weights = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
