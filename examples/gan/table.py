@@ -1,4 +1,4 @@
-"""Time of a training step and peak memory, by method and by the attention's resolution.
+"""Time and memory of a training step, by method and by the attention's resolution.
 
     python examples/gan/table.py --json table.json
 
@@ -23,6 +23,7 @@ import torch
 from networks import METHODS
 from train import Trainer, add_network_options, check
 
+from smyrf.measure import PeakMemory
 from smyrf.problem import Problem
 
 SIDES = (64, 128, 256)
@@ -33,18 +34,21 @@ SHARED = ("images", "size", "width", "batch", "tolerance", "density", "seed", "t
 
 
 def measure(settings: argparse.Namespace) -> dict[str, Any]:
-    """In the child: the shortest of `steps` steps, and the most memory that was resident."""
+    """In the child: the shortest of `steps` steps, and their peak of memory above the start.
+
+    At the start there are the networks, their gradients and optimizers, and the images.
+    """
     torch.set_num_threads(settings.threads)
     resource.setrlimit(resource.RLIMIT_AS, (int(settings.memory * GB),) * 2)
     trainer = Trainer(settings)
     trainer.step()  # warms up
     times = []
-    for _ in range(settings.steps):
-        start = perf_counter()
-        trainer.step()
-        times.append(perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": min(times), "peak_bytes": peak}
+    with PeakMemory() as memory:
+        for _ in range(settings.steps):
+            start = perf_counter()
+            trainer.step()
+            times.append(perf_counter() - start)
+    return {"seconds": min(times), "peak_bytes": memory.above}
 
 
 def measure_apart(method: str, side: int, arguments: list[str], memory: float) -> dict[str, Any]:

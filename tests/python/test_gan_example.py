@@ -260,6 +260,6 @@ def test_a_cell_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
         patch.setenv("PYTHONPATH", paths)
         found = table.measure_apart("sdpa", 8, small, 16)
         assert found["seconds"] > 0
-        assert found["peak_bytes"] > 2**27
+        assert 2**24 < found["peak_bytes"] < 2**31
         refused_cell = table.measure_apart("explicit", 128, [*small, "--memory", "2"], 2)
     assert refused_cell == {"failed": "more than 2 GB"}
