@@ -143,6 +143,8 @@ class Trainer:
 
 def train(settings: argparse.Namespace) -> Trainer:
     """Up to `steps` steps, from the checkpoint in `out` if there is one."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     trainer = Trainer(settings)
     path = settings.out / "checkpoint.pt"
     if path.exists():
@@ -226,10 +228,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     try:
-        settings = parse(arguments)
-        if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
-        train(settings)
+        train(parse(arguments))
     except Problem as problem:
         sys.exit(f"train.py: {problem}")
 
