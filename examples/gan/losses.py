@@ -1,6 +1,6 @@
 """The losses of several runs in one plot, read from their checkpoints.
 
-    python examples/gan/losses.py runs/dense runs/lsh runs/tree --plot losses.svg
+python examples/gan/losses.py runs/dense runs/lsh runs/tree --plot losses.svg
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import files
 import numpy as np
 import pictures
 
+from smyrf.plot import check_plot
 from smyrf.problem import Problem
 
 
@@ -22,14 +23,16 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--plot", type=Path, default=Path("losses.svg"), help=".png, .svg or .pdf")
     settings = parser.parse_args(arguments)
     try:
+        check_plot(settings.plot)
         named = {run.name: files.load(run / "checkpoint.pt")["losses"] for run in settings.runs}
-        pictures.write_plot(settings.plot, pictures.losses_side_by_side(named))
+        plot = pictures.losses_side_by_side(named, settings.plot.suffix.lower())
+        files.write_whole(settings.plot, plot)
     except Problem as problem:
         sys.exit(f"losses.py: {problem}")
     print("| run | steps | discriminator, last fifth | generator, last fifth |\n|---|---|---|---|")
     for name, kept in named.items():
         steps = len(kept[0])
-        means = [f"{np.mean(losses[-max(1, steps // 5):]):.3f}" for losses in kept]
+        means = [f"{np.mean(losses[-max(1, steps // 5) :]):.3f}" for losses in kept]
         print(f"| {name} | {steps} | {' | '.join(means)} |")
 
 

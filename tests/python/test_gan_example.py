@@ -21,6 +21,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "gan"
 sys.path.insert(0, str(EXAMPLE))
 
 import files  # noqa: E402
+import losses  # noqa: E402
 import table  # noqa: E402
 import train  # noqa: E402
 from images import Crops  # noqa: E402
@@ -197,6 +198,24 @@ def test_checkpoints_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
     refused("is damaged or no checkpoint", folder, tmp_path, "sdpa", 4)
     torch.save({"weights": 1}, tmp_path / "checkpoint.pt")
     refused("is damaged or no checkpoint", folder, tmp_path, "sdpa", 4)
+
+
+def test_losses_of_several_runs(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        run(folder, tmp_path / name, "sdpa", 3)
+    plot = tmp_path / "losses.svg"
+    runs = [str(tmp_path / "one"), str(tmp_path / "two")]
+    losses.main([*runs, "--plot", str(plot)])
+    assert plot.read_text().startswith("<?xml")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[2].split("|")[1:3] == [" one ", " 3 "]
+    assert printed[2].split("|")[3:] == printed[3].split("|")[3:]
+    with pytest.raises(SystemExit, match=r"--plot .*: expected a name that ends in"):
+        losses.main([*runs, "--plot", "losses.txt"])
+    with pytest.raises(SystemExit, match="is damaged or no checkpoint"):
+        losses.main([str(tmp_path / "three"), "--plot", str(plot)])
 
 
 @pytest.mark.parametrize(
