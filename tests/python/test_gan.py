@@ -87,9 +87,15 @@ def test_lsh_evaluates_its_share(model: Any) -> None:
 
 @pytest.mark.parametrize(
     ("options", "most"),
-    [({"method": "dense"}, 1e-4), ({"method": "tree", "tolerance": 0.03}, 0.1)],
+    [
+        ({"method": "dense"}, 1e-4),
+        ({"method": "tree", "tolerance": 0.0}, 1e-4),
+        # The tolerance is out's: gradients are of what tree computes. .07 to .19, by machine.
+        ({"method": "tree", "tolerance": 0.03}, 0.4),
+    ],
 )
 def test_gradients_are_the_original_ones(model: Any, options: dict[str, Any], most: float) -> None:
+    """Four parts of length 1 each: all zero would be off by 2."""
     def gradients() -> torch.Tensor:
         model.zero_grad()
         layer = attention_of(model)
