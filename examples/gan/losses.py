@@ -9,10 +9,11 @@ import argparse
 import sys
 from pathlib import Path
 
-import files
 import numpy as np
 import pictures
+from train import FORMAT
 
+from smyrf import checkpoint
 from smyrf.plot import check_plot
 from smyrf.problem import Problem
 
@@ -24,9 +25,12 @@ def main(arguments: list[str]) -> None:
     settings = parser.parse_args(arguments)
     try:
         check_plot(settings.plot)
-        named = {run.name: files.load(run / "checkpoint.pt")["losses"] for run in settings.runs}
+        named = {
+            run.name: checkpoint.load(run / "checkpoint.pt", FORMAT)["losses"]
+            for run in settings.runs
+        }
         plot = pictures.losses_side_by_side(named, settings.plot.suffix.lower())
-        files.write_whole(settings.plot, plot)
+        checkpoint.write_whole(settings.plot, plot)
     except Problem as problem:
         sys.exit(f"losses.py: {problem}")
     print("| run | steps | discriminator, last fifth | generator, last fifth |\n|---|---|---|---|")

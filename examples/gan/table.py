@@ -18,11 +18,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import files
 import torch
 from networks import METHODS
 from train import Trainer, add_network_options, check
 
+from smyrf.checkpoint import write_whole
 from smyrf.measure import PeakMemory
 from smyrf.problem import Problem
 
@@ -106,7 +106,7 @@ def fill(settings: argparse.Namespace, arguments: list[str]) -> None:
                 print(f"measuring {name}", file=sys.stderr)
                 cells[name] = measure_apart(method, side, arguments, settings.memory)
                 content = json.dumps({"settings": shared, "cells": cells}, indent=2)
-                files.write_whole(settings.json, content.encode() + b"\n")
+                write_whole(settings.json, content.encode() + b"\n")
     print(
         f"A step with {settings.batch} images of {settings.size} x {settings.size} pixels, ", end=""
     )

@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import files
 import pictures
 import torch
 from images import DEFAULT, Crops
@@ -23,8 +22,10 @@ from networks import METHODS, NOISE, Discriminator, Generator, Shape, attention_
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from smyrf import checkpoint
 from smyrf.problem import Problem
 
+FORMAT = "smyrf/examples/gan 1"  # of checkpoints
 # Two time scales, as SAGAN has them.
 GENERATOR_RATE, DISCRIMINATOR_RATE = 1e-4, 4e-4
 BETAS = (0.0, 0.999)
@@ -148,7 +149,7 @@ def train(settings: argparse.Namespace) -> Trainer:
     trainer = Trainer(settings)
     path = settings.out / "checkpoint.pt"
     if path.exists():
-        trainer.load_state_dict(files.load(path), path)
+        trainer.load_state_dict(checkpoint.load(path, FORMAT), path)
     try:
         settings.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -166,15 +167,15 @@ def train(settings: argparse.Namespace) -> Trainer:
             now = " and ".join(f"{kept[-1]:.2f}" for kept in trainer.losses)
             progress.update(task, advance=1, description=f"losses {now}")
             if trainer.steps % settings.every == 0 or trainer.steps == settings.steps:
-                files.save(path, trainer.state_dict())
+                checkpoint.save(path, FORMAT, trainer.state_dict())
                 show(trainer, settings)
     return trainer
 
 
 def show(trainer: Trainer, settings: argparse.Namespace) -> None:
     title = f"{settings.method}, attention at {settings.attention} x {settings.attention}"
-    files.write_whole(settings.out / f"samples-{trainer.steps:06d}.png", trainer.sheet())
-    files.write_whole(settings.out / "losses.png", pictures.losses(*trainer.losses, title))
+    checkpoint.write_whole(settings.out / f"samples-{trainer.steps:06d}.png", trainer.sheet())
+    checkpoint.write_whole(settings.out / "losses.png", pictures.losses(*trainer.losses, title))
 
 
 def add_network_options(parser: argparse.ArgumentParser) -> None:

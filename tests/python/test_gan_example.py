@@ -20,13 +20,13 @@ from PIL import Image
 EXAMPLE = Path(__file__).parents[2] / "examples" / "gan"
 sys.path.insert(0, str(EXAMPLE))
 
-import files  # noqa: E402
 import losses  # noqa: E402
 import table  # noqa: E402
 import train  # noqa: E402
 from images import Crops  # noqa: E402
 from networks import Discriminator, Generator, Shape, attention_by  # noqa: E402
 
+from smyrf.checkpoint import load  # noqa: E402
 from smyrf.problem import Problem  # noqa: E402
 
 METHODS = ("sdpa", "explicit", "dense", "lsh", "tree")
@@ -93,7 +93,7 @@ def test_a_killed_run_has_the_same_bits(
     time.sleep(wait)
     child.kill()
     child.wait()
-    done = len(files.load(tmp_path / "killed" / "checkpoint.pt")["losses"][0])
+    done = len(load(tmp_path / "killed" / "checkpoint.pt", train.FORMAT)["losses"][0])
     assert 0 < done < steps
     rest = min(steps, done + 3)
     for name in ("killed", "whole"):

@@ -1,0 +1,51 @@
+"""Checkpoints of training, and other files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smyrf.problem import Problem, first_line
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Beside the file, onto the disk, then in its place: a kill or a full disk leaves the old one.
+
+    Raises Problem where it can't be written.
+    """
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        kept = "; the one before is intact" if path.exists() else ""
+        raise Problem(f"{path}: can't be written ({error.strerror}){kept}") from error
+
+
+def save(path: Path, form: str, state: dict[str, Any]) -> None:
+    """`form` names the program and its version, so that nothing else's checkpoint is read."""
+    content = io.BytesIO()
+    torch.save({"format": form, **state}, content)
+    write_whole(path, content.getvalue())
+
+
+def load(path: Path, form: str) -> dict[str, Any]:
+    """What `save` wrote in this form; raises Problem if the file is anything else."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if state["format"] != form:
+            raise ValueError(f"format is {state['format']!r}, expected {form!r}")
+    except Exception as error:  # the reader raises exceptions of many kinds
+        raise Problem(
+            f"{path}: is damaged or no checkpoint ({first_line(error)}); "
+            "remove it to start again, or give another --out"
+        ) from error
+    return state
