@@ -67,8 +67,10 @@ SMALL = {
 
 
 @pytest.fixture(autouse=True)
-def _same_threads() -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
+    """More would only wait for each other on so small models."""
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
