@@ -160,7 +160,8 @@ def run_of(settings: argparse.Namespace, label: str, seed: int) -> Run:
 def report(cells: dict[str, Any], settings: argparse.Namespace) -> str:
     """The finished tables, as markdown."""
     figures = Figures(cells, list(TRAINED), list(INFERRED), settings.seeds)
-    documents = f"{settings.test} documents and {settings.seeds} seeds"
+    plural = "" if settings.seeds == 1 else "s"
+    documents = f"{settings.test} documents and {settings.seeds} seed{plural}"
     errors = (
         "± the standard error over documents, each one's difference being its mean over seeds (in "
         "brackets the one over seeds); * further than 2 standard errors over documents from 0"
