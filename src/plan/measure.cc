@@ -41,6 +41,7 @@ struct GroupTask {
   std::span<const float> thresholds;
   Scoring scoring;
   std::int64_t levels;
+  int threads;  ///< within the group
 };
 
 struct MeasureScratch {
@@ -60,11 +61,16 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 /// weights (key_count, kTreeRows) of all keys, relative to the largest logit (base 2), which goes
 /// to max.
-HWY_NOINLINE void WeighKeys(const NodesView& nodes, const QueryLanes& lanes,
-                            MeasureScratch& scratch, float* weights, float* max) {
+HWY_NOINLINE void WeighKeys(const NodesView& nodes, const QueryLanes& lanes, int threads,
+                            float* weights, float* max) {
+  constexpr std::int64_t kTask = 8 * kNodeTile;
+  ParallelFor((nodes.key_count + kTask - 1) / kTask, threads, [&](std::int64_t task) {
+    const std::int64_t begin = task * kTask;
+    ScoreRows(RowsOf(nodes.keys + begin * nodes.depth, nodes.depth),
+              std::min(kTask, nodes.key_count - begin), nodes.depth, lanes,
+              OfThread<MeasureScratch>().keys, weights + begin * kTreeRows);
+  });
   HWY_ALIGN float sum[kTreeRows];
-  ScoreRows(RowsOf(nodes.keys, nodes.depth), nodes.key_count, nodes.depth, lanes, scratch.keys,
-            weights);
   Weigh(nodes.key_count, weights, max, sum);
 }
 
@@ -275,7 +281,7 @@ void MeasureExact(const GroupTask& group, ExactRows& result) {
   MeasureScratch& scratch = OfThread<MeasureScratch>();
   HWY_ALIGN float max[kTreeRows];
   float* weights = scratch.exact.Need(static_cast<std::size_t>(group.nodes.key_count * kTreeRows));
-  WeighKeys(group.nodes, SampledLanes(group), scratch, weights, max);
+  WeighKeys(group.nodes, SampledLanes(group), group.threads, weights, max);
   const Subtrees subtrees{group, weights, nullptr, nullptr, nullptr, nullptr, nullptr};
   float* total = scratch.sums.Need(static_cast<std::size_t>(subtrees.size()));
   std::fill_n(total, subtrees.size(), 0.0F);
@@ -302,13 +308,16 @@ void MeasureGroup(const GroupTask& group, Measured& measured) {
   const CalibrationTask& task = group.task;
   MeasureScratch& scratch = OfThread<MeasureScratch>();
   const auto tried = static_cast<std::int64_t>(group.thresholds.size());
-  for (std::size_t b = 0; b < group.group.blocks.size(); ++b) {
+  std::array<Measured, static_cast<std::size_t>(kGroupBlocks)> of_blocks;
+  ParallelFor(std::ssize(group.group.blocks), group.threads, [&](std::int64_t i) {
+    const auto b = static_cast<std::size_t>(i);
     const auto block = static_cast<std::size_t>(group.group.blocks[b]);
     Decide(group,
            LoadLanes(task.queries, task.bounds[block], task.bounds[block + 1], nodes.depth,
                      task.scale, task.basis, task.profiles),
-           scratch, scratch.decisions[b], measured);
-  }
+           OfThread<MeasureScratch>(), scratch.decisions[b], of_blocks[b]);
+  });
+  for (std::size_t b = 0; b < group.group.blocks.size(); ++b) measured.Add(of_blocks[b]);
 
   // Masses of the summaries that any block keeps at any threshold, for the sampled rows.
   std::vector<std::int32_t>& closed = scratch.closed;
@@ -323,7 +332,7 @@ void MeasureGroup(const GroupTask& group, Measured& measured) {
   const QueryLanes lanes = SampledLanes(group);
   HWY_ALIGN float max[kTreeRows];
   float* weights = scratch.exact.Need(static_cast<std::size_t>(nodes.key_count * kTreeRows));
-  WeighKeys(nodes, lanes, scratch, weights, max);
+  WeighKeys(nodes, lanes, group.threads, weights, max);
   const auto count = static_cast<std::int64_t>(closed.size());
   float* logits = scratch.logits.Need(static_cast<std::size_t>(count * kTreeRows));
   float* masses = scratch.masses.Need(nodes.nodes.size() * static_cast<std::size_t>(kTreeRows));
@@ -436,7 +445,7 @@ ExactRows SampledRows::Exact() const {
   using namespace kernels;
   ExactRows result;
   HWY_DYNAMIC_DISPATCH(MeasureExact)
-  ({nodes_, sketch_, task_, groups_[0], {}, {}, 0}, result);
+  ({nodes_, sketch_, task_, groups_[0], {}, {}, 0, task_.threads}, result);
   return result;
 }
 
@@ -463,7 +472,7 @@ Measured SampledRows::Measure(std::span<const float> thresholds, const Scoring& 
     using namespace kernels;
     HWY_DYNAMIC_DISPATCH(MeasureGroup)
     ({nodes_, sketch_, task_, groups_[static_cast<std::size_t>(begin + g)], thresholds, scoring,
-      levels},
+      levels, end - begin == 1 ? task_.threads : 1},
      parts[static_cast<std::size_t>(g)]);
   });
   Measured sum;

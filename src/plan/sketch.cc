@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/parallel.h"
 #include "plan/random.h"
 
 namespace smyrf {
@@ -15,7 +16,7 @@ constexpr float kWeight = 0.25F;                    // 1 / sqrt(kSketch)
 
 }  // namespace
 
-ValueSketch::ValueSketch(const kernels::NodesView& nodes, std::uint64_t seed)
+ValueSketch::ValueSketch(const kernels::NodesView& nodes, std::uint64_t seed, int threads)
     : width_(std::min(nodes.value_depth, kSketch) + 1) {
   const std::int64_t depth = nodes.value_depth;
   const std::int64_t columns = width_ - 1;
@@ -34,19 +35,19 @@ ValueSketch::ValueSketch(const kernels::NodesView& nodes, std::uint64_t seed)
     }
   }
   const auto fold = [&](const float* rows, std::int64_t count) {
-    constexpr std::int64_t kTile = 128;
+    constexpr std::int64_t kTask = 256;
     kernels::Floats folded(count * width_);
-    const kernels::Floats mixed(kTile * kCoordinates);
-    for (std::int64_t begin = 0; begin < count; begin += kTile) {
-      const std::int64_t tile = std::min(kTile, count - begin);
-      kernels::Coordinates(kernels::RowsOf(rows, depth), begin, tile, depth, mix.data(),
-                           mixed.get());
-      for (std::int64_t i = 0; i < tile; ++i) {
+    ParallelFor((count + kTask - 1) / kTask, threads, [&](std::int64_t task) {
+      const std::int64_t begin = task * kTask;
+      const std::int64_t n = std::min(kTask, count - begin);
+      const kernels::Floats mixed(kTask * kCoordinates);
+      kernels::Coordinates(kernels::RowsOf(rows, depth), begin, n, depth, mix.data(), mixed.get());
+      for (std::int64_t i = 0; i < n; ++i) {
         float* to = folded.get() + (begin + i) * width_;
         std::copy_n(mixed.get() + i * kCoordinates, columns, to);
         to[columns] = 1.0F;
       }
-    }
+    });
     return folded;
   };
   values_ = fold(nodes.values, nodes.key_count);

@@ -16,7 +16,7 @@ class ValueSketch {
  public:
   static constexpr std::int64_t kSketch = 16;
 
-  ValueSketch(const kernels::NodesView& nodes, std::uint64_t seed);
+  ValueSketch(const kernels::NodesView& nodes, std::uint64_t seed, int threads);
 
   /// `nodes` with the sketch in place of values; value_depth counts the column of ones.
   kernels::NodesView View(kernels::NodesView nodes) const;

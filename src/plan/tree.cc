@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <numeric>
 #include <span>
+#include <utility>
 
 #include "kernels/parallel.h"
 #include "kernels/scratch.h"
@@ -60,9 +61,9 @@ double Normalizer(float size) {
   return size > 0.0F ? std::ldexp(1.0, std::min(126, -std::ilogb(size))) : 1.0;
 }
 
-/// moment (D, D) += sum of x x^T, x = factor * row, less their mean where `centred`.
-void AddMoment(const kernels::Rows& rows, std::int64_t count, std::int64_t depth, double factor,
-               bool centred, std::vector<double>& moment) {
+/// (D, D): the sum of x x^T, x = factor * row, less their mean where `centred`.
+std::vector<double> Moment(const kernels::Rows& rows, std::int64_t count, std::int64_t depth,
+                           double factor, bool centred) {
   const auto d = static_cast<std::size_t>(depth);
   std::vector<float> x(static_cast<std::size_t>(count) * d);
   std::vector<float> gram(d * d);
@@ -84,7 +85,7 @@ void AddMoment(const kernels::Rows& rows, std::int64_t count, std::int64_t depth
     }
   }
   kernels::Gram(x.data(), count, depth, gram.data());
-  for (std::size_t i = 0; i < gram.size(); ++i) moment[i] += static_cast<double>(gram[i]);
+  return {gram.begin(), gram.end()};
 }
 
 /// (positions, kCoordinates): the rows at these positions in `basis`.
@@ -130,38 +131,52 @@ std::vector<float> Directions(const KeyTree& tree, const kernels::Floats& coordi
 }
 
 /// Of `count` rows: squared distances from their mean, each coordinate in its own deviations.
-std::vector<float> Leverages(const kernels::Floats& coordinates, std::int64_t count) {
+std::vector<float> Leverages(const kernels::Floats& coordinates, std::int64_t count, int threads) {
   constexpr auto kWide = static_cast<std::size_t>(kCoordinates);
-  std::array<double, kWide> sum{};
-  std::array<double, kWide> squares{};
+  struct Sums {
+    std::array<double, kWide> sum{}, squares{};
+  };
   const auto row = [&](std::int64_t i) { return coordinates.get() + i * kCoordinates; };
-  for (std::int64_t i = 0; i < count; ++i) {
+  const std::int64_t tasks = (count + kTaskRows - 1) / kTaskRows;
+  std::vector<Sums> parts(static_cast<std::size_t>(tasks));
+  ParallelFor(tasks, threads, [&](std::int64_t task) {
+    Sums& part = parts[static_cast<std::size_t>(task)];
+    for (std::int64_t i = task * kTaskRows; i < std::min(count, (task + 1) * kTaskRows); ++i) {
+      for (std::size_t c = 0; c < kWide; ++c) {
+        const double x = static_cast<double>(row(i)[c]);
+        part.sum[c] += x;
+        part.squares[c] += x * x;
+      }
+    }
+  });
+  Sums all;
+  for (const Sums& part : parts) {
     for (std::size_t c = 0; c < kWide; ++c) {
-      const double x = static_cast<double>(row(i)[c]);
-      sum[c] += x;
-      squares[c] += x * x;
+      all.sum[c] += part.sum[c];
+      all.squares[c] += part.squares[c];
     }
   }
   std::array<float, kWide> mean{};
   std::array<float, kWide> weight{};
   for (std::size_t c = 0; c < kWide; ++c) {
-    const double centre = sum[c] / static_cast<double>(count);
-    const double variance = squares[c] / static_cast<double>(count) - centre * centre;
+    const double centre = all.sum[c] / static_cast<double>(count);
+    const double square = all.squares[c] / static_cast<double>(count);
+    const double variance = square - centre * centre;
     mean[c] = static_cast<float>(centre);
     // Coordinates past D, or of equal keys, tell nothing.
-    weight[c] = variance > 1e-6 * squares[c] / static_cast<double>(count)
-                    ? static_cast<float>(1.0 / variance)
-                    : 0.0F;
+    weight[c] = variance > 1e-6 * square ? static_cast<float>(1.0 / variance) : 0.0F;
   }
   std::vector<float> leverages(static_cast<std::size_t>(count));
-  for (std::int64_t i = 0; i < count; ++i) {
-    float leverage = 0.0F;
-    for (std::size_t c = 0; c < kWide; ++c) {
-      const float x = row(i)[c] - mean[c];
-      leverage += weight[c] * x * x;
+  ParallelFor(tasks, threads, [&](std::int64_t task) {
+    for (std::int64_t i = task * kTaskRows; i < std::min(count, (task + 1) * kTaskRows); ++i) {
+      float leverage = 0.0F;
+      for (std::size_t c = 0; c < kWide; ++c) {
+        const float x = row(i)[c] - mean[c];
+        leverage += weight[c] * x * x;
+      }
+      leverages[static_cast<std::size_t>(i)] = leverage;
     }
-    leverages[static_cast<std::size_t>(i)] = leverage;
-  }
+  });
   return leverages;
 }
 
@@ -216,7 +231,7 @@ TreePlanner::TreePlanner(const Problem& problem, const Plan& plan, std::int64_t 
   for (std::size_t i = 0; i < tree_.key_order.size(); ++i) {
     ranks_[static_cast<std::size_t>(tree_.key_order[i])] = static_cast<std::int32_t>(i);
   }
-  sketch_ = std::make_unique<ValueSketch>(summaries_->view(), plan.seed);
+  sketch_ = std::make_unique<ValueSketch>(summaries_->view(), plan.seed, threads);
 }
 
 kernels::NodesView TreePlanner::nodes() const {
@@ -228,40 +243,55 @@ kernels::NodesView TreePlanner::nodes() const {
 
 void TreePlanner::FindCommonBasis() {
   const auto d = static_cast<std::size_t>(problem_.depth);
-  const auto keys = kernels::RowsOf(problem_.key, batch_, key_head_, tree_.key_order);
-  const auto key_count = std::ssize(tree_.key_order);
-  const float key_size = kernels::MaxAbs(keys, 0, key_count, problem_.depth);
-  finite_keys_ = std::isfinite(key_size);
-  std::vector<float> sizes(static_cast<std::size_t>(head_count_));
-  float query_size = 0.0F;
-  ParallelFor(head_count_, threads_, [&](std::int64_t i) {
-    const auto rows = kernels::RowsOf(problem_.query, batch_, first_head_ + i, queries_);
+  const auto query_rows = [&](std::int64_t head, const std::vector<std::int32_t>& positions) {
+    return kernels::RowsOf(problem_.query, batch_, first_head_ + head, positions);
+  };
+  const auto key_rows = [&](const std::vector<std::int32_t>& positions) {
+    return kernels::RowsOf(problem_.key, batch_, key_head_, positions);
+  };
+  // The keys come behind the query heads.
+  std::vector<float> sizes(static_cast<std::size_t>(head_count_) + 1);
+  ParallelFor(head_count_ + 1, threads_, [&](std::int64_t i) {
+    const bool of_keys = i == head_count_;
+    const std::vector<std::int32_t>& positions = of_keys ? tree_.key_order : queries_;
     sizes[static_cast<std::size_t>(i)] =
-        kernels::MaxAbs(rows, 0, std::ssize(queries_), problem_.depth);
+        kernels::MaxAbs(of_keys ? key_rows(positions) : query_rows(i, positions), 0,
+                        std::ssize(positions), problem_.depth);
   });
-  for (std::size_t i = 0; i < sizes.size(); ++i) {
+  const float key_size = sizes.back();
+  finite_keys_ = std::isfinite(key_size);
+  float query_size = 0.0F;
+  double finite = 0.0;
+  for (std::size_t i = 0; i + 1 < sizes.size(); ++i) {
     finite_heads_[i] = std::isfinite(sizes[i]) ? 1 : 0;
-    if (finite_heads_[i] != 0) query_size = std::max(query_size, sizes[i]);
+    if (finite_heads_[i] == 0) continue;
+    query_size = std::max(query_size, sizes[i]);
+    finite += 1.0;
   }
   if (!finite_keys_) return;
   const double query_factor = Normalizer(query_size);
   const double key_factor = Normalizer(key_size);
 
-  std::vector<double> covariance(d * d);
   const std::vector<std::int32_t> some_keys = Spread(tree_.key_order, kMomentRows);
-  AddMoment(kernels::RowsOf(problem_.key, batch_, key_head_, some_keys), std::ssize(some_keys),
-            problem_.depth, key_factor, true, covariance);
-  for (double& x : covariance) x /= static_cast<double>(some_keys.size());
-  std::vector<double> moment(d * d);
-  double count = 0.0;
   const std::vector<std::int32_t> some_queries =
       Spread(queries_, std::max<std::int64_t>(64, kMomentRows / head_count_));
-  for (std::int64_t i = 0; i < head_count_; ++i) {
-    if (finite_heads_[static_cast<std::size_t>(i)] == 0) continue;
-    AddMoment(kernels::RowsOf(problem_.query, batch_, first_head_ + i, some_queries),
-              std::ssize(some_queries), problem_.depth, query_factor, false, moment);
-    count += static_cast<double>(some_queries.size());
+  std::vector<std::vector<double>> moments(sizes.size());
+  ParallelFor(head_count_ + 1, threads_, [&](std::int64_t i) {
+    std::vector<double>& moment = moments[static_cast<std::size_t>(i)];
+    if (i == head_count_) {
+      moment = Moment(key_rows(some_keys), std::ssize(some_keys), problem_.depth, key_factor, true);
+    } else if (finite_heads_[static_cast<std::size_t>(i)] != 0) {
+      moment = Moment(query_rows(i, some_queries), std::ssize(some_queries), problem_.depth,
+                      query_factor, false);
+    }
+  });
+  std::vector<double> covariance = std::move(moments.back());
+  for (double& x : covariance) x /= static_cast<double>(some_keys.size());
+  std::vector<double> moment(d * d);
+  for (std::size_t i = 0; i + 1 < moments.size(); ++i) {
+    for (std::size_t c = 0; c < moments[i].size(); ++c) moment[c] += moments[i][c];
   }
+  const double count = finite * static_cast<double>(some_queries.size());
   for (double& x : moment) x /= std::max(count, 1.0);
   basis_ = FindBasis(moment, covariance, problem_.depth, query_factor, key_factor);
 }
@@ -303,7 +333,7 @@ std::vector<std::int32_t> TreePlanner::ChooseSinks(const std::vector<std::int32_
   const std::int64_t by_mass = head_count_ > 1 ? kGroupSinks : kSinks;
   SelectLargest(ranks, by_mass, shares);
   SelectLargest(std::span(ranks).subspan(static_cast<std::size_t>(by_mass)), kOutliers,
-                Leverages(coordinates, n));
+                Leverages(coordinates, n, threads_));
   tree_.sinks = static_cast<std::int32_t>(by_mass + kOutliers);
   std::sort(ranks.begin(), ranks.begin() + tree_.sinks);
   std::sort(ranks.begin() + tree_.sinks, ranks.end());
