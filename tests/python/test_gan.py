@@ -96,6 +96,7 @@ def test_lsh_evaluates_its_share(model: Any) -> None:
 )
 def test_gradients_are_the_original_ones(model: Any, options: dict[str, Any], most: float) -> None:
     """Four parts of length 1 each: all zero would be off by 2."""
+
     def gradients() -> torch.Tensor:
         model.zero_grad()
         layer = attention_of(model)
