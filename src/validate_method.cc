@@ -23,7 +23,7 @@ void ChooseMethod(const Arguments& arguments, const Options& options, const Prob
                         : options.is_causal         ? "is_causal"
                         : options.window            ? "window"
                         : options.dropout_p > 0.0   ? "dropout_p"
-                        : options.tolerance == 0.0  ? "tolerance 0"
+                        : options.tolerance == 0.0  ? "tolerance 0, the default where a gradient is needed"
                         : arguments.value.rank == 0 ? "a plan without value"
                                                     : nullptr;
   const std::int64_t rows = problem.query_heads > problem.key_heads ? kAutoRowsShared : kAutoRows;

@@ -278,7 +278,12 @@ def attention(
     if torch.is_autocast_enabled("cpu"):
         query, key, value = _autocast(query), _autocast(key), _autocast(value)
     needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-    if needs_gradient and options["method"] == "auto" and options["tolerance"] is None:
+    if (
+        needs_gradient
+        and plan is None
+        and options["method"] == "auto"
+        and options["tolerance"] is None
+    ):
         options = {**options, "tolerance": 0.0}  # it bounds out's error, and not the gradients'
     if plan is None and out is None and not return_stats:
         try:
@@ -304,12 +309,11 @@ def attention(
         raise NotImplementedError(
             "plan, out and return_stats can't be part of a compiled graph; leave them out there"
         )
-    with_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-    if out is not None and torch.is_grad_enabled() and (with_gradient or out.requires_grad):
+    if out is not None and torch.is_grad_enabled() and (needs_gradient or out.requires_grad):
         raise NotImplementedError(
             "out gives no gradient; leave it out, or call under torch.no_grad()"
         )
-    if with_gradient:
+    if needs_gradient:
         out, lse, statistics = _Direct.apply(query, key, value, options, plan, return_stats)  # type: ignore[no-untyped-call]
         return pack(out, lse if return_lse else None, statistics if return_stats else None)
     if out is None:

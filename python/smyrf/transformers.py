@@ -1,7 +1,7 @@
 """SMYRF as an attention implementation of transformers.
 
 `import smyrf.transformers` registers an attention function and a mask function under the name
-"smyrf". A model loaded with `attn_implementation="smyrf"` then runs smyrf's `dense`; `enable`
+"smyrf". A model loaded with `attn_implementation="smyrf"` then runs smyrf's `auto`; `enable`
 switches a loaded model in place to any method, and `disable` switches it back.
 """
 
@@ -70,7 +70,7 @@ def enable(
     """Switch a loaded model's attention to smyrf, in place.
 
     Only `_attn_implementation` of the model's configs changes; the options are kept beside the
-    model. Another model built on the same config objects runs smyrf's `dense` meanwhile, and so
+    model. Another model built on the same config objects runs smyrf's `auto` meanwhile, and so
     does a copy of the model. Enabling again replaces method, layers and dials. A model that is
     deleted while enabled counts as disabled.
 
@@ -82,7 +82,9 @@ def enable(
             A string: a shell pattern (`fnmatch`, case counts) on the module's name as in
             `model.named_modules()`, e.g. "encoder.layer.*". A callable: called with the name and
             the module of each attention module, returns whether it takes the method.
-        dials: n_hashes, cluster_size, tolerance, max_density, seed: as in `smyrf.attention`.
+        dials: n_hashes, cluster_size, tolerance, max_density, seed: as in `smyrf.attention`. With
+            attention dropout a layer draws a seed a call, from PyTorch's generator, in place of
+            this one: `lsh` then hashes anew in every call.
 
     Returns:
         Names of the modules that take the method.
@@ -134,7 +136,7 @@ def disable(model: nn.Module) -> None:
     """Give a model back the attention implementation it had before `enable`.
 
     Configs that it shares with other enabled models follow when the last of those is disabled; it
-    runs smyrf's `dense` until then.
+    runs smyrf's `auto` until then.
 
     Raises:
         ValueError: the model is not enabled.

@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -26,11 +28,10 @@ class Backward {
       : problem_(problem),
         call_(call),
         parts_(GradientParts(problem)),
-        merges_(rounds > 1),
-        heads_(static_cast<std::size_t>(problem.batch * problem.key_heads)) {
-    for (KeyHead& head : heads_) {
-      head.left = rounds * parts_;
-      head.parts.resize(static_cast<std::size_t>(parts_));
+        rounds_(rounds),
+        merges_(rounds > 1) {
+    for (std::size_t i = 0; i < static_cast<std::size_t>(problem.batch * problem.key_heads); ++i) {
+      heads_.push_back(std::make_unique<KeyHead>(rounds, parts_));
     }
     if (merges_ && problem.query.dtype != DType::kFloat32) {
       running_.resize(static_cast<std::size_t>(problem.batch * problem.query_heads *
@@ -41,6 +42,7 @@ class Backward {
   /// The plan's rounds, of which `first_round` were run before.
   void Run(const Plan& plan, std::int64_t first_round) {
     plan_ = &plan;
+    first_round_ = first_round;
     if (first_round == 0) ClearQueries();
     // A query's rounds are added in order, so they may not overlap: either whole key heads run side
     // by side, each through all its rounds, or the parts of one round at a time. Same bits either
@@ -63,8 +65,11 @@ class Backward {
 
  private:
   struct KeyHead {
-    std::atomic<std::int64_t> left{0};  ///< parts of rounds
+    KeyHead(std::int64_t rounds, std::int64_t count)
+        : left(rounds * count), parts(static_cast<std::size_t>(count)), order(count) {}
+    std::atomic<std::int64_t> left;  ///< parts of rounds
     std::vector<KeyGradients> parts;
+    InOrder order;  ///< of parts, in the last round
   };
 
   std::int64_t group() const { return problem_.query_heads / problem_.key_heads; }
@@ -92,7 +97,7 @@ class Backward {
   }
 
   void RunPart(std::int64_t round, std::int64_t key_head, std::int64_t part) {
-    KeyHead& head = heads_[static_cast<std::size_t>(key_head)];
+    KeyHead& head = *heads_[static_cast<std::size_t>(key_head)];
     KeyGradients& to = head.parts[static_cast<std::size_t>(part)];
     if (to.empty()) to = KeyGradients(problem_);
     const std::int64_t b = key_head / problem_.key_heads;
@@ -111,6 +116,14 @@ class Backward {
         AddFloats(RunningRow(b, item.head, i), row, problem_.depth);
       });
     }
+    if (first_round_ + round + 1 == rounds_) {
+      head.order.Done(part, [&](std::int64_t i) {
+        if (i == 0) return;
+        KeyGradients& other = head.parts[static_cast<std::size_t>(i)];
+        AddKeyGradients(problem_, other, head.parts[0]);
+        other = {};
+      });
+    }
     if (head.left.fetch_sub(1) == 1) Finish(b, key_head % problem_.key_heads, head);
   }
 
@@ -120,7 +133,8 @@ class Backward {
       non_finite = non_finite || NonFinite(b, h);
       if (!running_.empty() && !NonFinite(b, h)) StoreRunning(b, h);
     }
-    StoreKeyGradients(problem_, plan_->valid_keys, b, g, head.parts, non_finite, call_.gradients);
+    StoreKeyGradients(problem_, plan_->valid_keys, b, g, head.parts[0], non_finite,
+                      call_.gradients);
     head.parts.clear();
   }
 
@@ -134,9 +148,11 @@ class Backward {
   const Problem& problem_;
   const BackwardCall& call_;
   const std::int64_t parts_;
-  const bool merges_;           ///< several rounds
-  const Plan* plan_ = nullptr;  ///< of the rounds that run
-  std::vector<KeyHead> heads_;  ///< (batch, key head)
+  const std::int64_t rounds_;
+  const bool merges_;                            ///< several rounds
+  const Plan* plan_ = nullptr;                   ///< of the rounds that run
+  std::int64_t first_round_ = 0;                 ///< of them
+  std::vector<std::unique_ptr<KeyHead>> heads_;  ///< (batch, key head)
   std::vector<float> running_;
 };
 
@@ -148,6 +164,18 @@ KeyGradients::KeyGradients(const Problem& problem)
 
 void AddFloats(float* sums, const float* other, std::int64_t count) {
   for (std::int64_t i = 0; i < count; ++i) sums[i] += other[i];
+}
+
+void AddKeyGradients(const Problem& problem, const KeyGradients& other, const KeyGradients& sums) {
+  AddFloats(sums.key.get(), other.key.get(), problem.keys * GradientStride(problem.depth));
+  AddFloats(sums.value.get(), other.value.get(),
+            problem.keys * GradientStride(problem.value_depth));
+}
+
+void InOrder::Done(std::int64_t i, const std::function<void(std::int64_t)>& add) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  in_[static_cast<std::size_t>(i)] = 1;
+  for (; next_ < in_.size() && in_[next_] != 0; ++next_) add(static_cast<std::int64_t>(next_));
 }
 
 std::int64_t GradientParts(const Problem& problem) {
@@ -223,17 +251,13 @@ void BackwardItem(const Problem& problem, const Plan& plan, const Item& item,
 }
 
 void StoreKeyGradients(const Problem& problem, const ValidLists& valid_keys, std::int64_t batch,
-                       std::int64_t key_head, std::span<const KeyGradients> parts, bool non_finite,
+                       std::int64_t key_head, const KeyGradients& sums, bool non_finite,
                        const Gradients& gradients) {
   const auto store = [&](const MutableTensorView& view, const kernels::Floats KeyGradients::* rows,
                          std::int64_t depth) {
     const std::int64_t stride = GradientStride(depth);
-    float* sums = (parts[0].*rows).get();
-    for (const KeyGradients& part : parts.subspan(1)) {
-      AddFloats(sums, (part.*rows).get(), problem.keys * stride);
-    }
     for (std::int64_t j = 0; j < problem.keys; ++j) {
-      kernels::StoreRow(sums + j * stride, depth, view.dtype,
+      kernels::StoreRow((sums.*rows).get() + j * stride, depth, view.dtype,
                         GradientRow(view, batch, key_head, j));
     }
     if (!non_finite) return;

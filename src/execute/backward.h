@@ -3,7 +3,7 @@
 
 #include <cstdint>
 #include <functional>
-#include <span>
+#include <mutex>
 #include <vector>
 
 #include "execute/forward.h"
@@ -34,6 +34,24 @@ struct KeyGradients {
 /// sums (count) += other.
 void AddFloats(float* sums, const float* other, std::int64_t count);
 
+/// sums += other.
+void AddKeyGradients(const Problem& problem, const KeyGradients& other, const KeyGradients& sums);
+
+/// Lets parts be added up in their order, each as soon as those before it are in: the sums are the
+/// same for any number of threads, and on few threads few parts exist at once.
+class InOrder {
+ public:
+  explicit InOrder(std::int64_t parts) : in_(static_cast<std::size_t>(parts)) {}
+
+  /// Part i is in: `add`(j) for each part j whose turn it now is, one at a time.
+  void Done(std::int64_t i, const std::function<void(std::int64_t)>& add);
+
+ private:
+  std::mutex mutex_;
+  std::vector<char> in_;
+  std::size_t next_ = 0;
+};
+
 /// Parts that the queries of a key head are split into, each with KeyGradients of its own, which
 /// are added in order: so that few heads make work for several threads, and sums do not depend on
 /// their number.
@@ -51,10 +69,10 @@ void BackwardItem(const Problem& problem, const Plan& plan, const Item& item,
 std::vector<Item> ItemsOfPart(const Problem& problem, const Plan& plan, std::vector<Item> items,
                               std::int64_t part, std::int64_t parts);
 
-/// Adds the parts up, in the first of them, and writes the gradients of one key head; NaN at its
-/// valid rows where it met a head that is not finite.
+/// Writes the gradients of one key head; NaN at its valid rows where it met a head that is not
+/// finite.
 void StoreKeyGradients(const Problem& problem, const ValidLists& valid_keys, std::int64_t batch,
-                       std::int64_t key_head, std::span<const KeyGradients> parts, bool non_finite,
+                       std::int64_t key_head, const KeyGradients& sums, bool non_finite,
                        const Gradients& gradients);
 
 /// Row of one (batch, head) of a gradient.
@@ -71,9 +89,9 @@ void ClearQueryGradients(const Problem& problem, const ValidLists& valid_queries
                          std::int64_t batch, std::int64_t head, bool non_finite,
                          const MutableTensorView& grad_query);
 
-/// Gradients of `dense` and `lsh`. Extra memory: GradientParts sets of KeyGradients for as many key
-/// heads as are computed at once, for several rounds of all of them, and then also a float32 copy
-/// of grad_query if it is narrower.
+/// Gradients of `dense` and `lsh`. Extra memory: for as many key heads as are computed at once, one
+/// set of KeyGradients and one a thread, GradientParts at most; for several rounds, GradientParts
+/// of all key heads, and a float32 copy of grad_query if it is narrower.
 void ExecuteBackward(const Problem& problem, std::int64_t rounds,
                      const PlanOfRounds& plan_of_rounds, const BackwardCall& call);
 

@@ -52,8 +52,10 @@ TreeBackward::TreeBackward(const Problem& problem, const Plan& plan, const Backw
       key_head_(key_head),
       threads_(threads),
       part_count_(GradientParts(problem)),
+      only_head_(problem.query_heads == problem.key_heads),
       parts_(static_cast<std::size_t>(part_count_)),
-      by_position_(static_cast<std::size_t>(part_count_)) {}
+      by_position_(static_cast<std::size_t>(part_count_)),
+      in_order_(part_count_) {}
 
 TreeBackward::~TreeBackward() = default;
 
@@ -75,7 +77,20 @@ void TreeBackward::AddHead(std::int64_t head, const HeadPlan& plan, const kernel
          ++block) {
       AddBlock(head, block_of(block), *part);
     }
+    if (!only_head_) return;
+    in_order_.Done(i, [&](std::int64_t j) {
+      if (j > 0) AddUp(j);
+    });
   });
+}
+
+void TreeBackward::AddUp(std::int64_t i) {
+  std::unique_ptr<Part>& part = parts_[static_cast<std::size_t>(i)];
+  if (part != nullptr) parts_[0]->AddPart(*part);
+  part.reset();
+  KeyGradients& gradients = by_position_[static_cast<std::size_t>(i)];
+  if (!gradients.empty()) AddKeyGradients(problem_, gradients, by_position_[0]);
+  gradients = {};
 }
 
 void TreeBackward::AddDense(std::int64_t head) {
@@ -90,6 +105,10 @@ void TreeBackward::AddDense(std::int64_t head) {
                           GradientRow(call_.gradients.query, batch_, head, i));
       });
     }
+    if (!only_head_) return;
+    in_order_.Done(part, [&](std::int64_t i) {
+      if (i > 0) AddUp(i);
+    });
   });
 }
 
@@ -168,26 +187,20 @@ void TreeBackward::Distribute(Part& sums) const {
 }
 
 void TreeBackward::Finish() {
-  std::vector<KeyGradients>& gradients = by_position_;
-  if (gradients[0].empty()) {
-    gradients.resize(1);
-    gradients[0] = KeyGradients(problem_);
-  }
+  for (std::int64_t i = 1; i < part_count_; ++i) AddUp(i);
+  KeyGradients& gradients = by_position_[0];
+  if (gradients.empty()) gradients = KeyGradients(problem_);
   if (tree_ != nullptr) {
     Part& sums = *parts_[0];
-    for (std::int64_t i = 1; i < part_count_; ++i) {
-      sums.AddPart(*parts_[static_cast<std::size_t>(i)]);
-      parts_[static_cast<std::size_t>(i)].reset();
-    }
     Distribute(sums);
     const std::int64_t key_stride = GradientStride(problem_.depth);
     const std::int64_t value_stride = GradientStride(problem_.value_depth);
     for (std::size_t j = 0; j < tree_->key_order.size(); ++j) {
       const std::int64_t position = tree_->key_order[j];
       const auto rank = static_cast<std::int64_t>(j);
-      AddFloats(gradients[0].key.get() + position * key_stride,
-                sums.view().keys + rank * key_stride, key_stride);
-      AddFloats(gradients[0].value.get() + position * value_stride,
+      AddFloats(gradients.key.get() + position * key_stride, sums.view().keys + rank * key_stride,
+                key_stride);
+      AddFloats(gradients.value.get() + position * value_stride,
                 sums.view().values + rank * value_stride, value_stride);
     }
   }

@@ -15,9 +15,9 @@
 
 namespace smyrf {
 
-/// Gradients of one (batch, key head) and its query heads, head after head. Memory: for each of
-/// GradientParts 4 (Nk (D + Dv) + nodes (D + Dv + 2)) bytes, and 4 Nk (D + Dv) more where some of
-/// the heads are done as dense.
+/// Gradients of one (batch, key head) and its query heads, head after head. Memory: 4 (Nk (D + Dv)
+/// + nodes (D + Dv + 2)) bytes for each of GradientParts, or, with one query head, once and once a
+/// thread; and 4 Nk (D + Dv) as many times more where some of several heads are done as dense.
 class TreeBackward {
  public:
   /// `plan`: of the padding.
@@ -42,6 +42,7 @@ class TreeBackward {
 
   void AddDense(std::int64_t head);
   void AddBlock(std::int64_t head, const TreeBlock& block, Part& part) const;
+  void AddUp(std::int64_t i);  ///< part i to part 0
   void Distribute(Part& sums) const;
 
   const Problem& problem_;
@@ -50,11 +51,13 @@ class TreeBackward {
   std::int64_t batch_, key_head_;
   int threads_;
   std::int64_t part_count_;
+  bool only_head_;  ///< whose parts are added up as they come in
   bool non_finite_ = false;
   kernels::NodesView nodes_;
   const KeyTree* tree_ = nullptr;  ///< null: no head had blocks
   std::vector<std::unique_ptr<Part>> parts_;
   std::vector<KeyGradients> by_position_;  ///< of heads done as dense
+  InOrder in_order_;
 };
 
 }  // namespace smyrf

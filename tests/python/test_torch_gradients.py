@@ -158,10 +158,29 @@ def test_a_plan_and_statistics_change_no_gradient(case: str) -> None:
         def call(*rows: torch.Tensor, given: Any = given, **options: Any) -> Any:
             return smyrf.attention(*rows, **options, **given)[:2]
 
-        found = gradients(call, inputs, **options)
-        for one, other in zip(found, want, strict=True):
-            # `tree` sums a node's logits in another order with a plan.
-            assert error(one, other) < (1e-5 if case == "tree" else 1e-12)
+        assert_equal(gradients(call, inputs, **options), want)
+
+
+def test_auto_is_dense_where_a_gradient_is_needed_but_takes_a_plan() -> None:
+    inputs = tuple(x[:1, :1].repeat(1, 1, 8, 1).detach().requires_grad_() for x in smooth_rows())
+    assert min(x.shape[2] for x in inputs) >= 1500
+    did = smyrf.attention(*inputs, return_stats=True)[1]
+    assert did.method == "dense"
+    assert "gradient" in did.reason
+    exact = gradients(smyrf.attention, inputs, method="dense")
+    assert_equal(gradients(smyrf.attention, inputs), exact)
+    with torch.no_grad():
+        assert smyrf.attention(*inputs, return_stats=True)[1].method == "tree"
+    query, key, value = inputs
+    plan = smyrf.plan(query, key, value=value)
+    out, did = smyrf.attention(*inputs, plan=plan, return_stats=True)
+    assert did.method == "tree"
+    out.sum().backward()
+    assert all(x.grad is not None for x in inputs)
+    assert_equal(
+        gradients(smyrf.attention, inputs, plan=plan),
+        gradients(smyrf.attention, inputs, method="tree", tolerance=0.05),
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
