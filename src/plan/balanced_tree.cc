@@ -17,10 +17,14 @@ void Split(const float* coordinates, std::span<std::int32_t> order, const Part& 
            std::uint64_t* keys) {
   const auto rows = order.subspan(static_cast<std::size_t>(part.begin),
                                   static_cast<std::size_t>(part.end - part.begin));
+  const std::int64_t left = part.Left().end - part.begin;
   kernels::PrincipalKeys(coordinates, rows, keys);
-  std::nth_element(keys, keys + (part.Left().end - part.begin), keys + rows.size());
+  std::nth_element(keys, keys + left, keys + rows.size());
+  // One step of 2-means with balanced halves.
+  kernels::SeparatingKeys(coordinates, static_cast<std::size_t>(left), {keys, rows.size()});
+  std::nth_element(keys, keys + left, keys + rows.size());
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    rows[i] = static_cast<std::int32_t>(keys[i] & 0xFFFFFFFFU);
+    rows[i] = static_cast<std::int32_t>(kernels::RowOfKey(keys[i]));
   }
 }
 

@@ -32,7 +32,7 @@ constexpr double kMostJump = 3.0;
 /// Estimates are upper bounds: a mean square and so many of its standard errors, which heavy tails
 /// widen: chosen on real heads so that 95 in 100 keep the tolerance. (Without, one head in ten errs
 /// by a quarter more than asked for.)
-constexpr double kOutErrors = 9.0;
+constexpr double kOutErrors = 8.0;
 constexpr double kLseErrors = 5.0;
 
 /// Time over dense attention's of one block, with its planning, from counts a block: multiply-adds

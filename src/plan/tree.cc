@@ -20,7 +20,11 @@ namespace {
 using kernels::kCoordinates;
 using kernels::kTreeRows;
 
-constexpr std::int64_t kLeafKeys = 8;
+/// Keys of a leaf: kLeafKeys up to kKeysOfFewest, and from there on with the square root of their
+/// number: nodes cost planning and opening, and the longer the input the more keys are alike.
+constexpr double kLeafKeys = 8.0;
+constexpr double kMostGrowth = 3.0;
+constexpr double kKeysOfFewest = 1792.0;
 constexpr std::int64_t kSinks = 16;       // by mass, of one query head
 constexpr std::int64_t kGroupSinks = 32;  // by mass, of several
 constexpr std::int64_t kOutliers = 8;     // sinks by leverage
@@ -40,6 +44,11 @@ std::vector<std::int32_t> ValidPositions(const std::vector<std::vector<std::int3
   std::vector<std::int32_t> positions(static_cast<std::size_t>(all));
   std::iota(positions.begin(), positions.end(), 0);
   return positions;
+}
+
+std::int64_t LeafKeys(std::int64_t keys) {
+  const double growth = std::sqrt(static_cast<double>(keys) / kKeysOfFewest);
+  return static_cast<std::int64_t>(kLeafKeys * std::clamp(growth, 1.0, kMostGrowth));
 }
 
 /// About `count` of the rows, evenly spread.
@@ -217,7 +226,8 @@ TreePlanner::TreePlanner(const Problem& problem, const Plan& plan, std::int64_t 
       CoordinatesOf(problem.key, batch, key_head, keys, basis_.key, threads);
   std::vector<std::int32_t> others = ChooseSinks(keys, coordinates);
   const auto n = std::ssize(others);
-  const std::int64_t leaves = (n + kLeafKeys - 1) / kLeafKeys;
+  const std::int64_t leaf = LeafKeys(n);
+  const std::int64_t leaves = (n + leaf - 1) / leaf;
   BalanceOrder(coordinates.get(), others, leaves, threads);
   AddNodes(tree_.sinks, n, leaves, tree_);
   tree_.directions = Directions(tree_, coordinates, others, threads);

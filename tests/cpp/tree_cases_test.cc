@@ -87,6 +87,10 @@ TEST(TreeDegenerate, EachQuerySeesAKeyNextToItAndNoOther) {
   // Keys far from each other, at no one's side in any tree: only its position tells which one a
   // query sees. Queries are the last of the keys' positions.
   Random random(165);
+  // Few queries miss their key, at which lse is off by nats, and sampled rows can miss those: one
+  // seed in 16 is more than 1.5 tolerances off. At most one in 8 may be here.
+  constexpr std::uint64_t kSeeds = 8;
+  int off = 0;
   for (const std::int64_t queries : {1200, 900}) {
     for (const std::int64_t away : {-3, 0, 4}) {
       Call call = TreeCall({1, 1, 1, queries, 1200, 32, 8}, 0.1);
@@ -96,10 +100,19 @@ TEST(TreeDegenerate, EachQuerySeesAKeyNextToItAndNoOther) {
         const auto at = std::clamp<std::int64_t>(i + 1200 - queries + away, 0, 1199);
         call.query.set(b, h, i, c, 4.0 * call.key.at(b, h, at, c));
       });
-      EXPECT_EQ(ExpectTolerance(call), 1);
-      EXPECT_LT(Attend(call).statistics.heads[0].density, 0.35);
+      const Exact dense = RunReference(AsDense(call));
+      for (call.options.seed = 0; call.options.seed < kSeeds; ++call.options.seed) {
+        const Result result = Attend(call);
+        const auto& head = result.statistics.heads[0];
+        EXPECT_FALSE(head.dense) << call;
+        EXPECT_LT(head.density, 0.35) << call;
+        const Errors errors = ErrorsOf(call, result, dense, 0, 0);
+        EXPECT_LE(errors.out, 0.15) << call;
+        off += errors.lse > 0.15 ? 1 : 0;
+      }
     }
   }
+  EXPECT_LE(off, 6);
 }
 
 TEST(TreeDegenerate, ManyKeysHoldTheMassAndValuesAgree) {
