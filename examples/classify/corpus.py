@@ -87,7 +87,9 @@ def read_classes(folder: Path) -> dict[str, list[str]]:
         make = f"; type: python examples/classify/corpus.py {folder}"
         raise Problem(f"corpus {folder}: is no folder or is not there{make}")
     paths = {
-        path.name: sorted(path.glob("*.txt")) for path in sorted(folder.iterdir()) if path.is_dir()
+        path.name: sorted(text for text in path.glob("*.txt") if text.is_file())
+        for path in sorted(folder.iterdir())
+        if path.is_dir()
     }
     filled = {name: found for name, found in paths.items() if found}
     if not filled:

@@ -22,9 +22,9 @@ import torch
 from classifier import Advance, answer, attend_by, encode, load_classifier, optimizer_of, step
 from corpus import Corpus, read
 from figures import Figures, cell_name, step_name
-from train import Run, add_options, bar, check, make_folder, trained
+from train import Run, add_options, bar, check, trained
 
-from smyrf.checkpoint import write_whole
+from smyrf.checkpoint import write_whole, writing_to
 from smyrf.choice import Choice
 from smyrf.measure import PeakMemory
 from smyrf.problem import Problem
@@ -57,8 +57,8 @@ class Table:
         if path.exists():
             try:
                 content = json.loads(path.read_text())
-                made, self.cells = content["settings"], content["cells"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
+                made, self.cells = dict(content["settings"]), dict(content["cells"])
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 raise Problem(f"{path}: is no table of this program ({error})") from error
             if made != shared:
                 differ = [name for name in shared if made.get(name) != shared[name]]
@@ -80,10 +80,14 @@ Row = tuple[int, str]  # seed, what was trained with
 
 def fill(settings: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
     """Computes the cells that are missing; all of them."""
+    with writing_to(settings.out):
+        return fill_alone(settings, arguments)
+
+
+def fill_alone(settings: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
     torch.set_num_threads(settings.threads)
     corpus = read(settings.corpus, settings.train, settings.test)
     shared = {name: getattr(settings, name) for name in SHARED} | {"corpus": corpus.fingerprint}
-    make_folder(settings.out)
     table = Table(settings.out / "table.json", shared)
     missing: dict[Row, list[str]] = {}
     total = 0

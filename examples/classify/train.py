@@ -79,30 +79,23 @@ def trained(run: Run, corpus: Corpus, path: Path, advance: Advance) -> Trained:
     if path.exists():
         state = checkpoint.load(path, FORMAT)
         for name, value in fixed.items():
-            if state["settings"][name] != value:
+            if state["settings"].get(name) != value:
                 raise Problem(
-                    f"{path}: was made with {name} {state['settings'][name]}, now it is {value}; "
-                    "give the same, or another --out"
+                    f"{path}: was made with {name} {state['settings'].get(name)}, now it is "
+                    f"{value}; give the same, or another --out"
                 )
-        model.load_state_dict(state["model"])
-        return Trained(model, tokenizer, state["losses"], state["seconds"])
+        with checkpoint.contents(path):
+            model.load_state_dict(state["model"])
+            return Trained(model, tokenizer, state["losses"], float(state["seconds"]))
     data = encode(tokenizer, corpus.training, run.length)
     attend_by(model, run.choice, data, run.seed)
     start = perf_counter()
     losses = (fit_by_trainer if run.trainer else fit)(model, data, run.batch, run.seed, advance)
     seconds = (perf_counter() - start) / len(losses)
     smyrf.transformers.disable(model)
-    make_folder(path.parent)
     state = {"model": model.state_dict(), "losses": losses, "seconds": seconds}
     checkpoint.save(path, FORMAT, {"settings": fixed, **state})
     return Trained(model, tokenizer, losses, seconds)
-
-
-def make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Problem(f"--out {folder}: can't be made ({error.strerror})") from error
 
 
 def train(settings: argparse.Namespace) -> str:
@@ -121,7 +114,7 @@ def train(settings: argparse.Namespace) -> str:
         trainer=settings.trainer,
     )
     path = settings.out / "classifier.pt"
-    with bar() as progress:
+    with checkpoint.writing_to(settings.out), bar() as progress:
         to_train = 0 if path.exists() else len(corpus.training)
         task = progress.add_task("", total=to_train + len(corpus.test))
 
@@ -164,11 +157,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
 
 
+# libgomp ends the process where the system has no more threads to give.
+MOST = {"train": 10**9, "test": 10**9, "batch": 10**6, "threads": 256, "seeds": 1000}
+
+
 def check(settings: argparse.Namespace) -> None:
     """Raises Problem where a number is out of range."""
-    for name in ("train", "test", "batch", "threads", "seeds"):
-        if getattr(settings, name, 1) < 1:
-            raise Problem(f"--{name} {getattr(settings, name)}: must be at least 1")
+    for name, most in MOST.items():
+        if not 1 <= getattr(settings, name, 1) <= most:
+            raise Problem(f"--{name} {getattr(settings, name)}: must be from 1 to {most}")
+    if not 0 <= getattr(settings, "seed", 0) < 2**32:
+        raise Problem(f"--seed {settings.seed}: must be from 0 to 2^32 - 1")
     if settings.length < 4:
         raise Problem(f"--length {settings.length}: must be at least 4")
     if not 0 <= getattr(settings, "tolerance", 0) < 1:

@@ -85,9 +85,12 @@ def read_image(path: Path, size: int) -> np.ndarray:
     """(height, width, 3) uint8, shrunk; at least size x size."""
     try:
         with Image.open(path) as file:
+            mode = file.mode
             image = file.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise Problem(f"image {path}: is damaged or no image ({error}); remove it") from error
+    if mode.startswith(("I", "F")):
+        raise Problem(f"image {path}: has more than 8 bits a channel; save it with 8")
     if min(image.size) < size:
         width, height = image.size
         raise Problem(

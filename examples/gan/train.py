@@ -32,6 +32,9 @@ BETAS = (0.0, 0.999)
 AVERAGED = 0.999  # of the averaged weights, what one step leaves; less in the first steps
 SAMPLES, COLUMNS = 32, 8
 
+# libgomp ends the process where the system has no more threads to give.
+MOST = {"batch": 10**4, "steps": 10**9, "every": 10**9, "threads": 256}
+
 # What may differ between the runs that share a checkpoint.
 FREE = ("images", "steps", "every", "out", "threads")
 
@@ -104,20 +107,21 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any], path: Path) -> None:
         """Raises Problem if it was made with other settings or other images."""
         for name, value in self.fixed.items():
-            if state["settings"][name] != value:
+            if state["settings"].get(name) != value:
                 raise Problem(
-                    f"{path}: was made with --{name} {state['settings'][name]}, got {value}; "
+                    f"{path}: was made with --{name} {state['settings'].get(name)}, got {value}; "
                     "give the same, or another --out"
                 )
         if state["fingerprint"] != self.crops.fingerprint:
             raise Problem(f"{path}: was made with other images; give the same, or another --out")
-        for network, kept in zip(self._networks(), state["networks"], strict=True):
-            network.load_state_dict(kept)
-        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
-        self.crops.load_state_dict(state["crops"])
-        self.random.set_state(state["random"])
-        self.losses = tuple(state["losses"])
+        with checkpoint.contents(path):
+            for network, kept in zip(self._networks(), state["networks"], strict=True):
+                network.load_state_dict(kept)
+            for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(kept)
+            self.crops.load_state_dict(state["crops"])
+            self.random.set_state(state["random"])
+            self.losses = tuple(state["losses"])
 
     def _networks(self) -> tuple[torch.nn.Module, ...]:
         return self.generator, self.discriminator, self.averaged
@@ -146,14 +150,15 @@ def train(settings: argparse.Namespace) -> Trainer:
     """Up to `steps` steps, from the checkpoint in `out` if there is one."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    with checkpoint.writing_to(settings.out):
+        return train_alone(settings)
+
+
+def train_alone(settings: argparse.Namespace) -> Trainer:
     trainer = Trainer(settings)
     path = settings.out / "checkpoint.pt"
     if path.exists():
         trainer.load_state_dict(checkpoint.load(path, FORMAT), path)
-    try:
-        settings.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Problem(f"--out {settings.out}: can't be made ({error.strerror})") from error
     with Progress(
         TextColumn("step {task.completed} of {task.total}"),
         BarColumn(),
@@ -204,10 +209,12 @@ def check(settings: argparse.Namespace) -> None:
         )
     if settings.width < 8 or settings.width % 8:
         raise Problem(f"--width {settings.width}: must be a multiple of 8")
-    for name in ("batch", "steps", "every", "threads"):
+    for name, most in MOST.items():
         value = getattr(settings, name, None)
-        if value is not None and value < 1:
-            raise Problem(f"--{name} {value}: must be at least 1")
+        if value is not None and not 1 <= value <= most:
+            raise Problem(f"--{name} {value}: must be from 1 to {most}")
+    if not 0 <= settings.seed < 2**32:
+        raise Problem(f"--seed {settings.seed}: must be from 0 to 2^32 - 1")
     if not 0 <= settings.tolerance < 1:
         raise Problem(f"--tolerance {settings.tolerance}: must be from 0 to below 1")
     if not 0 < settings.density < 1:

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from smyrf.problem import Problem, first_line
+
+
+@contextlib.contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """The folder, made if need be, for one run at a time: a second one would mix its files in.
+
+    Raises Problem where it can't be made, or another run has it. A run that was killed has not.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise Problem(f"--out {folder}: can't be written to ({error.strerror})") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Problem(
+                f"--out {folder}: another run writes there; wait for it, or give another --out"
+            ) from error
+        yield
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -25,7 +49,8 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(aside, path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        if not aside.is_dir():
+            aside.unlink(missing_ok=True)
         kept = "; the one before is intact" if path.exists() else ""
         raise Problem(f"{path}: can't be written ({error.strerror}){kept}") from error
 
@@ -49,3 +74,15 @@ def load(path: Path, form: str) -> dict[str, Any]:
             "remove it to start again, or give another --out"
         ) from error
     return state
+
+
+@contextlib.contextmanager
+def contents(path: Path) -> Iterator[None]:
+    """Around what takes a loaded state apart: raises Problem where it lacks something."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise Problem(
+            f"{path}: holds something else than expected ({first_line(error)}); "
+            "remove it to start again, or give another --out"
+        ) from error

@@ -49,7 +49,7 @@ class _SmyrfSelfAttn(SelfAttn):  # type: ignore[misc]
         value = _rows(self.maxpool(self.snconv1x1_g(x)))
         options = {"scale": 1.0, "method": self.smyrf.method, **self.smyrf.dials}
         attended = attend(self.smyrf.name, query, key, value, options).mT
-        features = attended.view(x.shape[0], -1, *x.shape[2:])
+        features = attended.reshape(x.shape[0], attended.shape[-2], *x.shape[2:])
         out: torch.Tensor = x + self.gamma * self.snconv1x1_o_conv(features)
         return out
 

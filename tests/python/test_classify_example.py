@@ -27,6 +27,7 @@ from transformers import (
 
 import smyrf
 import smyrf.transformers
+from smyrf import checkpoint
 from smyrf.choice import Choice
 from smyrf.models import EMBEDDED
 from smyrf.problem import Problem
@@ -170,6 +171,12 @@ def test_bad_corpora_are_refused(tmp_path: Path, files: dict[str, bytes] | None,
         corpus.read(folder, 8, 4)
     with pytest.raises(SystemExit, match=says):
         train.main(options(folder, Path("unused"), tmp_path, "--train", "8", "--test", "4"))
+
+
+def test_what_is_no_file_is_no_text(texts: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(texts, tmp_path / "texts")
+    os.mkfifo(other / "fruit" / "pipe.txt")
+    assert corpus.read(other, 24, 16).fingerprint == corpus.read(texts, 24, 16).fingerprint
 
 
 def write_lists(folder: Path) -> None:
@@ -344,7 +351,7 @@ def test_a_loss_that_is_not_finite_writes_nothing(
     for more, says in ((), r"step 2: the loss is nan"), (("--trainer",), "a loss is not finite"):
         with pytest.raises(SystemExit, match=says):
             train.main(options(texts, bert, tmp_path / "out", *more))
-    assert not (tmp_path / "out").exists()
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
 
 
 # The command.
@@ -375,6 +382,18 @@ def test_training_is_kept(
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(SystemExit, match="is damaged or no checkpoint"):
         train.main(given)
+    state = {"settings": {}, "losses": []}
+    checkpoint.save(path, train.FORMAT, state)
+    with pytest.raises(SystemExit, match="was made with model None"):
+        train.main(given)
+
+
+def test_a_run_has_its_folder_alone(bert: Path, texts: Path, tmp_path: Path) -> None:
+    with checkpoint.writing_to(tmp_path / "out"):
+        for program in (train, table):
+            with pytest.raises(SystemExit, match="another run writes there"):
+                program.main(options(texts, bert, tmp_path / "out"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize(
@@ -382,12 +401,14 @@ def test_training_is_kept(
     [
         (("--length", "500"), r"--length 500: .* takes at most 130 tokens"),
         (("--length", "3"), "--length 3: must be at least 4"),
-        (("--batch", "0"), "--batch 0: must be at least 1"),
+        (("--threads", "100000"), "--threads 100000: must be from 1 to 256"),
+        (("--seed", "-1"), "--seed -1: must be from 0"),
+        (("--batch", "0"), "--batch 0: must be from 1 to 1000000"),
         (("--tolerance", "1"), r"--tolerance 1\.0: must be from 0 to below 1"),
         (("--density", "0"), r"--density 0\.0: must be above 0"),
         (("--model", "whisper"), "--model whisper: is no text encoder"),
         (("--model", "minilmm"), r"no such name or folder \(did you mean minilm"),
-        (("--out", "/dev/null/x"), r"--out /dev/null/x: can't be made \(Not a directory\)"),
+        (("--out", "/dev/null/x"), r"--out /dev/null/x: can't be written to \(Not a directory\)"),
     ],
 )
 def test_options_are_checked(
@@ -480,7 +501,7 @@ def test_a_full_disk_leaves_the_cells(
     with pytest.raises(SystemExit, match=says):
         table.main(given)
     assert (tmp_path / "table.json").read_bytes() == before
-    assert not list(tmp_path.glob(".*"))
+    assert [path.name for path in tmp_path.glob(".*")] == [".lock"]
     table.main(given)
     assert "dense, seed 0, by tree 0.1" in cells(tmp_path)
 

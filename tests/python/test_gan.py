@@ -127,6 +127,11 @@ def test_only_the_class_changes_and_comes_back(model: Any) -> None:
     assert torch.equal(generate(model), want)
 
 
+def test_a_batch_of_nothing(model: Any) -> None:
+    smyrf.gan.enable(model, method="dense")
+    assert attention_of(model)(torch.zeros(0, 32, 64, 64)).shape == (0, 32, 64, 64)
+
+
 def test_state_dicts_load_either_way(model: Any) -> None:
     want = generate(model)
     enabled = BigGAN(model.config).eval()

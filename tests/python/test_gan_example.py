@@ -156,6 +156,8 @@ def test_bad_images_are_refused(folder: Path, tmp_path: Path) -> None:
     refused(r"cut\.png: is damaged or no image", bad, out, "sdpa", 4)
     Image.new("RGB", (64, 31)).save(bad / "cut.png")
     refused("has 64 x 31 pixels, crops have 32 x 32; remove it", bad, out, "sdpa", 4)
+    Image.fromarray(np.full((64, 64), 40000, np.uint16)).save(bad / "cut.png")
+    refused(r"cut\.png: has more than 8 bits a channel", bad, out, "sdpa", 4)
     Image.new("RGB", (64, 32)).save(bad / "cut.png")
     refused("was made with other images", bad, out, "sdpa", 4)
     assert checkpoint(out) == before
@@ -169,7 +171,7 @@ def test_a_full_disk_leaves_the_checkpoint(folder: Path, tmp_path: Path) -> None
     says = r"checkpoint\.pt: can't be written \(No space left on device\); the one before is intact"
     refused(says, folder, out, "sdpa", 4)
     assert checkpoint(out) == before
-    assert not list(out.glob(".*"))
+    assert [path.name for path in out.glob(".*")] == [".lock"]
     run(folder, out, "sdpa", 4)
     run(folder, tmp_path / "other", "sdpa", 4)
     assert checkpoint(out) == checkpoint(tmp_path / "other")
@@ -224,7 +226,9 @@ def test_losses_of_several_runs(
         ("size", 48, "--size 48: must be a power of 2"),
         ("attention", 64, "--attention 64: must be one of 8, 16, 32"),
         ("width", 12, "--width 12: must be a multiple of 8"),
-        ("batch", 0, "--batch 0: must be at least 1"),
+        ("batch", 0, "--batch 0: must be from 1 to 10000"),
+        ("threads", 100000, "--threads 100000: must be from 1 to 256"),
+        ("seed", -1, "--seed -1: must be from 0"),
         ("tolerance", 1, "--tolerance 1.0: must be from 0 to below 1"),
         ("density", 0, "--density 0.0: must be above 0"),
     ],
