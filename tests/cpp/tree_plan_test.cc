@@ -20,7 +20,7 @@ constexpr std::int32_t kMostQueries = 16;  // a block
 /// Of a leaf.
 std::int32_t MostKeys(std::int64_t keys) {
   const double growth = std::sqrt(static_cast<double>(keys) / 1792.0);
-  return static_cast<std::int32_t>(8.0 * std::clamp(growth, 1.0, 3.0));
+  return static_cast<std::int32_t>(8.0 * std::clamp(growth, 1.0, 1.5));
 }
 
 /// The valid keys once each; roots partition those that are no sinks, children their parent; every
