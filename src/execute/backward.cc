@@ -173,7 +173,7 @@ void AddKeyGradients(const Problem& problem, const KeyGradients& other, const Ke
 }
 
 void InOrder::Done(std::int64_t i, const std::function<void(std::int64_t)>& add) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::scoped_lock lock(mutex_);
   in_[static_cast<std::size_t>(i)] = 1;
   for (; next_ < in_.size() && in_[next_] != 0; ++next_) add(static_cast<std::int64_t>(next_));
 }
