@@ -19,11 +19,12 @@ void CheckDial(const char* name, const std::optional<std::int64_t>& dial, std::i
 void ChooseMethod(const Arguments& arguments, const Options& options, const Problem& problem,
                   Plan& plan) {
   plan.method = Method::kDense;
-  const char* refused = arguments.attn_mask         ? "attn_mask"
-                        : options.is_causal         ? "is_causal"
-                        : options.window            ? "window"
-                        : options.dropout_p > 0.0   ? "dropout_p"
-                        : options.tolerance == 0.0  ? "tolerance 0, the default where a gradient is needed"
+  const char* refused = arguments.attn_mask       ? "attn_mask"
+                        : options.is_causal       ? "is_causal"
+                        : options.window          ? "window"
+                        : options.dropout_p > 0.0 ? "dropout_p"
+                        : options.tolerance == 0.0
+                            ? "tolerance 0, the default where a gradient is needed"
                         : arguments.value.rank == 0 ? "a plan without value"
                                                     : nullptr;
   const std::int64_t rows = problem.query_heads > problem.key_heads ? kAutoRowsShared : kAutoRows;
