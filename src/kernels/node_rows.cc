@@ -8,7 +8,6 @@
 
 #include "kernels/nodes.h"
 #include "kernels/scratch.h"
-#include "kernels/sort.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/node_rows.cc"
@@ -21,9 +20,7 @@
 namespace smyrf::kernels {
 namespace {
 
-/// Coordinates that splits are looked for in, and rows that directions are computed from.
-constexpr std::int64_t kSplitCoordinates = 16;
-constexpr std::int64_t kDirectionRows = 128;
+constexpr std::int64_t kDirectionRows = 128;  // that directions are computed from
 constexpr std::int64_t kRowTile = 128;
 
 struct NodeRowScratch {
@@ -163,44 +160,6 @@ void LeadingDirectionImpl(const float* coordinates, std::span<const std::int32_t
   LeadingDirection<kCoordinates, 4>(coordinates, order, direction);
 }
 
-HWY_INLINE std::uint64_t ProjectionKey(const float* coordinates, std::uint32_t row,
-                                       const float* direction) {
-  const hn::CappedTag<float, kSplitCoordinates> d;
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  const float* x = coordinates + std::int64_t{row} * kCoordinates;
-  auto sum = hn::Zero(d);
-  for (std::int64_t c = 0; c < kSplitCoordinates; c += lanes) {
-    sum = hn::MulAdd(hn::LoadU(d, x + c), hn::Load(d, direction + c), sum);
-  }
-  return std::uint64_t{OrderedBits(hn::GetLane(hn::SumOfLanes(d, sum)))} << 32 | row;
-}
-
-void PrincipalKeysImpl(const float* coordinates, std::span<const std::int32_t> order,
-                       std::uint64_t* keys) {
-  HWY_ALIGN float direction[kSplitCoordinates];
-  LeadingDirection<kSplitCoordinates, 2>(coordinates, order, direction);
-  for (std::size_t i = 0; i < order.size(); ++i) {
-    keys[i] = ProjectionKey(coordinates, static_cast<std::uint32_t>(order[i]), direction);
-  }
-}
-
-void SeparatingKeysImpl(const float* coordinates, std::size_t left, std::span<std::uint64_t> keys) {
-  const hn::CappedTag<float, kSplitCoordinates> d;
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  HWY_ALIGN float direction[kSplitCoordinates];
-  for (std::int64_t c = 0; c < kSplitCoordinates; c += lanes) {
-    const auto mean = [&](std::span<const std::uint64_t> of) HWY_ATTR {
-      auto sum = hn::Zero(d);
-      for (const std::uint64_t key : of) {
-        sum = hn::Add(sum, hn::LoadU(d, coordinates + RowOfKey(key) * kCoordinates + c));
-      }
-      return hn::Mul(sum, hn::Set(d, 1.0F / static_cast<float>(of.size())));
-    };
-    hn::Store(hn::Sub(mean(keys.subspan(left)), mean(keys.first(left))), d, direction + c);
-  }
-  for (std::uint64_t& key : keys) key = ProjectionKey(coordinates, RowOfKey(key), direction);
-}
-
 void SummarizeNodeImpl(const NodesView& nodes, std::int64_t id, const float* coordinates,
                        const NodeStatistics& to) {
   const Node& node = nodes.nodes[static_cast<std::size_t>(id)];
@@ -316,8 +275,6 @@ namespace smyrf::kernels {
 HWY_EXPORT(GatherRowsImpl);
 HWY_EXPORT(GramImpl);
 HWY_EXPORT(CoordinatesImpl);
-HWY_EXPORT(PrincipalKeysImpl);
-HWY_EXPORT(SeparatingKeysImpl);
 HWY_EXPORT(LeadingDirectionImpl);
 HWY_EXPORT(SummarizeNodeImpl);
 HWY_EXPORT(SplitVariancesImpl);
@@ -334,15 +291,6 @@ void Gram(const float* rows, std::int64_t count, std::int64_t depth, float* gram
 void Coordinates(const Rows& rows, std::int64_t begin, std::int64_t count, std::int64_t depth,
                  const float* basis, float* target) {
   HWY_DYNAMIC_DISPATCH(CoordinatesImpl)(rows, begin, count, depth, basis, target);
-}
-
-void PrincipalKeys(const float* coordinates, std::span<const std::int32_t> order,
-                   std::uint64_t* keys) {
-  HWY_DYNAMIC_DISPATCH(PrincipalKeysImpl)(coordinates, order, keys);
-}
-
-void SeparatingKeys(const float* coordinates, std::size_t left, std::span<std::uint64_t> keys) {
-  HWY_DYNAMIC_DISPATCH(SeparatingKeysImpl)(coordinates, left, keys);
 }
 
 void LeadingDirection(const float* coordinates, std::span<const std::int32_t> order,

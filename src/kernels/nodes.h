@@ -86,21 +86,6 @@ void Coordinates(const Rows& rows, std::int64_t begin, std::int64_t count, std::
 void LeadingDirection(const float* coordinates, std::span<const std::int32_t> order,
                       float* direction);
 
-/// Projections of rows order[0, count) of coordinates (N, kCoordinates) on their leading principal
-/// direction (two power iterations on at most 128 of them, leading 16 coordinates), as sort keys:
-/// float order in the high half, the row in the low half.
-void PrincipalKeys(const float* coordinates, std::span<const std::int32_t> order,
-                   std::uint64_t* keys);
-
-/// The row in the low half of a sort key.
-constexpr std::uint32_t RowOfKey(std::uint64_t key) {
-  return static_cast<std::uint32_t>(key & 0xFFFFFFFFU);
-}
-
-/// The same rows' sort keys by their projections on the difference of two means: that of the first
-/// `left` rows and that of the rest; neither may be empty.
-void SeparatingKeys(const float* coordinates, std::size_t left, std::span<std::uint64_t> keys);
-
 /// Mutable parts of a NodesView; mean coordinates and variances only while they are made.
 struct NodeStatistics {
   float* mean_keys = nullptr;

@@ -2,10 +2,9 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <memory>
 
-#include "kernels/nodes.h"
 #include "kernels/parallel.h"
+#include "kernels/split.h"
 
 namespace smyrf {
 namespace {
@@ -13,27 +12,11 @@ namespace {
 constexpr std::int64_t kMaxRoots = 32;
 constexpr std::int64_t kLeavesARoot = 8;  // at least, or the roots alone cost as much as the keys
 
-void Split(const float* coordinates, std::span<std::int32_t> order, const Part& part,
-           std::uint64_t* keys) {
-  const auto rows = order.subspan(static_cast<std::size_t>(part.begin),
-                                  static_cast<std::size_t>(part.end - part.begin));
-  const std::int64_t left = part.Left().end - part.begin;
-  kernels::PrincipalKeys(coordinates, rows, keys);
-  std::nth_element(keys, keys + left, keys + rows.size());
-  // One step of 2-means with balanced halves.
-  kernels::SeparatingKeys(coordinates, static_cast<std::size_t>(left), {keys, rows.size()});
-  std::nth_element(keys, keys + left, keys + rows.size());
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    rows[i] = static_cast<std::int32_t>(kernels::RowOfKey(keys[i]));
-  }
-}
-
-void SplitAll(const float* coordinates, std::span<std::int32_t> order, const Part& part,
-              std::uint64_t* keys) {
+void SplitAll(const kernels::SplitRows& rows, const Part& part) {
   if (part.leaves < 2) return;
-  Split(coordinates, order, part, keys + part.begin);
-  SplitAll(coordinates, order, part.Left(), keys);
-  SplitAll(coordinates, order, part.Right(), keys);
+  kernels::Split(rows, part.begin, part.end, part.Left().end - part.begin);
+  SplitAll(rows, part.Left());
+  SplitAll(rows, part.Right());
 }
 
 /// Halves every part that can be halved.
@@ -54,20 +37,28 @@ std::vector<Part> Halved(const std::vector<Part>& parts) {
 
 void BalanceOrder(const float* coordinates, std::span<std::int32_t> order, std::int64_t leaves,
                   int threads) {
-  const auto keys = std::make_unique_for_overwrite<std::uint64_t[]>(order.size());
   std::vector<Part> parts{{0, static_cast<std::int64_t>(order.size()), leaves}};
+  const auto for_parts = [&](const auto& split) {
+    ParallelFor(std::ssize(parts), threads, [&](std::int64_t i) {
+      const Part& part = parts[static_cast<std::size_t>(i)];
+      if (part.leaves < 2) return;
+      const std::int64_t count = part.end - part.begin;
+      const auto of_part =
+          order.subspan(static_cast<std::size_t>(part.begin), static_cast<std::size_t>(count));
+      const kernels::SplitRows rows = kernels::LoadSplitRows(coordinates, of_part);
+      split(rows, Part{0, count, part.leaves});
+      kernels::StoreOrder(rows, of_part);
+    });
+  };
   // The first levels a part a task, then whole subtrees.
   while (threads > 1 && std::ssize(parts) < std::int64_t{4} * threads &&
          std::ssize(parts) < leaves) {
-    ParallelFor(std::ssize(parts), threads, [&](std::int64_t i) {
-      const Part& part = parts[static_cast<std::size_t>(i)];
-      if (part.leaves > 1) Split(coordinates, order, part, keys.get() + part.begin);
+    for_parts([](const kernels::SplitRows& rows, const Part& part) {
+      kernels::Split(rows, 0, part.end, part.Left().end);
     });
     parts = Halved(parts);
   }
-  ParallelFor(std::ssize(parts), threads, [&](std::int64_t i) {
-    SplitAll(coordinates, order, parts[static_cast<std::size_t>(i)], keys.get());
-  });
+  for_parts(SplitAll);
 }
 
 std::vector<std::int32_t> LeafBounds(std::int32_t begin, std::int64_t rows, std::int64_t leaves) {
