@@ -61,20 +61,30 @@ void BlendRowImpl(float* out, float weight, const float* other, float other_weig
 float MaxAbsImpl(const Rows& rows, std::int64_t begin, std::int64_t end, std::int64_t depth) {
   const FloatTag d;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  float* row = OfThread<RowScratch>().converted.Need(static_cast<std::size_t>(depth + lanes));
   auto largest = hn::Zero(d);
   auto poison = hn::Zero(d);  // x * 0 is NaN where x is NaN or infinite
-  for (std::int64_t i = begin; i < end; ++i) {
-    LoadRow(rows.Row(i), rows.dtype, depth, row);
-    std::fill_n(row + depth, lanes, 0.0F);
-    for (std::int64_t c = 0; c < depth; c += lanes) {
-      const auto x = hn::Load(d, row + c);
-      largest = hn::Max(largest, hn::Abs(x));
-      poison = hn::MulAdd(x, hn::Zero(d), poison);
+  float largest_left = 0.0F;  // of columns that fill no vector
+  float poison_left = 0.0F;
+  const float* pointers[kBlockRows];
+  for (std::int64_t first = begin; first < end; first += kBlockRows) {
+    const std::int64_t count = std::min(kBlockRows, end - first);
+    FloatRows(rows, first, count, depth, OfThread<RowScratch>().converted, pointers);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const float* row = pointers[i];
+      std::int64_t c = 0;
+      for (; c + lanes <= depth; c += lanes) {
+        const auto x = hn::LoadU(d, row + c);
+        largest = hn::Max(largest, hn::Abs(x));
+        poison = hn::MulAdd(x, hn::Zero(d), poison);
+      }
+      for (; c < depth; ++c) {
+        largest_left = std::max(largest_left, std::abs(row[c]));
+        poison_left += row[c] * 0.0F;
+      }
     }
   }
-  const float sum = hn::GetLane(hn::SumOfLanes(d, poison));
-  return sum == 0.0F ? hn::GetLane(hn::MaxOfLanes(d, largest))
+  const float sum = hn::GetLane(hn::SumOfLanes(d, poison)) + poison_left;
+  return sum == 0.0F ? std::max(hn::GetLane(hn::MaxOfLanes(d, largest)), largest_left)
                      : std::numeric_limits<float>::quiet_NaN();
 }
 

@@ -10,6 +10,7 @@ namespace smyrf {
 Basis FindBasis(std::span<const double> query_moment, std::span<const double> key_covariance,
                 std::int64_t depth, double query_factor, double key_factor) {
   using Matrix = Eigen::MatrixXd;
+  const std::int64_t width = std::min(depth, kernels::kCoordinates);
   constexpr double kRidge = 1e-6;
   Matrix moment = Eigen::Map<const Matrix>(query_moment.data(), depth, depth);
   const Matrix covariance = Eigen::Map<const Matrix>(key_covariance.data(), depth, depth);
@@ -20,11 +21,13 @@ Basis FindBasis(std::span<const double> query_moment, std::span<const double> ke
     moment.diagonal().array() += kRidge * moment.trace() / static_cast<double>(depth);
     const Eigen::LLT<Matrix> cholesky(moment);
     const Matrix lower = cholesky.matrixL();
-    const Matrix product = lower.transpose() * covariance * lower;
     // In float32, half the time: an eigenvector that is off by a rounding is as good a coordinate.
-    const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXf> solver(product.cast<float>());
+    const Eigen::MatrixXf factor = lower.cast<float>();
+    const Eigen::MatrixXf product = factor.transpose() * (covariance.cast<float>() * factor);
+    const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXf> solver(product);
     if (cholesky.info() == Eigen::Success && solver.info() == Eigen::Success) {
-      const Matrix directions = solver.eigenvectors().cast<double>().rowwise().reverse();
+      const Matrix directions =
+          solver.eigenvectors().rightCols(width).rowwise().reverse().cast<double>();
       deviations = solver.eigenvalues().cast<double>().reverse().cwiseMax(0.0).cwiseSqrt();
       to_key = lower * directions;
       to_query = lower.transpose().triangularView<Eigen::Upper>().solve(directions);
@@ -32,13 +35,13 @@ Basis FindBasis(std::span<const double> query_moment, std::span<const double> ke
   }
 
   Basis basis;
-  const auto width = static_cast<std::size_t>(kernels::kCoordinates);
+  constexpr auto kWide = static_cast<std::size_t>(kernels::kCoordinates);
   for (std::vector<float>* map : {&basis.query, &basis.key, &basis.query_tree}) {
-    map->assign(static_cast<std::size_t>(depth) * width, 0.0F);
+    map->assign(static_cast<std::size_t>(depth) * kWide, 0.0F);
   }
   for (std::int64_t r = 0; r < depth; ++r) {
-    for (std::int64_t c = 0; c < std::min(depth, kernels::kCoordinates); ++c) {
-      const auto at = static_cast<std::size_t>(r) * width + static_cast<std::size_t>(c);
+    for (std::int64_t c = 0; c < width; ++c) {
+      const auto at = static_cast<std::size_t>(r) * kWide + static_cast<std::size_t>(c);
       // x is of scaled keys, and y makes up for their factor, so that x.y = k.q.
       basis.key[at] = static_cast<float>(to_key(r, c) * key_factor);
       basis.query[at] = static_cast<float>(to_query(r, c) / key_factor);

@@ -77,20 +77,17 @@ std::vector<double> Moment(const kernels::Rows& rows, std::int64_t count, std::i
   std::vector<float> x(static_cast<std::size_t>(count) * d);
   std::vector<float> gram(d * d);
   kernels::GatherRows(rows, 0, count, depth, x.data());
-  std::vector<double> mean(d);
   const auto scale = static_cast<float>(factor);
-  for (auto row = x.begin(); row != x.end(); row += depth) {
-    for (std::size_t c = 0; c < d; ++c) {
-      row[static_cast<std::ptrdiff_t>(c)] *= scale;
-      mean[c] += static_cast<double>(row[static_cast<std::ptrdiff_t>(c)]);
-    }
-  }
+  for (float& value : x) value *= scale;
   if (centred) {
+    std::vector<double> mean(d);
+    for (std::size_t i = 0; i < x.size(); i += d) {
+      for (std::size_t c = 0; c < d; ++c) mean[c] += static_cast<double>(x[i + c]);
+    }
     for (double& m : mean) m /= static_cast<double>(count);
-    for (auto row = x.begin(); row != x.end(); row += depth) {
-      for (std::size_t c = 0; c < d; ++c) {
-        row[static_cast<std::ptrdiff_t>(c)] -= static_cast<float>(mean[c]);
-      }
+    const std::vector<float> centre(mean.begin(), mean.end());
+    for (std::size_t i = 0; i < x.size(); i += d) {
+      for (std::size_t c = 0; c < d; ++c) x[i + c] -= centre[c];
     }
   }
   kernels::Gram(x.data(), count, depth, gram.data());
