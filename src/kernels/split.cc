@@ -130,19 +130,22 @@ HWY_NOINLINE void PrincipalDirection(const SplitRows& rows, std::int64_t begin, 
   const std::int64_t padded = (count + lanes - 1) / lanes * lanes;
   HWY_ALIGN float tile[kSplitCoordinates * kDirectionRows];
   HWY_ALIGN float along[kDirectionRows];
-  // One of each equal stretch of rows, at a place that no period of theirs follows.
+  // All, or one of each equal stretch of rows, at a place that no period of theirs follows.
   std::int32_t places[kDirectionRows];
-  for (std::int64_t i = 0; i < count; ++i) {
-    const std::uint64_t within = static_cast<std::uint32_t>(i) * 0x9E3779B9U & 0xFFFFFFFFU;
-    const auto place = (static_cast<std::uint64_t>(i) << 32 | within) *
-                       static_cast<std::uint64_t>(all) / static_cast<std::uint64_t>(count);
-    places[i] =
-        all == count ? static_cast<std::int32_t>(i) : static_cast<std::int32_t>(place >> 32);
+  for (std::int64_t i = 0; all > count && i < count; ++i) {
+    const auto within = std::uint64_t{static_cast<std::uint32_t>(i) * 0x9E3779B9U};
+    const std::uint64_t place = (static_cast<std::uint64_t>(i) << 32 | within) *
+                                static_cast<std::uint64_t>(all) / static_cast<std::uint64_t>(count);
+    places[i] = static_cast<std::int32_t>(place >> 32);
   }
   for (std::int64_t c = 0; c < kSplitCoordinates; ++c) {
     const float* column = rows.columns + c * rows.stride + begin;
     float* to = tile + c * kDirectionRows;
-    for (std::int64_t i = 0; i < count; ++i) to[i] = column[places[i]];
+    if (all == count) {
+      std::copy_n(column, count, to);
+    } else {
+      for (std::int64_t i = 0; i < count; ++i) to[i] = column[places[i]];
+    }
     std::fill(to + count, to + padded, 0.0F);
     auto sum = hn::Zero(d);
     for (std::int64_t i = 0; i < padded; i += lanes) sum = hn::Add(sum, hn::Load(d, to + i));

@@ -102,7 +102,7 @@ class Levels {
   HWY_INLINE void Close(std::size_t j) { Keep(logits(j)); }
 
  private:
-  static constexpr float kNegligible = 8.0F;    // below the largest logit known, base 2
+  static constexpr float kNegligible = 5.0F;    // below the largest logit known, base 2
   static constexpr float kMostPromise = 20.0F;  // of a summary, above the largest logit, base 2
 
   const float* trusted(std::size_t j) const {
@@ -138,7 +138,13 @@ class Levels {
 };
 
 inline HWY_NOINLINE void Levels::FindKnownKeys() {
-  const auto roots = nodes_.nodes.first(static_cast<std::size_t>(nodes_.roots));
+  const auto root_of = [&](std::int32_t rank) {
+    // Roots have as many keys each, but for one leaf.
+    std::int64_t root = (rank - nodes_.sinks) * nodes_.roots / (nodes_.key_count - nodes_.sinks);
+    while (rank >= nodes_.nodes[static_cast<std::size_t>(root)].end) ++root;
+    while (rank < nodes_.nodes[static_cast<std::size_t>(root)].begin) --root;
+    return static_cast<std::int32_t>(root);
+  };
   for (std::int32_t i = 0; i < lanes_.rows; ++i) {
     std::int32_t ranks[2 * kNear + 1];
     const float* keys[2 * kNear + 1];
@@ -154,21 +160,18 @@ inline HWY_NOINLINE void Levels::FindKnownKeys() {
     least -= kNegligible;
     for (std::int64_t j = 0; j < count; ++j) {
       if (!(logits[j] > least)) continue;
-      const auto root =
-          std::upper_bound(roots.begin(), roots.end(), ranks[j],
-                           [](std::int32_t rank, const Node& node) { return rank < node.end; });
-      scratch_.known.push_back(
-          {ranks[j], i, static_cast<std::int32_t>(root - roots.begin()), logits[j]});
+      scratch_.known.push_back({ranks[j], i, root_of(ranks[j]), logits[j]});
     }
   }
 }
 
-/// To the children of the nodes above them; those under closed nodes and in leaves are dropped.
+/// To the children of the nodes above them; those under closed nodes and in leaves are dropped, and
+/// those that other logits have made negligible.
 inline HWY_NOINLINE void Levels::FollowKnownKeys() {
   std::size_t kept = 0;
   for (KnownKey key : scratch_.known) {
     std::int32_t at = scratch_.first_next[static_cast<std::size_t>(key.candidate)];
-    if (at < 0) continue;
+    if (at < 0 || !(key.logit > max_[key.lane] - kNegligible)) continue;
     const auto end = [&](std::int32_t j) {
       return nodes_
           .nodes[static_cast<std::size_t>(scratch_.candidates[static_cast<std::size_t>(j)])]
