@@ -31,6 +31,7 @@ inline constexpr int kVectors = 2;  // of 16 registers: 12 + 2 + 1
 // More rows than 8 have no registers left for their addresses.
 constexpr int PanelRows(int vectors) { return 2 * vectors <= kVectors ? 8 : 6; }
 #define SMYRF_UNROLL _Pragma("GCC unroll 16")
+#define SMYRF_UNROLL_STEPS _Pragma("GCC unroll 4")
 
 /// s[r][lanes] = sum over c of rows[r][c] * q[c][lanes]: kRows keys by kCols vectors of queries.
 template <int kWidth, int kRows, int kCols>
@@ -45,6 +46,7 @@ HWY_INLINE void ScoreMicro(const float* const* rows, const float* q, std::int64_
     SMYRF_UNROLL
     for (int c = 0; c < kCols; ++c) sum[r][c] = hn::Zero(d);
   }
+  SMYRF_UNROLL_STEPS
   for (std::int64_t i = 0; i < depth; ++i) {
     FloatVector x[kCols];
     SMYRF_UNROLL
@@ -83,6 +85,7 @@ HWY_INLINE void ValueMicro(const float* const* rows, std::int64_t first, const f
       sum[r][c] = hn::Mul(hn::LoadU(d, o + r * kWidth + at), hn::LoadU(d, rescale + at));
     }
   }
+  SMYRF_UNROLL_STEPS
   for (std::int64_t j = 0; j < count; ++j) {
     const float* value = rows[j] + first;
     FloatVector x[kCols];
