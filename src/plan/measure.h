@@ -13,8 +13,8 @@ namespace smyrf {
 
 /// kRowsABlock rows of each sampled block: kFewestSampled up to kBlocksOfFewest blocks, and from
 /// there on with the square root of their number, so that their part of the work falls.
-inline constexpr std::int64_t kFewestSampled = 24;
-inline constexpr std::int64_t kBlocksOfFewest = 512;
+inline constexpr std::int64_t kFewestSampled = 32;
+inline constexpr std::int64_t kBlocksOfFewest = 1024;
 inline constexpr std::int64_t kRowsABlock = 4;
 /// Blocks whose sampled rows fill the lanes.
 inline constexpr std::int64_t kGroupBlocks = kernels::kTreeRows / kRowsABlock;
