@@ -52,7 +52,7 @@ HELD_OUT_FOLDER = SOUNDS / "cards"
 HELD_OUT_RAW = ("goforward.raw", "numbers.raw", "something.raw")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # the same where it is the same object
 class Layer:
     """One call's rows, float32: q (1, Hq, N, D), k and v (1, Hkv, N, D), scale 1/sqrt(D)."""
 

@@ -78,12 +78,7 @@ def trained(run: Run, corpus: Corpus, path: Path, advance: Advance) -> Trained:
     fixed = run.fixed(corpus)
     if path.exists():
         state = checkpoint.load(path, FORMAT)
-        for name, value in fixed.items():
-            if state["settings"].get(name) != value:
-                raise Problem(
-                    f"{path}: was made with {name} {state['settings'].get(name)}, now it is "
-                    f"{value}; give the same, or another --out"
-                )
+        checkpoint.check_settings(path, state, fixed)
         with checkpoint.contents(path):
             model.load_state_dict(state["model"])
             return Trained(model, tokenizer, state["losses"], float(state["seconds"]))

@@ -106,13 +106,10 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any], path: Path) -> None:
         """Raises Problem if it was made with other settings or other images."""
-        for name, value in self.fixed.items():
-            if state["settings"].get(name) != value:
-                raise Problem(
-                    f"{path}: was made with --{name} {state['settings'].get(name)}, got {value}; "
-                    "give the same, or another --out"
-                )
-        if state["fingerprint"] != self.crops.fingerprint:
+        checkpoint.check_settings(path, state, self.fixed)
+        with checkpoint.contents(path):
+            same_images = state["fingerprint"] == self.crops.fingerprint
+        if not same_images:
             raise Problem(f"{path}: was made with other images; give the same, or another --out")
         with checkpoint.contents(path):
             for network, kept in zip(self._networks(), state["networks"], strict=True):

@@ -62,9 +62,9 @@ inline constexpr double kDefaultTolerance = 0.05;
 /// kAuto takes `tree` for calls with at least so many queries and keys, and does batch entries with
 /// fewer valid ones as dense: from there on it is quicker on nearly all real heads
 /// (docs/benchmarks.md).
-inline constexpr std::int64_t kAutoRows = 1500;
+inline constexpr std::int64_t kAutoRows = 2048;
 /// The same where query heads share keys, and with them most of the planning.
-inline constexpr std::int64_t kAutoRowsShared = 1024;
+inline constexpr std::int64_t kAutoRowsShared = 1536;
 inline constexpr std::int64_t kMaxHeadDimension = 512;
 
 }  // namespace smyrf

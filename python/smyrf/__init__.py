@@ -91,7 +91,7 @@ def attention(
         method: "dense" (every allowed pair), "lsh" (balanced clusters of an asymmetric hash, SMYRF,
             Daras et al., NeurIPS 2020), "tree" (balanced trees of queries and keys: far nodes of
             keys are summarised, near ones opened until sampled rows meet the tolerance) or "auto":
-            "tree" from 1500 queries and keys on (1024 where query heads share keys) where there is
+            "tree" from 2048 queries and keys on (1536 where query heads share keys) where there is
             no mask but padding and the tolerance is not 0, else "dense".
         n_hashes: rounds of hashing, 1 to 4096, default 8. `lsh` only.
         cluster_size: keys a cluster, at least 1, default 32. `lsh` only.

@@ -76,6 +76,18 @@ def load(path: Path, form: str) -> dict[str, Any]:
     return state
 
 
+def check_settings(path: Path, state: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises Problem where the settings that the state was made with are not those of now."""
+    with contents(path):
+        kept = dict(state["settings"])
+    for name, value in now.items():
+        if name not in kept or kept[name] != value:
+            raise Problem(
+                f"{path}: was made with {name} {kept.get(name)}, now it is {value}; "
+                "give the same, or another --out"
+            )
+
+
 @contextlib.contextmanager
 def contents(path: Path) -> Iterator[None]:
     """Around what takes a loaded state apart: raises Problem where it lacks something."""

@@ -126,7 +126,8 @@ def test_estimate_refuses_lsh_and_knows_dense() -> None:
     assert dense.density[0, 0] == 1
 
 
-LONG = 1500
+LONG = 2048
+LONG_SHARED = 1536
 
 
 def long_rows(seed: int, rows: int) -> Array:
@@ -148,10 +149,11 @@ def test_auto_takes_tree_where_it_is_long_and_can() -> None:
     mask[0, -10:] = False
     assert taken(query, key, value, key_padding_mask=mask)[0] == "tree"
     assert taken(query[:, :, 1:], key, value)[0] == "dense"
-    shared = np.concatenate([query[:, :, :1024]] * 2, axis=1)
+    shared = np.concatenate([query[:, :, :LONG_SHARED]] * 2, axis=1)
     group = {"enable_gqa": True}
-    assert taken(shared, key[:, :, :1024], value[:, :, :1024], **group)[0] == "tree"
-    assert taken(shared[:, :, 1:], key[:, :, :1024], value[:, :, :1024], **group)[0] == "dense"
+    keys, values = key[:, :, :LONG_SHARED], value[:, :, :LONG_SHARED]
+    assert taken(shared, keys, values, **group)[0] == "tree"
+    assert taken(shared[:, :, 1:], keys, values, **group)[0] == "dense"
     assert taken(query, key[:, :, 1:], value[:, :, 1:])[0] == "dense"
     for options in (
         {"is_causal": True},
