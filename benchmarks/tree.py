@@ -151,9 +151,9 @@ def model_calls(model: str, side: int, args: argparse.Namespace) -> Iterator[Cal
         yield call_of(layer)
 
 
-def single_heads(args: argparse.Namespace) -> list[heads.Layer]:
+def single_heads(args: argparse.Namespace, side: int | None = None) -> list[heads.Layer]:
     """One head of each SmolLM2 layer, on its own: the last of the first group."""
-    layers = heads.layers("smollm2", "tuning" if args.tune else "held-out")
+    layers = heads.layers("smollm2", "tuning" if args.tune else "held-out", side)
     return [layer.head(2) for layer in (itertools.islice(layers, 1) if args.quick else layers)]
 
 
@@ -229,9 +229,11 @@ def auto_table(args: argparse.Namespace, printer: Printer) -> None:
         Work("MiniLM 512", partial(model_calls, "minilm", 512, args)),
         Work("SmolLM2 512", partial(model_calls_cut, 512, args)),
         Work("SmolLM2 1024", partial(model_calls_cut, 1024, args)),
+        Work("SmolLM2 1536", partial(model_calls_cut, 1536, args)),
         Work("Whisper 1024", partial(model_calls, "whisper", 1024, args)),
         Work("Whisper 1500", partial(model_calls, "whisper", 1500, args)),
         Work("SmolLM2 2048", partial(model_calls, "smollm2", 2048, args)),
+        Work("SmolLM2 2048, a head a call", lambda: map(call_of, single_heads(args, 2048))),
         Work("SmolLM2 4096", partial(model_calls, "smollm2", 4096, args)),
     ]
     cells, worst = [], float("inf")

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,11 +86,7 @@ def read_classes(folder: Path) -> dict[str, list[str]]:
     if not folder.is_dir():
         make = f"; type: python examples/classify/corpus.py {folder}"
         raise Problem(f"corpus {folder}: is no folder or is not there{make}")
-    paths = {
-        path.name: sorted(text for text in path.glob("*.txt") if text.is_file())
-        for path in sorted(folder.iterdir())
-        if path.is_dir()
-    }
+    paths = {path.name: texts_in(path) for path in listed(folder, Path.is_dir)}
     filled = {name: found for name, found in paths.items() if found}
     if not filled:
         raise Problem(f"corpus {folder}: has no text, expected FOLDER/CLASS/*.txt")
@@ -104,6 +100,17 @@ def read_classes(folder: Path) -> dict[str, list[str]]:
         texts = {read_text(path) for path in found}
         classes[name] = sorted(texts, key=digest)
     return classes
+
+
+def texts_in(folder: Path) -> list[Path]:
+    return [path for path in listed(folder, Path.is_file) if path.suffix == ".txt"]
+
+
+def listed(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if wanted(path))
+    except OSError as error:
+        raise Problem(f"{folder}: can't be read ({error.strerror}); mend or remove it") from error
 
 
 def read_text(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,20 @@ def find_images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         install = f"; type: {INSTALL}" if folder == DEFAULT else ""
         raise Problem(f"images {folder}: is no folder or is not there{install}")
-    found = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES]
-    paths = sorted({path.resolve() for path in found if path.is_file()})
+
+    def refuse(error: OSError) -> None:
+        raise Problem(f"images {error.filename}: can't be read ({error.strerror})") from error
+
+    found = [
+        Path(base, name)
+        for base, _, names in os.walk(folder, onerror=refuse)
+        for name in names
+        if Path(name).suffix.lower() in SUFFIXES
+    ]
+    try:
+        paths = sorted({path.resolve() for path in found if path.is_file()})
+    except OSError as error:
+        refuse(error)
     if not paths:
         raise Problem(f"images {folder}: has no image, expected {', '.join(SUFFIXES)}")
     return paths

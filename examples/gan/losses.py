@@ -25,9 +25,14 @@ def main(arguments: list[str]) -> None:
     settings = parser.parse_args(arguments)
     try:
         check_plot(settings.plot)
+        names = [run.resolve().name for run in settings.runs]
+        if len(set(names)) < len(names):
+            names = [str(run) for run in settings.runs]
+        if len(set(names)) < len(names):
+            raise Problem("a run is given twice")
         named = {
-            run.name: checkpoint.load(run / "checkpoint.pt", FORMAT)["losses"]
-            for run in settings.runs
+            name: checkpoint.load(run / "checkpoint.pt", FORMAT)["losses"]
+            for name, run in zip(names, settings.runs, strict=True)
         }
         plot = pictures.losses_side_by_side(named, settings.plot.suffix.lower())
         checkpoint.write_whole(settings.plot, plot)

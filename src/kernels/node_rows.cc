@@ -94,14 +94,12 @@ void CoordinatesImpl(const Rows& rows, std::int64_t begin, std::int64_t count, s
   }
 }
 
-/// direction = the leading principal one of the rows' leading kWidth coordinates, of length 1:
-/// power iterations over at most kDirectionRows of them, from the one farthest from their mean.
-/// Zero where they agree.
-template <std::int64_t kWidth, int kIterations>
-HWY_INLINE void LeadingDirection(const float* coordinates, std::span<const std::int32_t> order,
-                                 float* direction) {
-  const hn::CappedTag<float, kWidth> d;
-  constexpr int kParts = static_cast<int>(kWidth / hn::MaxLanes(d));
+/// Power iterations from the row that is farthest from the mean.
+void LeadingDirectionImpl(const float* coordinates, std::span<const std::int32_t> order,
+                          float* direction) {
+  constexpr int kIterations = 4;
+  const hn::CappedTag<float, kCoordinates> d;
+  constexpr int kParts = static_cast<int>(kCoordinates / hn::MaxLanes(d));
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
   const auto dot = [&](const float* a, const float* b) HWY_ATTR {
     auto sum = hn::Zero(d);
@@ -123,41 +121,37 @@ HWY_INLINE void LeadingDirection(const float* coordinates, std::span<const std::
   const auto all = static_cast<std::int64_t>(order.size());
   const std::int64_t step = (all + kDirectionRows - 1) / kDirectionRows;
   const std::int64_t count = (all + step - 1) / step;
-  float* rows = OfThread<NodeRowScratch>().tile.Need(static_cast<std::size_t>(count * kWidth));
-  HWY_ALIGN float mean[kWidth] = {};
+  float* rows =
+      OfThread<NodeRowScratch>().tile.Need(static_cast<std::size_t>(count * kCoordinates));
+  HWY_ALIGN float mean[kCoordinates] = {};
   for (std::int64_t i = 0; i < count; ++i) {
     const float* row = coordinates + order[static_cast<std::size_t>(i * step)] * kCoordinates;
-    std::copy_n(row, kWidth, rows + i * kWidth);
+    std::copy_n(row, kCoordinates, rows + i * kCoordinates);
     add(1.0F, row, mean);
   }
   for (float& x : mean) x /= static_cast<float>(count);
   float farthest = -1.0F;
-  std::fill_n(direction, kWidth, 0.0F);
+  std::fill_n(direction, kCoordinates, 0.0F);
   for (std::int64_t i = 0; i < count; ++i) {
-    float* row = rows + i * kWidth;
+    float* row = rows + i * kCoordinates;
     add(-1.0F, mean, row);
     const float distance = dot(row, row);
     if (!(distance > farthest)) continue;
     farthest = distance;
-    std::copy_n(row, kWidth, direction);
+    std::copy_n(row, kCoordinates, direction);
   }
   for (int iteration = 0; iteration < kIterations; ++iteration) {
-    HWY_ALIGN float next[kWidth] = {};
+    HWY_ALIGN float next[kCoordinates] = {};
     for (std::int64_t i = 0; i < count; ++i) {
-      add(dot(direction, rows + i * kWidth), rows + i * kWidth, next);
+      add(dot(direction, rows + i * kCoordinates), rows + i * kCoordinates, next);
     }
     const float norm = std::sqrt(dot(next, next));
     if (!(norm > 0.0F && norm < std::numeric_limits<float>::infinity())) {
-      std::fill_n(direction, kWidth, 0.0F);
+      std::fill_n(direction, kCoordinates, 0.0F);
       return;
     }
-    for (std::int64_t c = 0; c < kWidth; ++c) direction[c] = next[c] / norm;
+    for (std::int64_t c = 0; c < kCoordinates; ++c) direction[c] = next[c] / norm;
   }
-}
-
-void LeadingDirectionImpl(const float* coordinates, std::span<const std::int32_t> order,
-                          float* direction) {
-  LeadingDirection<kCoordinates, 4>(coordinates, order, direction);
 }
 
 void SummarizeNodeImpl(const NodesView& nodes, std::int64_t id, const float* coordinates,

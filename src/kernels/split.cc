@@ -10,7 +10,6 @@
 #include <span>
 
 #include "kernels/nodes.h"
-#include "kernels/scratch.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/split.cc"
@@ -28,10 +27,6 @@ constexpr int kIterations = 2;
 constexpr std::int64_t kColumns = kSplitCoordinates + 1;
 constexpr std::int64_t kPadding = 16;  // floats: no vector is longer
 
-struct SplitScratch {
-  Buffer columns, keys, right;
-};
-
 }  // namespace
 }  // namespace smyrf::kernels
 #endif
@@ -42,8 +37,9 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 using BitsTag = hn::RebindToUnsigned<FloatTag>;
 
-/// Projections of rows on a direction, as bits whose unsigned order is that of floats. The lowest
-/// bit is set, so that 0 is below all of them; behind the last row lie keys that are below nothing.
+/// Projections of rows on a direction, as bits whose unsigned order is that of floats but for the
+/// lowest bit: it is set, so that 0 is below all of them. Behind the last row lie keys that are
+/// below nothing.
 HWY_NOINLINE void ProjectionKeys(const SplitRows& rows, std::int64_t begin, std::int64_t count,
                                  const float* direction, std::uint32_t* keys) {
   const FloatTag d;
@@ -53,7 +49,7 @@ HWY_NOINLINE void ProjectionKeys(const SplitRows& rows, std::int64_t begin, std:
   hn::Vec<FloatTag> factor[kSplitCoordinates];
   for (std::int64_t c = 0; c < kSplitCoordinates; ++c) factor[c] = hn::Set(d, direction[c]);
   for (std::int64_t i = 0; i < count; i += lanes) {
-    const float* row = rows.columns + begin + i;
+    const float* row = rows.columns.get() + begin + i;
     auto even = hn::Zero(d);
     auto odd = hn::Zero(d);
     SMYRF_UNROLL
@@ -127,19 +123,19 @@ HWY_NOINLINE void PrincipalDirection(const SplitRows& rows, std::int64_t begin, 
   const FloatTag d;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
   const std::int64_t count = std::min(all, kDirectionRows);
+  const std::int64_t step = all / count;
   const std::int64_t padded = (count + lanes - 1) / lanes * lanes;
   HWY_ALIGN float tile[kSplitCoordinates * kDirectionRows];
   HWY_ALIGN float along[kDirectionRows];
   // All, or one of each equal stretch of rows, at a place that no period of theirs follows.
-  std::int32_t places[kDirectionRows];
-  for (std::int64_t i = 0; all > count && i < count; ++i) {
+  std::int64_t places[kDirectionRows];
+  for (std::int64_t i = 0; i < count; ++i) {
     const auto within = std::uint64_t{static_cast<std::uint32_t>(i) * 0x9E3779B9U};
-    const std::uint64_t place = (static_cast<std::uint64_t>(i) << 32 | within) *
-                                static_cast<std::uint64_t>(all) / static_cast<std::uint64_t>(count);
-    places[i] = static_cast<std::int32_t>(place >> 32);
+    places[i] = i * all / count +
+                static_cast<std::int64_t>(within * static_cast<std::uint64_t>(step) >> 32);
   }
   for (std::int64_t c = 0; c < kSplitCoordinates; ++c) {
-    const float* column = rows.columns + c * rows.stride + begin;
+    const float* column = rows.columns.get() + c * rows.stride + begin;
     float* to = tile + c * kDirectionRows;
     if (all == count) {
       std::copy_n(column, count, to);
@@ -206,7 +202,7 @@ HWY_NOINLINE void SeparatingDirection(const SplitRows& rows, std::int64_t begin,
   const float of_left = 1.0F / static_cast<float>(left);
   const float of_right = 1.0F / static_cast<float>(count - left);
   for (std::int64_t c = 0; c < kSplitCoordinates; ++c) {
-    const float* column = rows.columns + c * rows.stride + begin;
+    const float* column = rows.columns.get() + c * rows.stride + begin;
     auto below = hn::Zero(d);
     auto above = hn::Zero(d);
     const auto add = [&](std::int64_t i, auto x) HWY_ATTR {
@@ -251,11 +247,8 @@ HWY_INLINE void PartColumn(float* column, std::int64_t count, const std::uint32_
 }
 
 void SplitImpl(const SplitRows& rows, std::int64_t begin, std::int64_t end, std::int64_t left) {
-  SplitScratch& scratch = OfThread<SplitScratch>();
   const std::int64_t count = end - begin;
-  const auto room = static_cast<std::size_t>(count + kPadding);
-  auto* keys = reinterpret_cast<std::uint32_t*>(scratch.keys.Need(room));
-  float* right = scratch.right.Need(room);
+  auto* keys = reinterpret_cast<std::uint32_t*>(rows.keys.get());
   HWY_ALIGN float direction[kSplitCoordinates];
   PrincipalDirection(rows, begin, count, direction);
   ProjectionKeys(rows, begin, count, direction, keys);
@@ -264,7 +257,7 @@ void SplitImpl(const SplitRows& rows, std::int64_t begin, std::int64_t end, std:
   ProjectionKeys(rows, begin, count, direction, keys);
   const std::uint32_t last = FindLimit(keys, count, left);
   for (std::int64_t c = 0; c < kColumns; ++c) {
-    PartColumn(rows.columns + c * rows.stride + begin, count, keys, last, right);
+    PartColumn(rows.columns.get() + c * rows.stride + begin, count, keys, last, rows.right.get());
   }
 }
 
@@ -282,10 +275,12 @@ void Split(const SplitRows& rows, std::int64_t begin, std::int64_t end, std::int
 
 SplitRows LoadSplitRows(const float* coordinates, std::span<const std::int32_t> order) {
   const std::int64_t count = std::ssize(order);
-  // Columns a power of two apart would share their places in the cache.
-  const std::int64_t stride = (count + kPadding - 1) / kPadding * kPadding + kPadding;
-  float* columns =
-      OfThread<SplitScratch>().columns.Need(static_cast<std::size_t>(kColumns * stride));
+  // An odd number of cache lines: columns a power of two apart would share their places in the
+  // cache.
+  const std::int64_t stride = ((count + 2 * kPadding - 1) / kPadding | 1) * kPadding;
+  SplitRows rows{Floats(kColumns * stride), Floats(count + kPadding), Floats(count + kPadding),
+                 stride};
+  float* columns = rows.columns.get();
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int32_t row = order[static_cast<std::size_t>(i)];
     const float* from = coordinates + std::int64_t{row} * kCoordinates;
@@ -295,11 +290,12 @@ SplitRows LoadSplitRows(const float* coordinates, std::span<const std::int32_t> 
   for (std::int64_t c = 0; c < kColumns; ++c) {
     std::fill(columns + c * stride + count, columns + (c + 1) * stride, 0.0F);
   }
-  return {columns, stride};
+  return rows;
 }
 
 void StoreOrder(const SplitRows& rows, std::span<std::int32_t> order) {
-  std::memcpy(order.data(), rows.columns + kSplitCoordinates * rows.stride, order.size_bytes());
+  std::memcpy(order.data(), rows.columns.get() + kSplitCoordinates * rows.stride,
+              order.size_bytes());
 }
 
 }  // namespace smyrf::kernels

@@ -1,6 +1,5 @@
 #include "plan/balanced_tree.h"
 
-#include <algorithm>
 #include <cstddef>
 
 #include "kernels/parallel.h"

@@ -1,5 +1,5 @@
 // Balanced trees over coordinates: every split halves a node's leaves along its leading principal
-// direction.
+// direction, mended by a step of 2-means.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +28,8 @@ struct Part {
 };
 
 /// Puts `order` (rows of coordinates, (N, kCoordinates)) into the order of a balanced tree with so
-/// many leaves. Same order for any number of threads; ties by row.
-/// Cost: log2(leaves) passes of a projection and a selection.
+/// many leaves, each in the order that its rows had. Same order for any number of threads.
+/// Cost: log2(leaves) levels of two projections, two selections and a move of all columns.
 void BalanceOrder(const float* coordinates, std::span<std::int32_t> order, std::int64_t leaves,
                   int threads);
 

@@ -29,7 +29,8 @@ struct Scoring {
 /// n - 1), u_i the variance of its logits (n - 1: what one key that holds all the mass makes of
 /// it); s the RMS deviation of its values; the second part is the error of the mass, for keys whose
 /// values agree. A node with a known key that weighs more than it is given that key's logit, and
-/// r_i = n - 1. Cost: kTreeRows visited (D + kCoordinates) multiply-adds.
+/// r_i = n - 1; known keys are forgotten below 1/32 of the largest weight. Cost: kTreeRows visited
+/// (D + kCoordinates) multiply-adds.
 void OpenBlock(const kernels::NodesView& nodes, const kernels::QueryLanes& lanes, float threshold,
                const Scoring& scoring, Opening& opening);
 

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -84,18 +85,38 @@ TEST(Split, ABalancedOrderIsAPermutationTheSameForAnyNumberOfThreads) {
   constexpr std::int64_t kRows = 3001;
   std::vector<float> coordinates(kRows * kernels::kCoordinates);
   for (float& x : coordinates) x = static_cast<float>(random.Normal());
-  std::vector<std::int32_t> one = Iota(kRows);
-  std::vector<std::int32_t> three = one;
-  BalanceOrder(coordinates.data(), one, 300, 1);
-  BalanceOrder(coordinates.data(), three, 300, 3);
-  EXPECT_EQ(one, three);
-  // Within a leaf rows lie in their own order.
-  const std::vector<std::int32_t> bounds = LeafBounds(0, kRows, 300);
-  for (std::size_t i = 0; i + 1 < bounds.size(); ++i) {
-    EXPECT_TRUE(std::is_sorted(one.begin() + bounds[i], one.begin() + bounds[i + 1]));
+  ForEachInstructionSet([&] {
+    std::vector<std::int32_t> one = Iota(kRows);
+    std::vector<std::int32_t> three = one;
+    BalanceOrder(coordinates.data(), one, 300, 1);
+    BalanceOrder(coordinates.data(), three, 300, 3);
+    EXPECT_EQ(one, three);
+    // Within a leaf rows lie in their own order.
+    const std::vector<std::int32_t> bounds = LeafBounds(0, kRows, 300);
+    for (std::size_t i = 0; i + 1 < bounds.size(); ++i) {
+      EXPECT_TRUE(std::is_sorted(one.begin() + bounds[i], one.begin() + bounds[i + 1]));
+    }
+    std::sort(one.begin(), one.end());
+    EXPECT_EQ(one, Iota(kRows));
+  });
+}
+
+TEST(Split, RowsThatAreNotFiniteAreStillPermuted) {
+  Random random(13);
+  constexpr std::int64_t kRows = 300;
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity(), 3e38F}) {
+    std::vector<float> coordinates(kRows * kernels::kCoordinates);
+    for (float& x : coordinates) {
+      x = random.Chance(0.01) ? bad : static_cast<float>(random.Normal());
+    }
+    ForEachInstructionSet([&] {
+      std::vector<std::int32_t> order = Iota(kRows);
+      BalanceOrder(coordinates.data(), order, 37, 1);
+      std::sort(order.begin(), order.end());
+      EXPECT_EQ(order, Iota(kRows));
+    });
   }
-  std::sort(one.begin(), one.end());
-  EXPECT_EQ(one, Iota(kRows));
 }
 
 }  // namespace

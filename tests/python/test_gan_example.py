@@ -217,6 +217,12 @@ def test_losses_of_several_runs(
     printed = capsys.readouterr().out.splitlines()
     assert printed[2].split("|")[1:3] == [" one ", " 3 "]
     assert printed[2].split("|")[3:] == printed[3].split("|")[3:]
+    (tmp_path / "other").mkdir()
+    run(folder, tmp_path / "other" / "one", "sdpa", 3)
+    runs[1] = str(tmp_path / "other" / "one")
+    losses.main([*runs, "--plot", str(plot)])
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in printed[2:]] == runs
     with pytest.raises(SystemExit, match=r"--plot .*: expected a name that ends in"):
         losses.main([*runs, "--plot", "losses.txt"])
     with pytest.raises(SystemExit, match="is damaged or no checkpoint"):
