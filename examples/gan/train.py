@@ -108,10 +108,10 @@ class Trainer:
         """Raises Problem if it was made with other settings or other images."""
         checkpoint.check_settings(path, state, self.fixed)
         with checkpoint.contents(path):
-            same_images = state["fingerprint"] == self.crops.fingerprint
-        if not same_images:
-            raise Problem(f"{path}: was made with other images; give the same, or another --out")
-        with checkpoint.contents(path):
+            if state["fingerprint"] != self.crops.fingerprint:
+                raise Problem(
+                    f"{path}: was made with other images; give the same, or another --out"
+                )
             for network, kept in zip(self._networks(), state["networks"], strict=True):
                 network.load_state_dict(kept)
             for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):

@@ -80,12 +80,12 @@ def check_settings(path: Path, state: dict[str, Any], now: dict[str, Any]) -> No
     """Raises Problem where the settings that the state was made with are not those of now."""
     with contents(path):
         kept = dict(state["settings"])
-        differ = [name for name, value in now.items() if kept.get(name) != value]
-    for name in differ:
-        raise Problem(
-            f"{path}: was made with {name} {kept.get(name)}, now it is {now[name]}; "
-            "give the same, or another --out"
-        )
+        for name, value in now.items():
+            if kept.get(name) != value:
+                raise Problem(
+                    f"{path}: was made with {name} {kept.get(name)}, now it is {value}; "
+                    "give the same, or another --out"
+                )
 
 
 @contextlib.contextmanager
