@@ -33,6 +33,27 @@ constexpr int PanelRows(int vectors) { return 2 * vectors <= kVectors ? 8 : 6; }
 #define SMYRF_UNROLL _Pragma("GCC unroll 16")
 // A tenth more products a second; more steps add nothing.
 #define SMYRF_UNROLL_STEPS _Pragma("GCC unroll 4")
+// Keeps GCC from addressing through an index: x86 splits a multiply-add from such an operand in
+// two, and a tile of one vector, where every multiply-add has one, takes up to half as long again.
+#define SMYRF_NO_INDEX(pointer) asm("" : "+r"(pointer))
+
+/// sum[r] += key[r][i] * q[i].
+template <int kWidth, int kRows, int kCols>
+HWY_INLINE void ScoreStep(const float* const (&key)[kRows], const float* q, std::int64_t i,
+                          FloatVector (&sum)[kRows][kCols]) {
+  const FloatTag d;
+  FloatVector x[kCols];
+  SMYRF_UNROLL
+  for (int c = 0; c < kCols; ++c) {
+    x[c] = hn::LoadU(d, q + i * kWidth + static_cast<std::size_t>(c) * hn::Lanes(d));
+  }
+  SMYRF_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    const auto a = hn::Set(d, key[r][i]);
+    SMYRF_UNROLL
+    for (int c = 0; c < kCols; ++c) sum[r][c] = hn::MulAdd(a, x[c], sum[r][c]);
+  }
+}
 
 /// s[r][lanes] = sum over c of rows[r][c] * q[c][lanes]: kRows keys by kCols vectors of queries.
 template <int kWidth, int kRows, int kCols>
@@ -47,20 +68,21 @@ HWY_INLINE void ScoreMicro(const float* const* rows, const float* q, std::int64_
     SMYRF_UNROLL
     for (int c = 0; c < kCols; ++c) sum[r][c] = hn::Zero(d);
   }
-  SMYRF_UNROLL_STEPS
-  for (std::int64_t i = 0; i < depth; ++i) {
-    FloatVector x[kCols];
-    SMYRF_UNROLL
-    for (int c = 0; c < kCols; ++c) {
-      x[c] = hn::LoadU(d, q + i * kWidth + static_cast<std::size_t>(c) * lanes);
-    }
-    SMYRF_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const auto a = hn::Set(d, key[r][i]);
+  std::int64_t left = depth;
+  if constexpr (kCols == 1) {
+    for (; left >= 4; left -= 4) {
       SMYRF_UNROLL
-      for (int c = 0; c < kCols; ++c) sum[r][c] = hn::MulAdd(a, x[c], sum[r][c]);
+      for (int i = 0; i < 4; ++i) ScoreStep<kWidth, kRows, kCols>(key, q, i, sum);
+      SMYRF_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        key[r] += 4;
+        SMYRF_NO_INDEX(key[r]);
+      }
+      q += 4 * kWidth;
     }
   }
+  SMYRF_UNROLL_STEPS
+  for (std::int64_t i = 0; i < left; ++i) ScoreStep<kWidth, kRows, kCols>(key, q, i, sum);
   SMYRF_UNROLL
   for (int r = 0; r < kRows; ++r) {
     SMYRF_UNROLL
@@ -89,6 +111,7 @@ HWY_INLINE void ValueMicro(const float* const* rows, std::int64_t first, const f
   SMYRF_UNROLL_STEPS
   for (std::int64_t j = 0; j < count; ++j) {
     const float* value = rows[j] + first;
+    SMYRF_NO_INDEX(value);
     FloatVector x[kCols];
     SMYRF_UNROLL
     for (int c = 0; c < kCols; ++c) {
