@@ -17,8 +17,8 @@
 namespace smyrf {
 namespace {
 
-using kernels::GradientStride;
 using kernels::kBlockRows;
+using kernels::PaddedDepth;
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
@@ -159,17 +159,16 @@ class Backward {
 }  // namespace
 
 KeyGradients::KeyGradients(const Problem& problem)
-    : key(kernels::Zeros(problem.keys * GradientStride(problem.depth))),
-      value(kernels::Zeros(problem.keys * GradientStride(problem.value_depth))) {}
+    : key(kernels::Zeros(problem.keys * PaddedDepth(problem.depth))),
+      value(kernels::Zeros(problem.keys * PaddedDepth(problem.value_depth))) {}
 
 void AddFloats(float* sums, const float* other, std::int64_t count) {
   for (std::int64_t i = 0; i < count; ++i) sums[i] += other[i];
 }
 
 void AddKeyGradients(const Problem& problem, const KeyGradients& other, const KeyGradients& sums) {
-  AddFloats(sums.key.get(), other.key.get(), problem.keys * GradientStride(problem.depth));
-  AddFloats(sums.value.get(), other.value.get(),
-            problem.keys * GradientStride(problem.value_depth));
+  AddFloats(sums.key.get(), other.key.get(), problem.keys * PaddedDepth(problem.depth));
+  AddFloats(sums.value.get(), other.value.get(), problem.keys * PaddedDepth(problem.value_depth));
 }
 
 void InOrder::Done(std::int64_t i, const std::function<void(std::int64_t)>& add) {
@@ -253,9 +252,9 @@ void BackwardItem(const Problem& problem, const Plan& plan, const Item& item,
 void StoreKeyGradients(const Problem& problem, const ValidLists& valid_keys, std::int64_t batch,
                        std::int64_t key_head, const KeyGradients& sums, bool non_finite,
                        const Gradients& gradients) {
-  const auto store = [&](const MutableTensorView& view, const kernels::Floats KeyGradients::* rows,
+  const auto store = [&](const MutableTensorView& view, const kernels::Floats KeyGradients::*rows,
                          std::int64_t depth) {
-    const std::int64_t stride = GradientStride(depth);
+    const std::int64_t stride = PaddedDepth(depth);
     for (std::int64_t j = 0; j < problem.keys; ++j) {
       kernels::StoreRow((sums.*rows).get() + j * stride, depth, view.dtype,
                         GradientRow(view, batch, key_head, j));

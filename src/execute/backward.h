@@ -23,7 +23,7 @@ struct BackwardCall {
 };
 
 /// Gradients of the keys and values of one key head that one part of its queries adds to: rows of
-/// kernels::GradientStride floats by position, zero at first.
+/// kernels::PaddedDepth floats by position, zero at first.
 struct KeyGradients {
   KeyGradients() = default;  ///< nothing yet
   explicit KeyGradients(const Problem& problem);

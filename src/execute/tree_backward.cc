@@ -9,8 +9,8 @@
 
 namespace smyrf {
 
-using kernels::GradientStride;
 using kernels::kCoordinates;
+using kernels::PaddedDepth;
 
 /// Gradients that one part of the blocks adds to, all zero at first.
 struct TreeBackward::Part {
@@ -20,8 +20,8 @@ struct TreeBackward::Part {
   explicit Part(const kernels::NodesView& nodes) {
     const std::int64_t keys = nodes.key_count;
     const auto count = std::ssize(nodes.nodes);
-    const std::int64_t key_stride = GradientStride(nodes.depth);
-    const std::int64_t value_stride = GradientStride(nodes.value_depth);
+    const std::int64_t key_stride = PaddedDepth(nodes.depth);
+    const std::int64_t value_stride = PaddedDepth(nodes.value_depth);
     sizes = {keys * key_stride,
              keys * value_stride,
              count * key_stride,
@@ -138,8 +138,8 @@ void TreeBackward::AddBlock(std::int64_t head, const TreeBlock& block, Part& par
 /// the coordinates' variances less that along the direction, and constant where it is 0.
 void TreeBackward::Distribute(Part& sums) const {
   const kernels::NodeGradients to = sums.view();
-  const std::int64_t key_stride = GradientStride(nodes_.depth);
-  const std::int64_t value_stride = GradientStride(nodes_.value_depth);
+  const std::int64_t key_stride = PaddedDepth(nodes_.depth);
+  const std::int64_t value_stride = PaddedDepth(nodes_.value_depth);
   const kernels::Floats coordinates(nodes_.key_count * kCoordinates);
   kernels::Coordinates(kernels::RowsOf(nodes_.keys, nodes_.depth), 0, nodes_.key_count,
                        nodes_.depth, tree_->key_basis.data(), coordinates.get());
@@ -193,8 +193,8 @@ void TreeBackward::Finish() {
   if (tree_ != nullptr) {
     Part& sums = *parts_[0];
     Distribute(sums);
-    const std::int64_t key_stride = GradientStride(problem_.depth);
-    const std::int64_t value_stride = GradientStride(problem_.value_depth);
+    const std::int64_t key_stride = PaddedDepth(problem_.depth);
+    const std::int64_t value_stride = PaddedDepth(problem_.value_depth);
     for (std::size_t j = 0; j < tree_->key_order.size(); ++j) {
       const std::int64_t position = tree_->key_order[j];
       const auto rank = static_cast<std::int64_t>(j);

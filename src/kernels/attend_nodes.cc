@@ -96,13 +96,16 @@ BlockResult AttendNodesImpl(const NodesView& nodes, const QueryLanes& lanes,
   const std::int64_t dv = nodes.value_depth;
   const std::int64_t vectors = TreeVectors();
   float* s = scratch.scores.Need(kNodeTile * kTreeRows);
-  float* o = scratch.out.Need(static_cast<std::size_t>(dv * kTreeRows));
+  const auto lanes_of_floats = static_cast<std::int64_t>(hn::Lanes(FloatTag()));
+  const std::int64_t columns = (dv + lanes_of_floats - 1) / lanes_of_floats;  // vectors of them
+  const std::int64_t stride = PaddedDepth(dv);
+  float* o = scratch.out.Need(static_cast<std::size_t>(kTreeRows * stride));
   HWY_ALIGN float max[kTreeRows];
   HWY_ALIGN float sum[kTreeRows];
   HWY_ALIGN float rescale[kTreeRows];
   std::fill_n(max, kTreeRows, -std::numeric_limits<float>::infinity());
   std::fill_n(sum, kTreeRows, 0.0F);
-  std::fill_n(o, dv * kTreeRows, 0.0F);
+  std::fill_n(o, kTreeRows * stride, 0.0F);
   const float* keys[kNodeTile];
   const float* values[kNodeTile];
   std::int64_t filled = 0;
@@ -112,7 +115,7 @@ BlockResult AttendNodesImpl(const NodesView& nodes, const QueryLanes& lanes,
     ScoreTile<kTreeRows>(keys + scored, filled - scored, lanes.q, nodes.depth, vectors,
                          s + scored * kTreeRows);
     SoftmaxTile<kTreeRows>(filled, vectors, max, sum, rescale, s);
-    ValueTile<kTreeRows>(values, filled, s, dv, vectors, rescale, o);
+    OutputTile<kTreeRows>(values, filled, s, lanes.rows, columns, rescale, o, stride);
     filled = scored = 0;
   };
   for (std::size_t j = 0; j < closed.size(); ++j) {
@@ -136,7 +139,7 @@ BlockResult AttendNodesImpl(const NodesView& nodes, const QueryLanes& lanes,
   for (std::int64_t i = 0; i < lanes.rows; ++i) {
     lse[i] = NaturalLse(max[i], sum[i]);
     const float inverse = 1.0F / sum[i];
-    for (std::int64_t c = 0; c < dv; ++c) result[i * dv + c] = o[c * kTreeRows + i] * inverse;
+    for (std::int64_t c = 0; c < dv; ++c) result[i * dv + c] = o[i * stride + c] * inverse;
   }
   return {result, lse, nullptr, nullptr};
 }

@@ -32,10 +32,10 @@ HWY_INLINE float Dot(const float* a, const float* b, std::int64_t count) {
   return result;
 }
 
-/// target (count, GradientStride(depth)) = rows times `factor`, zeros behind.
+/// target (count, PaddedDepth(depth)) = rows times `factor`, zeros behind.
 HWY_INLINE void PadRows(const float* const* rows, std::int64_t count, std::int64_t depth,
                         float factor, float* target) {
-  const std::int64_t stride = GradientStride(depth);
+  const std::int64_t stride = PaddedDepth(depth);
   for (std::int64_t i = 0; i < count; ++i, target += stride) {
     for (std::int64_t c = 0; c < depth; ++c) target[c] = factor * rows[i][c];
     std::fill_n(target + depth, stride - depth, 0.0F);

@@ -86,8 +86,8 @@ const float* BackwardBlockImpl(const BackwardTask& task) {
   const std::int64_t vectors = (rows + lanes - 1) / lanes;
   const std::int64_t depth = block.depth;
   const std::int64_t dv = block.value_depth;
-  const std::int64_t key_stride = GradientStride(depth);
-  const std::int64_t value_stride = GradientStride(dv);
+  const std::int64_t key_stride = PaddedDepth(depth);
+  const std::int64_t value_stride = PaddedDepth(dv);
   LaneState state;
   LoadBlock(task, scratch, state);
   float* q = scratch.q.Need(static_cast<std::size_t>(depth * kBlockRows));

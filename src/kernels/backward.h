@@ -9,16 +9,13 @@
 
 namespace smyrf::kernels {
 
-/// Floats of a row of gradients of keys or values: `depth`, and room for whole vectors.
-inline std::int64_t GradientStride(std::int64_t depth) { return (depth + 15) / 16 * 16; }
-
 struct BackwardTask {
   BlockTask block;
   Rows out, grad_out;               ///< in the block's query order
   const float* lse = nullptr;       ///< (Nq) of the head, by position
   const float* grad_lse = nullptr;  ///< the same; null: none
-  float* grad_key = nullptr;        ///< (Nk, GradientStride(D)), by position
-  float* grad_value = nullptr;      ///< (Nk, GradientStride(Dv)), by position
+  float* grad_key = nullptr;        ///< (Nk, PaddedDepth(D)), by position
+  float* grad_value = nullptr;      ///< (Nk, PaddedDepth(Dv)), by position
 };
 
 /// Adds the block's part to grad_key and grad_value and gives its grad_query, (rows, D) in memory
@@ -26,7 +23,7 @@ struct BackwardTask {
 /// Cost: rows * keys * (3 D + 2 Dv) multiply-adds; one pass over the keys.
 const float* BackwardBlock(const BackwardTask& task);
 
-/// Gradients of a key head in tree order and of its nodes' summaries; rows of GradientStride
+/// Gradients of a key head in tree order and of its nodes' summaries; rows of PaddedDepth
 /// floats.
 struct NodeGradients {
   float* keys = nullptr;         ///< (key_count, D)
@@ -55,7 +52,7 @@ struct NodesBackwardTask {
 const float* BackwardNodes(const NodesView& nodes, const QueryLanes& lanes,
                            const NodesBackwardTask& task, const NodeGradients& to);
 
-/// grad_keys (count, GradientStride(D)) += x (count, kCoordinates) times basis^T, where basis is
+/// grad_keys (count, PaddedDepth(D)) += x (count, kCoordinates) times basis^T, where basis is
 /// (D, kCoordinates): what coordinates' gradients are of keys'.
 void AddCoordinates(const float* x, std::int64_t count, std::int64_t depth, const float* basis,
                     float* grad_keys);

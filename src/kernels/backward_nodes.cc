@@ -128,8 +128,8 @@ const float* BackwardNodesImpl(const NodesView& nodes, const QueryLanes& lanes,
   const std::int64_t vectors = TreeVectors();
   const std::int64_t depth = nodes.depth;
   const std::int64_t dv = nodes.value_depth;
-  const std::int64_t key_stride = GradientStride(depth);
-  const std::int64_t value_stride = GradientStride(dv);
+  const std::int64_t key_stride = PaddedDepth(depth);
+  const std::int64_t value_stride = PaddedDepth(dv);
 
   // Rows of q and grad_out, lse and delta; nothing of a query whose lse is -inf.
   float* zeros = scratch.zeros.Need(static_cast<std::size_t>(std::max(depth, dv)));
@@ -163,8 +163,8 @@ const float* BackwardNodesImpl(const NodesView& nodes, const QueryLanes& lanes,
   float* g_rows = scratch.g_rows.Need(static_cast<std::size_t>(kTreeRows * value_stride));
   PadRows(queries, lanes.rows, depth, task.scale, q_rows);
   PadRows(grads, lanes.rows, dv, 1.0F, g_rows);
-  float* dq = scratch.dq.Need(static_cast<std::size_t>(depth * kTreeRows));
-  std::fill_n(dq, depth * kTreeRows, 0.0F);
+  float* dq = scratch.dq.Need(static_cast<std::size_t>(kTreeRows * key_stride));
+  std::fill_n(dq, kTreeRows * key_stride, 0.0F);
   HWY_ALIGN float by_axes[kCoordinates * kTreeRows] = {};
   const auto roots = static_cast<std::int64_t>(task.profiles.size()) / kCoordinates;
   float* by_energies = scratch.by_energies.Need(static_cast<std::size_t>(roots * kTreeRows));
@@ -180,7 +180,8 @@ const float* BackwardNodesImpl(const NodesView& nodes, const QueryLanes& lanes,
                          vectors, p + rows.closed * kTreeRows);
     ScoreTile<kTreeRows>(rows.values, rows.filled, g, dv, vectors, ds);
     GradientTile<kTreeRows>(rows.filled, vectors, lse, delta, p, ds);
-    ValueTile<kTreeRows>(rows.keys, rows.filled, ds, depth, vectors, ones, dq);
+    OutputTile<kTreeRows>(rows.keys, rows.filled, ds, lanes.rows, (depth + step - 1) / step, ones,
+                          dq, key_stride);
     AddTile<kTreeRows>(ds, rows.filled, lanes.rows, q_rows, key_stride, (depth + step - 1) / step,
                        rows.grad_keys);
     AddTile<kTreeRows>(p, rows.filled, lanes.rows, g_rows, value_stride, (dv + step - 1) / step,
@@ -229,7 +230,7 @@ const float* BackwardNodesImpl(const NodesView& nodes, const QueryLanes& lanes,
   float* result = scratch.result.Need(static_cast<std::size_t>(kTreeRows * depth));
   for (std::int64_t i = 0; i < lanes.rows; ++i) {
     for (std::int64_t c = 0; c < depth; ++c) {
-      result[i * depth + c] = task.scale * (dq[c * kTreeRows + i] + by_basis[c * kTreeRows + i]);
+      result[i * depth + c] = task.scale * (dq[i * key_stride + c] + by_basis[c * kTreeRows + i]);
     }
   }
   return result;
@@ -239,7 +240,7 @@ void AddCoordinatesImpl(const float* x, std::int64_t count, std::int64_t depth, 
                         float* grad_keys) {
   constexpr auto kWide = static_cast<int>(kCoordinates);
   const auto step = static_cast<std::int64_t>(hn::Lanes(FloatTag()));
-  const std::int64_t stride = GradientStride(depth);
+  const std::int64_t stride = PaddedDepth(depth);
   float* transposed =
       OfThread<BackwardNodesScratch>().basis.Need(static_cast<std::size_t>(kCoordinates * stride));
   std::fill_n(transposed, kCoordinates * stride, 0.0F);

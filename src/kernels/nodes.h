@@ -15,7 +15,8 @@ inline constexpr std::int64_t kTreeRows = 16;
 /// Leading coordinates in the common basis that nodes' variances are of; zero past D.
 inline constexpr std::int64_t kCoordinates = 32;
 
-/// A key head in tree order (sinks first) and its nodes; all float32 and contiguous.
+/// A key head in tree order (sinks first) and its nodes; all float32 and contiguous. Keys, values
+/// and means may be read to a whole vector past their ends (PaddedDepth).
 struct NodesView {
   std::int64_t depth = 0;        ///< D
   std::int64_t value_depth = 0;  ///< Dv

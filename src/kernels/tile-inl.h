@@ -1,8 +1,8 @@
 // The matrix products of attention on one tile, with queries as SIMD lanes: scores
-// S^T (keys, queries) = K Q^T and outputs O^T (Dv, queries) += V^T P^T; and of its gradients, with
-// columns as lanes, dK (keys, D) += dS^T Q. Keys and values are read in place through row pointers;
-// softmax over S^T then needs no operation across lanes. kWidth is the number of queries that
-// scores and outputs have room for.
+// S^T (keys, queries) = K Q^T and outputs O^T (Dv, queries) += V^T P^T; and with columns as lanes
+// outputs O (queries, Dv) += P V and gradients dK (keys, D) += dS^T Q. Keys and values are read in
+// place through row pointers; softmax over S^T then needs no operation across lanes. kWidth is the
+// number of queries that scores and outputs have room for.
 #include <cstddef>
 #include <cstdint>
 
@@ -28,8 +28,12 @@ inline constexpr int kVectors = 4;  // of 32 registers: 24 + 4 + 1
 #else
 inline constexpr int kVectors = 2;  // of 16 registers: 12 + 2 + 1
 #endif
-// More rows than 8 have no registers left for their addresses.
-constexpr int PanelRows(int vectors) { return 2 * vectors <= kVectors ? 8 : 6; }
+/// Where every row has an address of its own, for which registers run out.
+constexpr int RowsApart(int vectors) { return 2 * vectors <= kVectors ? 8 : 6; }
+/// Where rows lie side by side.
+constexpr int RowsTogether(int vectors) {
+  return 4 * vectors <= kVectors ? 16 : RowsApart(vectors);
+}
 #define SMYRF_UNROLL _Pragma("GCC unroll 16")
 // A tenth more products a second; more steps add nothing.
 #define SMYRF_UNROLL_STEPS _Pragma("GCC unroll 4")
@@ -133,6 +137,50 @@ HWY_INLINE void ValueMicro(const float* const* rows, std::int64_t first, const f
   }
 }
 
+/// o[r][lanes] = o[r][lanes] * rescale[r] + sum over keys j of p[j][r] * rows[j][lanes]: kRows
+/// queries by kCols vectors of value columns.
+template <int kWidth, int kRows, int kCols>
+HWY_INLINE void OutputMicro(const float* const* rows, std::int64_t first, const float* p,
+                            std::int64_t count, const float* rescale, float* o,
+                            std::int64_t stride) {
+  const FloatTag d;
+  const std::size_t lanes = hn::Lanes(d);
+  FloatVector sum[kRows][kCols];
+  SMYRF_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    const auto factor = hn::Set(d, rescale[r]);
+    SMYRF_UNROLL
+    for (int c = 0; c < kCols; ++c) {
+      const float* from = o + r * stride + static_cast<std::size_t>(c) * lanes;
+      sum[r][c] = hn::Mul(hn::LoadU(d, from), factor);
+    }
+  }
+  for (std::int64_t j = 0; j < count; ++j) {
+    const float* value = rows[j] + first;
+    SMYRF_NO_INDEX(value);
+    FloatVector x[kCols];
+    SMYRF_UNROLL
+    for (int c = 0; c < kCols; ++c) {
+      x[c] = hn::LoadU(d, value + static_cast<std::size_t>(c) * lanes);
+    }
+    SMYRF_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const auto a = hn::Set(d, p[r]);
+      SMYRF_UNROLL
+      for (int c = 0; c < kCols; ++c) sum[r][c] = hn::MulAdd(a, x[c], sum[r][c]);
+    }
+    p += kWidth;
+    SMYRF_NO_INDEX(p);
+  }
+  SMYRF_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    SMYRF_UNROLL
+    for (int c = 0; c < kCols; ++c) {
+      hn::StoreU(sum[r][c], d, o + r * stride + static_cast<std::size_t>(c) * lanes);
+    }
+  }
+}
+
 /// targets[r][first + lanes] += sum over i of s[r][i] * x[i][lanes]: kRows rows of s, kWidth apart,
 /// by kCols vectors of columns.
 template <int kWidth, int kRows, int kCols>
@@ -187,34 +235,23 @@ HWY_INLINE void RunMicro(const Micro& micro, std::int64_t row, std::int64_t col)
   }
 }
 
+/// What is left of a panel: `rows` of them, fewer than kRows.
+template <int kRows, int kCols, class Micro>
+HWY_INLINE void RunRest(std::int64_t rows, std::int64_t row, std::int64_t col, const Micro& micro) {
+  if constexpr (kRows > 1) {
+    if (rows == kRows - 1) return RunMicro<kRows - 1, kCols>(micro, row, col);
+    RunRest<kRows - 1, kCols>(rows, row, col, micro);
+  }
+}
+
 /// Calls micro.Run<rows, cols>(row, col) over a grid of `rows` by `vectors`, in micro-tiles
-/// of PanelRows by kVectors and what is left of them.
+/// of its panel's rows by kVectors and what is left of them.
 template <int kCols, class Micro>
 HWY_INLINE void ForPanels(std::int64_t rows, std::int64_t col, const Micro& micro) {
+  constexpr int kRows = Micro::PanelRows(kCols);
   std::int64_t r = 0;
-  for (; r + PanelRows(kCols) <= rows; r += PanelRows(kCols)) {
-    RunMicro<PanelRows(kCols), kCols>(micro, r, col);
-  }
-  switch (rows - r) {
-    case 7:
-      if constexpr (PanelRows(kCols) > 7) return RunMicro<7, kCols>(micro, r, col);
-      return;
-    case 6:
-      if constexpr (PanelRows(kCols) > 6) return RunMicro<6, kCols>(micro, r, col);
-      return;
-    case 5:
-      return RunMicro<5, kCols>(micro, r, col);
-    case 4:
-      return RunMicro<4, kCols>(micro, r, col);
-    case 3:
-      return RunMicro<3, kCols>(micro, r, col);
-    case 2:
-      return RunMicro<2, kCols>(micro, r, col);
-    case 1:
-      return RunMicro<1, kCols>(micro, r, col);
-    default:
-      return;
-  }
+  for (; r + kRows <= rows; r += kRows) RunMicro<kRows, kCols>(micro, r, col);
+  if (r < rows) RunRest<kRows, kCols>(rows - r, r, col, micro);
 }
 
 template <class Micro>
@@ -230,6 +267,7 @@ HWY_INLINE void ForMicroTiles(std::int64_t rows, std::int64_t vectors, const Mic
 
 template <int kWidth>
 struct ScorePanels {
+  static constexpr int PanelRows(int vectors) { return RowsApart(vectors); }
   static constexpr bool kNarrow = kWidth < kBlockRows;
   const float* const* rows;
   const float* q;
@@ -244,6 +282,7 @@ struct ScorePanels {
 
 template <int kWidth>
 struct ValuePanels {
+  static constexpr int PanelRows(int vectors) { return RowsTogether(vectors); }
   static constexpr bool kNarrow = kWidth < kBlockRows;
   const float* const* rows;
   const float* p;
@@ -258,7 +297,26 @@ struct ValuePanels {
 };
 
 template <int kWidth>
+struct OutputPanels {
+  static constexpr bool kNarrow = kWidth < kBlockRows;
+  static constexpr int PanelRows(int vectors) { return RowsTogether(vectors); }
+  const float* const* rows;
+  const float* p;
+  std::int64_t count;
+  const float* rescale;
+  float* o;
+  std::int64_t stride;
+  template <int kRows, int kCols>
+  HWY_INLINE void Run(std::int64_t row, std::int64_t vector) const {
+    const std::int64_t at = vector * static_cast<std::int64_t>(hn::Lanes(FloatTag()));
+    OutputMicro<kWidth, kRows, kCols>(rows, at, p + row, count, rescale + row,
+                                      o + row * stride + at, stride);
+  }
+};
+
+template <int kWidth>
 struct AddPanels {
+  static constexpr int PanelRows(int vectors) { return RowsApart(vectors); }
   static constexpr bool kNarrow = kWidth < kBlockRows;
   const float* s;
   std::int64_t depth;
@@ -285,6 +343,15 @@ HWY_INLINE void ValueTile(const float* const* rows, std::int64_t count, const fl
                           std::int64_t depth, std::int64_t vectors, const float* rescale,
                           float* o) {
   ForMicroTiles(depth, vectors, ValuePanels<kWidth>{rows, p, count, rescale, o});
+}
+
+/// As ValueTile with o (queries, stride) the other way round, for rows that may be read to whole
+/// vectors: where one vector holds the queries, `vectors` of columns make better tiles.
+template <int kWidth>
+HWY_INLINE void OutputTile(const float* const* rows, std::int64_t count, const float* p,
+                           std::int64_t queries, std::int64_t vectors, const float* rescale,
+                           float* o, std::int64_t stride) {
+  ForMicroTiles(queries, vectors, OutputPanels<kWidth>{rows, p, count, rescale, o, stride});
 }
 
 /// Row j of targets += row j of s (count, kWidth) times x (depth, x_stride): what `depth` queries

@@ -14,10 +14,13 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
   constexpr std::int64_t kTask = 256;  // rows or nodes
   const auto rows = static_cast<std::int64_t>(tree.key_order.size());
   const auto count = static_cast<std::int64_t>(tree.nodes.size());
-  keys_ = kernels::Floats(rows * problem.depth);
-  values_ = kernels::Floats(rows * problem.value_depth);
-  mean_keys_ = kernels::Floats(count * problem.depth);
-  mean_values_ = kernels::Floats(count * problem.value_depth);
+  const auto whole_vectors = [](std::int64_t n, std::int64_t depth) {
+    return kernels::Floats(n * depth + kernels::PaddedDepth(depth) - depth);
+  };
+  keys_ = whole_vectors(rows, problem.depth);
+  values_ = whole_vectors(rows, problem.value_depth);
+  mean_keys_ = whole_vectors(count, problem.depth);
+  mean_values_ = whole_vectors(count, problem.value_depth);
   axes_ = kernels::Floats(count * kernels::kCoordinates);
   residuals_ = kernels::Floats(count);
   log_counts_ = kernels::Floats(count);
