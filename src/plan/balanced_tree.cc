@@ -50,7 +50,7 @@ void BalanceOrder(const float* coordinates, std::span<std::int32_t> order, std::
     });
   };
   // The first levels a part a task, then whole subtrees.
-  while (threads > 1 && std::ssize(parts) < std::int64_t{4} * threads &&
+  while (threads > 1 && std::ssize(parts) < std::int64_t{2} * threads &&
          std::ssize(parts) < leaves) {
     for_parts([](const kernels::SplitRows& rows, const Part& part) {
       kernels::Split(rows, 0, part.end, part.Left().end);

@@ -11,7 +11,8 @@ namespace smyrf {
 
 Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t key_head,
                      const KeyTree& tree, int threads, std::vector<float>* profiles) {
-  constexpr std::int64_t kTask = 256;  // rows or nodes
+  constexpr std::int64_t kTask = 256;      // rows
+  constexpr std::int64_t kTaskNodes = 32;  // the first are large
   const auto rows = static_cast<std::int64_t>(tree.key_order.size());
   const auto count = static_cast<std::int64_t>(tree.nodes.size());
   const auto whole_vectors = [](std::int64_t n, std::int64_t depth) {
@@ -80,16 +81,16 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
   for (std::size_t level = level_begins.size() - 1; level > 0; --level) {
     const std::int64_t first = level_begins[level - 1];
     const std::int64_t last = level_begins[level];
-    ParallelFor((last - first + kTask - 1) / kTask, threads, [&](std::int64_t task) {
-      const std::int64_t begin = first + task * kTask;
-      for (std::int64_t id = begin; id < std::min(last, begin + kTask); ++id) {
+    ParallelFor((last - first + kTaskNodes - 1) / kTaskNodes, threads, [&](std::int64_t task) {
+      const std::int64_t begin = first + task * kTaskNodes;
+      for (std::int64_t id = begin; id < std::min(last, begin + kTaskNodes); ++id) {
         kernels::SummarizeNode(view_, id, coordinates.get(), to);
       }
     });
   }
-  ParallelFor((count + kTask - 1) / kTask, threads, [&](std::int64_t task) {
-    const std::int64_t begin = task * kTask;
-    for (std::int64_t id = begin; id < std::min(count, begin + kTask); ++id) {
+  ParallelFor((count + kTaskNodes - 1) / kTaskNodes, threads, [&](std::int64_t task) {
+    const std::int64_t begin = task * kTaskNodes;
+    for (std::int64_t id = begin; id < std::min(count, begin + kTaskNodes); ++id) {
       kernels::SplitVariances(view_, id, coordinates.get(),
                               tree.directions.data() + id * kernels::kCoordinates, to);
     }

@@ -32,6 +32,7 @@ constexpr std::int64_t kSinkGroups = 2;   // of kTreeRows queries a head, which 
 constexpr std::uint64_t kSinkStream = 0x73696E6BU;  // of random numbers
 constexpr std::int64_t kMomentRows = 1024;          // sampled for the basis
 constexpr std::int64_t kTaskRows = 256;
+constexpr std::int64_t kTaskNodes = 32;   // the first are large
 constexpr std::int64_t kFewestKeys = 64;  // with fewer there is nothing to summarise
 /// With no more than calibration would compute exactly, dense costs no more.
 constexpr std::int64_t kFewestQueries = 128;
@@ -123,9 +124,9 @@ std::vector<float> Directions(const KeyTree& tree, const kernels::Floats& coordi
                               std::span<const std::int32_t> order, int threads) {
   const auto count = std::ssize(tree.nodes);
   std::vector<float> directions(static_cast<std::size_t>(count * kCoordinates));
-  ParallelFor((count + kTaskRows - 1) / kTaskRows, threads, [&](std::int64_t task) {
-    const std::int64_t begin = task * kTaskRows;
-    for (std::int64_t id = begin; id < std::min(count, begin + kTaskRows); ++id) {
+  ParallelFor((count + kTaskNodes - 1) / kTaskNodes, threads, [&](std::int64_t task) {
+    const std::int64_t begin = task * kTaskNodes;
+    for (std::int64_t id = begin; id < std::min(count, begin + kTaskNodes); ++id) {
       const Node& node = tree.nodes[static_cast<std::size_t>(id)];
       kernels::LeadingDirection(coordinates.get(),
                                 order.subspan(static_cast<std::size_t>(node.begin - tree.sinks),
