@@ -1,7 +1,6 @@
 #include "execute/backward.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -25,15 +24,11 @@ constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 class Backward {
  public:
   Backward(const Problem& problem, std::int64_t rounds, const BackwardCall& call)
-      : problem_(problem),
-        call_(call),
-        parts_(GradientParts(problem)),
-        rounds_(rounds),
-        merges_(rounds > 1) {
+      : problem_(problem), call_(call), parts_(GradientParts(problem)), rounds_(rounds) {
     for (std::size_t i = 0; i < static_cast<std::size_t>(problem.batch * problem.key_heads); ++i) {
-      heads_.push_back(std::make_unique<KeyHead>(rounds, parts_));
+      heads_.push_back(std::make_unique<KeyHead>(parts_));
     }
-    if (merges_ && problem.query.dtype != DType::kFloat32) {
+    if (rounds > 1 && problem.query.dtype != DType::kFloat32) {
       running_.resize(static_cast<std::size_t>(problem.batch * problem.query_heads *
                                                problem.queries * problem.depth));
     }
@@ -65,9 +60,7 @@ class Backward {
 
  private:
   struct KeyHead {
-    KeyHead(std::int64_t rounds, std::int64_t count)
-        : left(rounds * count), parts(static_cast<std::size_t>(count)), order(count) {}
-    std::atomic<std::int64_t> left;  ///< parts of rounds
+    explicit KeyHead(std::int64_t count) : parts(static_cast<std::size_t>(count)), order(count) {}
     std::vector<KeyGradients> parts;
     InOrder order;  ///< of parts, in the last round
   };
@@ -108,7 +101,7 @@ class Backward {
     }
     for (const Item& item : ItemsOfPart(problem_, *plan_, std::move(items), part, parts_)) {
       BackwardItem(problem_, *plan_, item, call_, to, [&](std::int64_t i, const float* row) {
-        if (!merges_) {
+        if (rounds_ == 1) {
           kernels::StoreRow(row, problem_.depth, problem_.query.dtype,
                             GradientRow(call_.gradients.query, b, item.head, i));
           return;
@@ -116,15 +109,14 @@ class Backward {
         AddFloats(RunningRow(b, item.head, i), row, problem_.depth);
       });
     }
-    if (first_round_ + round + 1 == rounds_) {
-      head.order.Done(part, [&](std::int64_t i) {
-        if (i == 0) return;
-        KeyGradients& other = head.parts[static_cast<std::size_t>(i)];
-        AddKeyGradients(problem_, other, head.parts[0]);
-        other = {};
-      });
-    }
-    if (head.left.fetch_sub(1) == 1) Finish(b, key_head % problem_.key_heads, head);
+    if (first_round_ + round + 1 < rounds_) return;
+    const bool all = head.order.Done(part, [&](std::int64_t i) {
+      if (i == 0) return;
+      KeyGradients& other = head.parts[static_cast<std::size_t>(i)];
+      AddKeyGradients(problem_, other, head.parts[0]);
+      other = {};
+    });
+    if (all) Finish(b, key_head % problem_.key_heads, head);
   }
 
   void Finish(std::int64_t b, std::int64_t g, KeyHead& head) {
@@ -149,7 +141,6 @@ class Backward {
   const BackwardCall& call_;
   const std::int64_t parts_;
   const std::int64_t rounds_;
-  const bool merges_;                            ///< several rounds
   const Plan* plan_ = nullptr;                   ///< of the rounds that run
   std::int64_t first_round_ = 0;                 ///< of them
   std::vector<std::unique_ptr<KeyHead>> heads_;  ///< (batch, key head)
@@ -171,10 +162,11 @@ void AddKeyGradients(const Problem& problem, const KeyGradients& other, const Ke
   AddFloats(sums.value.get(), other.value.get(), problem.keys * PaddedDepth(problem.value_depth));
 }
 
-void InOrder::Done(std::int64_t i, const std::function<void(std::int64_t)>& add) {
+bool InOrder::Done(std::int64_t i, const std::function<void(std::int64_t)>& add) {
   const std::scoped_lock lock(mutex_);
   in_[static_cast<std::size_t>(i)] = 1;
   for (; next_ < in_.size() && in_[next_] != 0; ++next_) add(static_cast<std::int64_t>(next_));
+  return next_ == in_.size();
 }
 
 std::int64_t GradientParts(const Problem& problem) {
