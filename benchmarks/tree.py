@@ -7,12 +7,14 @@ code stays 0.
     python benchmarks/tree.py              every table, float32, 1 and 2 threads
     python benchmarks/tree.py --quick      one layer a model, N up to 16384
     python benchmarks/tree.py --only sweep
+    python benchmarks/tree.py --only equal --threads 1    tree at a true error of .1
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -257,6 +259,56 @@ def auto_table(args: argparse.Namespace, printer: Printer) -> None:
     printer.text()
 
 
+def at_error(call: Call, target: float, dense: torch.Tensor) -> float:
+    """The tolerance, to a tenth, at which seed 0 errs by so much in a call of one head."""
+    low, high = math.log(target) - 1.0, math.log(target) + 2.0
+    while high - low > 0.1:
+        middle = (low + high) / 2
+        options = {"method": "tree", "tolerance": math.exp(middle), **call.options}
+        out, run = entry(call.q, call.k, call.v, 0, **options)
+        run()
+        error = float((out - dense).norm() / dense.norm())
+        low, high = (low, middle) if error > target else (middle, high)
+    return math.exp(low)
+
+
+def equal_table(args: argparse.Namespace, printer: Printer) -> None:
+    """What the dial's caution costs: the tolerance as asked for, and that which errs by so much."""
+    target, cells = 0.1, []
+    works = [
+        Work("4096", lambda: map(call_of, single_heads(args))),
+        Work("tiled 16384", partial(tiled_calls, 16384, args)),
+    ]
+    for work in progress(works, lambda work: work.name):
+        for threads in args.threads:
+            torch.set_num_threads(threads)
+            seconds = {"SDPA": 0.0, "dense": 0.0, "asked": 0.0, "equal": 0.0}
+            tolerances = []
+            for call in work.calls():
+                rows = (call.q, call.k, call.v, threads)
+                dense, run = entry(*rows, **call.options)
+                run()
+                tolerances.append(at_error(call, target, dense))
+                options = call.options | {"method": "tree"}
+                peers = {
+                    "SDPA": partial(sdpa, *rows[:3], **call.options),
+                    "dense": run,
+                    "asked": entry(*rows, tolerance=target, **options)[1],
+                    "equal": entry(*rows, tolerance=tolerances[-1], **options)[1],
+                }
+                for name, time in best(peers, args.seconds, args.rounds).items():
+                    seconds[name] += time
+            cells.append(
+                [work.name, str(threads), str(len(tolerances))]
+                + [f"{1e3 * time:.1f}" for time in seconds.values()]
+                + [f"{seconds['SDPA'] / seconds[name]:.2f}" for name in ("asked", "equal")]
+                + [f"{np.median(tolerances):.3f}", f"{min(tolerances):.3f}"]
+            )
+    columns = ["rows ", "threads", "heads", "SDPA ms", "dense ms", "tree 0.1 ms", "equal ms"]
+    columns += ["tree 0.1 / SDPA", "equal / SDPA", "equal: tolerance, median", "least"]
+    printer.table(f"A head a call, beside tree where it errs by {target:g}", columns, cells)
+
+
 def model_calls_cut(side: int, args: argparse.Namespace) -> Iterator[Call]:
     """The first rows of SmolLM2's squares of 2048."""
     for call in model_calls("smollm2", 2048, args):
@@ -302,7 +354,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one layer a model, N to 16384")
     parser.add_argument("--tune", action="store_true", help="the heads for tuning")
-    parser.add_argument("--only", choices=["works", "sweep", "auto"], help="one of the tables")
+    parser.add_argument(
+        "--only", choices=["works", "sweep", "auto", "equal"], help="one of the tables"
+    )
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--tolerances", type=float, nargs="+", default=list(TOLERANCES))
     parser.add_argument("--markdown", action="store_true", help="markdown on a terminal too")
@@ -338,6 +392,8 @@ def main() -> None:
         found |= table("Heads tiled with noise .3", sweep(args), args, printer)
     if args.only in (None, "auto"):
         auto_table(args, printer)
+    if args.only in (None, "equal"):
+        equal_table(args, printer)
     bars(every, found, printer)
 
 

@@ -244,7 +244,7 @@ void BackwardItem(const Problem& problem, const Plan& plan, const Item& item,
 void StoreKeyGradients(const Problem& problem, const ValidLists& valid_keys, std::int64_t batch,
                        std::int64_t key_head, const KeyGradients& sums, bool non_finite,
                        const Gradients& gradients) {
-  const auto store = [&](const MutableTensorView& view, const kernels::Floats KeyGradients::*rows,
+  const auto store = [&](const MutableTensorView& view, const kernels::Floats KeyGradients::* rows,
                          std::int64_t depth) {
     const std::int64_t stride = PaddedDepth(depth);
     for (std::int64_t j = 0; j < problem.keys; ++j) {

@@ -51,8 +51,7 @@ void ExecuteDenseHead(const Problem& problem, const Plan& plan, std::int64_t bat
                    (batch * problem.query_heads + head) * problem.queries;
     to.lse->shape[0] = to.lse->shape[1] = 1;
   }
-  ExecuteForward(
-      one, 1, [&](std::int64_t) -> const Plan& { return dense; }, to);
+  ExecuteForward(one, 1, [&](std::int64_t) -> const Plan& { return dense; }, to);
 }
 
 }  // namespace smyrf
