@@ -159,6 +159,8 @@ std::optional<Calibration> Calibrate(const kernels::NodesView& nodes, const Valu
   const kernels::NodesView sketch = values.View(nodes);
   const SampledRows rows(nodes, sketch, task);
   const ExactRows exact = rows.Exact();
+  // A value that is not finite, in whichever row.
+  if (!std::isfinite(exact.square_output)) return std::nullopt;
   // An error of the mass by a part of itself counts as much as one of out by that part of its size.
   const Scoring scoring{static_cast<float>(std::max(exact.square_output, 1e-4 * square)),
                         exact.near_share > kNearShare};

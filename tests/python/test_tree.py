@@ -336,3 +336,16 @@ def test_a_capped_error_is_less_than_half_of_that_of_lsh(name: str) -> None:
     assert statistics.density[0, 0] <= 0.25 * 1.1
     theirs = relative_error(lsh, expected, arrays[2])[0, 0]
     assert relative_error(out, expected, arrays[2])[0, 0] < 0.5 * theirs
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("row", [2, 4095])
+def test_a_value_that_is_not_finite_makes_its_head_dense(bad: float, row: int) -> None:
+    # With max_density too, and in rows that no sample holds.
+    q, k, v = np.random.default_rng(0).standard_normal((3, 1, 1, 4096, 8), np.float32)
+    v[0, 0, row, 3] = bad
+    out, stats = smyrf.attention(
+        *(q, k, v), method="tree", tolerance=0.1, max_density=0.2, return_stats=True
+    )
+    assert stats.dense_heads.all()
+    assert np.array_equal(out, smyrf.attention(q, k, v, method="dense"), equal_nan=True)
