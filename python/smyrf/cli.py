@@ -45,7 +45,7 @@ app = typer.Typer(
 
 @app.callback()
 def program() -> None:
-    """SMYRF: clustered attention for pretrained models, beside exact attention."""
+    """Attention for long sequences: pretrained models with smyrf, beside exact attention."""
 
 
 @app.command()
