@@ -43,8 +43,8 @@ class InOrder {
  public:
   explicit InOrder(std::int64_t parts) : in_(static_cast<std::size_t>(parts)) {}
 
-  /// Part i is in: `add`(j) for each part j whose turn it now is, one at a time. Whether all are
-  /// in.
+  /// Part i is in: `add`(j) for each part j whose turn it now is, one at a time. True once
+  /// all are in.
   bool Done(std::int64_t i, const std::function<void(std::int64_t)>& add);
 
  private:

@@ -23,8 +23,7 @@ struct BackwardTask {
 /// Cost: rows * keys * (3 D + 2 Dv) multiply-adds; one pass over the keys.
 const float* BackwardBlock(const BackwardTask& task);
 
-/// Gradients of a key head in tree order and of its nodes' summaries; rows of PaddedDepth
-/// floats.
+/// Gradients of a key head in tree order and of its nodes' summaries; rows of PaddedDepth floats.
 struct NodeGradients {
   float* keys = nullptr;         ///< (key_count, D)
   float* values = nullptr;       ///< (key_count, Dv)

@@ -18,7 +18,7 @@ namespace smyrf::kernels {
 /// Queries that one call attends for: they are the SIMD lanes.
 inline constexpr std::int64_t kBlockRows = 64;
 
-/// `depth` floats and room for whole vectors.
+/// `depth` floats and room for whole vectors, of at most 16.
 inline std::int64_t PaddedDepth(std::int64_t depth) { return (depth + 15) / 16 * 16; }
 
 /// Rows of one head: row i is at position order[i], or i without an order.

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "kernels/kernels.h"
+#include "kernels/scratch.h"
 #include "smyrf/plan.h"
 
 namespace smyrf::kernels {
@@ -15,8 +16,13 @@ inline constexpr std::int64_t kTreeRows = 16;
 /// Leading coordinates in the common basis that nodes' variances are of; zero past D.
 inline constexpr std::int64_t kCoordinates = 32;
 
+/// `count` contiguous rows, uninitialised, of which the last too may be read to PaddedDepth floats.
+inline Floats PaddedRows(std::int64_t count, std::int64_t depth) {
+  return Floats(count * depth + PaddedDepth(depth) - depth);
+}
+
 /// A key head in tree order (sinks first) and its nodes; all float32 and contiguous. Keys, values
-/// and means may be read to a whole vector past their ends (PaddedDepth).
+/// and means are PaddedRows.
 struct NodesView {
   std::int64_t depth = 0;        ///< D
   std::int64_t value_depth = 0;  ///< Dv
@@ -61,7 +67,8 @@ void NodeLogits(const NodesView& nodes, const QueryLanes& lanes, std::span<const
                 float* logits);
 
 /// One softmax over the summaries of `closed` and the keys of `ranges`. `closed_logits` as
-/// NodeLogits gives them. Cost: kTreeRows (keys (D + Dv) + closed Dv) multiply-adds.
+/// NodeLogits gives them. Cost: kTreeRows (keys (D + Dv) + closed Dv) multiply-adds, Dv rounded up
+/// to whole vectors.
 BlockResult AttendNodes(const NodesView& nodes, const QueryLanes& lanes,
                         std::span<const std::int32_t> closed, const float* closed_logits,
                         std::span<const KeyRange> ranges);

@@ -21,6 +21,8 @@ HWY_BEFORE_NAMESPACE();
 namespace smyrf::kernels::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+static_assert(hn::MaxLanes(FloatTag()) <= 16, "PaddedDepth has room for whole vectors");
+
 // Accumulators of one micro-tile: PanelRows rows by up to kVectors vectors, as many as stay in
 // registers. The loops over them must be unrolled whole, or GCC keeps them in memory.
 #if (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3) || HWY_ARCH_ARM_A64
@@ -38,39 +40,57 @@ constexpr int RowsTogether(int vectors) {
 // A tenth more products a second; more steps add nothing.
 #define SMYRF_UNROLL_STEPS _Pragma("GCC unroll 4")
 // Keeps GCC from addressing through an index: x86 splits a multiply-add from such an operand in
-// two, and a tile of one vector, where every multiply-add has one, takes up to half as long again.
+// two. In a tile of one vector every multiply-add has one, and takes up to half as long again;
+// wider tiles lose nothing by it.
 #define SMYRF_NO_INDEX(pointer) asm("" : "+r"(pointer))
+
+template <int kCols>
+HWY_INLINE void LoadVectors(const float* from, FloatVector (&x)[kCols]) {
+  const FloatTag d;
+  SMYRF_UNROLL
+  for (int c = 0; c < kCols; ++c) {
+    x[c] = hn::LoadU(d, from + static_cast<std::size_t>(c) * hn::Lanes(d));
+  }
+}
+
+template <int kCols>
+HWY_INLINE void StoreVectors(const FloatVector (&x)[kCols], float* to) {
+  const FloatTag d;
+  SMYRF_UNROLL
+  for (int c = 0; c < kCols; ++c) {
+    hn::StoreU(x[c], d, to + static_cast<std::size_t>(c) * hn::Lanes(d));
+  }
+}
+
+/// sum += factor * x.
+template <int kCols>
+HWY_INLINE void AddProducts(float factor, const FloatVector (&x)[kCols],
+                            FloatVector (&sum)[kCols]) {
+  const auto a = hn::Set(FloatTag(), factor);
+  SMYRF_UNROLL
+  for (int c = 0; c < kCols; ++c) sum[c] = hn::MulAdd(a, x[c], sum[c]);
+}
 
 /// sum[r] += key[r][i] * q[i].
 template <int kWidth, int kRows, int kCols>
 HWY_INLINE void ScoreStep(const float* const (&key)[kRows], const float* q, std::int64_t i,
                           FloatVector (&sum)[kRows][kCols]) {
-  const FloatTag d;
   FloatVector x[kCols];
+  LoadVectors(q + i * kWidth, x);
   SMYRF_UNROLL
-  for (int c = 0; c < kCols; ++c) {
-    x[c] = hn::LoadU(d, q + i * kWidth + static_cast<std::size_t>(c) * hn::Lanes(d));
-  }
-  SMYRF_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    const auto a = hn::Set(d, key[r][i]);
-    SMYRF_UNROLL
-    for (int c = 0; c < kCols; ++c) sum[r][c] = hn::MulAdd(a, x[c], sum[r][c]);
-  }
+  for (int r = 0; r < kRows; ++r) AddProducts(key[r][i], x, sum[r]);
 }
 
 /// s[r][lanes] = sum over c of rows[r][c] * q[c][lanes]: kRows keys by kCols vectors of queries.
 template <int kWidth, int kRows, int kCols>
 HWY_INLINE void ScoreMicro(const float* const* rows, const float* q, std::int64_t depth, float* s) {
-  const FloatTag d;
-  const std::size_t lanes = hn::Lanes(d);
   FloatVector sum[kRows][kCols];
   const float* key[kRows];
   SMYRF_UNROLL
   for (int r = 0; r < kRows; ++r) {
     key[r] = rows[r];
     SMYRF_UNROLL
-    for (int c = 0; c < kCols; ++c) sum[r][c] = hn::Zero(d);
+    for (int c = 0; c < kCols; ++c) sum[r][c] = hn::Zero(FloatTag());
   }
   std::int64_t left = depth;
   if constexpr (kCols == 1) {
@@ -88,12 +108,7 @@ HWY_INLINE void ScoreMicro(const float* const* rows, const float* q, std::int64_
   SMYRF_UNROLL_STEPS
   for (std::int64_t i = 0; i < left; ++i) ScoreStep<kWidth, kRows, kCols>(key, q, i, sum);
   SMYRF_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    SMYRF_UNROLL
-    for (int c = 0; c < kCols; ++c) {
-      hn::StoreU(sum[r][c], d, s + r * kWidth + static_cast<std::size_t>(c) * lanes);
-    }
-  }
+  for (int r = 0; r < kRows; ++r) StoreVectors(sum[r], s + r * kWidth);
 }
 
 /// o[r][lanes] = o[r][lanes] * rescale[lanes] + sum over keys j of rows[j][first + r] *
@@ -101,84 +116,54 @@ HWY_INLINE void ScoreMicro(const float* const* rows, const float* q, std::int64_
 template <int kWidth, int kRows, int kCols>
 HWY_INLINE void ValueMicro(const float* const* rows, std::int64_t first, const float* p,
                            std::int64_t count, const float* rescale, float* o) {
-  const FloatTag d;
-  const std::size_t lanes = hn::Lanes(d);
   FloatVector sum[kRows][kCols];
   SMYRF_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    FloatVector factor[kCols];
+    LoadVectors(rescale, factor);
+    LoadVectors(o + r * kWidth, sum[r]);
     SMYRF_UNROLL
-    for (int c = 0; c < kCols; ++c) {
-      const std::size_t at = static_cast<std::size_t>(c) * lanes;
-      sum[r][c] = hn::Mul(hn::LoadU(d, o + r * kWidth + at), hn::LoadU(d, rescale + at));
-    }
+    for (int c = 0; c < kCols; ++c) sum[r][c] = hn::Mul(sum[r][c], factor[c]);
   }
   SMYRF_UNROLL_STEPS
   for (std::int64_t j = 0; j < count; ++j) {
     const float* value = rows[j] + first;
     SMYRF_NO_INDEX(value);
     FloatVector x[kCols];
+    LoadVectors(p + j * kWidth, x);
     SMYRF_UNROLL
-    for (int c = 0; c < kCols; ++c) {
-      x[c] = hn::LoadU(d, p + j * kWidth + static_cast<std::size_t>(c) * lanes);
-    }
-    SMYRF_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const auto a = hn::Set(d, value[r]);
-      SMYRF_UNROLL
-      for (int c = 0; c < kCols; ++c) sum[r][c] = hn::MulAdd(a, x[c], sum[r][c]);
-    }
+    for (int r = 0; r < kRows; ++r) AddProducts(value[r], x, sum[r]);
   }
   SMYRF_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    SMYRF_UNROLL
-    for (int c = 0; c < kCols; ++c) {
-      hn::StoreU(sum[r][c], d, o + r * kWidth + static_cast<std::size_t>(c) * lanes);
-    }
-  }
+  for (int r = 0; r < kRows; ++r) StoreVectors(sum[r], o + r * kWidth);
 }
 
-/// o[r][lanes] = o[r][lanes] * rescale[r] + sum over keys j of p[j][r] * rows[j][lanes]: kRows
-/// queries by kCols vectors of value columns.
+/// o[r][lanes] = o[r][lanes] * rescale[r] + sum over keys j of p[j][r] * rows[j][first + lanes]:
+/// kRows queries by kCols vectors of value columns.
 template <int kWidth, int kRows, int kCols>
 HWY_INLINE void OutputMicro(const float* const* rows, std::int64_t first, const float* p,
                             std::int64_t count, const float* rescale, float* o,
                             std::int64_t stride) {
-  const FloatTag d;
-  const std::size_t lanes = hn::Lanes(d);
   FloatVector sum[kRows][kCols];
   SMYRF_UNROLL
   for (int r = 0; r < kRows; ++r) {
-    const auto factor = hn::Set(d, rescale[r]);
+    const auto factor = hn::Set(FloatTag(), rescale[r]);
+    LoadVectors(o + r * stride, sum[r]);
     SMYRF_UNROLL
-    for (int c = 0; c < kCols; ++c) {
-      const float* from = o + r * stride + static_cast<std::size_t>(c) * lanes;
-      sum[r][c] = hn::Mul(hn::LoadU(d, from), factor);
-    }
+    for (int c = 0; c < kCols; ++c) sum[r][c] = hn::Mul(sum[r][c], factor);
   }
   for (std::int64_t j = 0; j < count; ++j) {
     const float* value = rows[j] + first;
     SMYRF_NO_INDEX(value);
     FloatVector x[kCols];
+    LoadVectors(value, x);
     SMYRF_UNROLL
-    for (int c = 0; c < kCols; ++c) {
-      x[c] = hn::LoadU(d, value + static_cast<std::size_t>(c) * lanes);
-    }
-    SMYRF_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const auto a = hn::Set(d, p[r]);
-      SMYRF_UNROLL
-      for (int c = 0; c < kCols; ++c) sum[r][c] = hn::MulAdd(a, x[c], sum[r][c]);
-    }
+    for (int r = 0; r < kRows; ++r) AddProducts(p[r], x, sum[r]);
     p += kWidth;
     SMYRF_NO_INDEX(p);
   }
   SMYRF_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    SMYRF_UNROLL
-    for (int c = 0; c < kCols; ++c) {
-      hn::StoreU(sum[r][c], d, o + r * stride + static_cast<std::size_t>(c) * lanes);
-    }
-  }
+  for (int r = 0; r < kRows; ++r) StoreVectors(sum[r], o + r * stride);
 }
 
 /// targets[r][first + lanes] += sum over i of s[r][i] * x[i][lanes]: kRows rows of s, kWidth apart,
@@ -186,36 +171,17 @@ HWY_INLINE void OutputMicro(const float* const* rows, std::int64_t first, const 
 template <int kWidth, int kRows, int kCols>
 HWY_INLINE void AddMicro(const float* s, std::int64_t depth, const float* x, std::int64_t x_stride,
                          float* const* targets, std::int64_t first) {
-  const FloatTag d;
-  const std::size_t lanes = hn::Lanes(d);
   FloatVector sum[kRows][kCols];
   SMYRF_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    SMYRF_UNROLL
-    for (int c = 0; c < kCols; ++c) {
-      sum[r][c] = hn::LoadU(d, targets[r] + first + static_cast<std::size_t>(c) * lanes);
-    }
-  }
+  for (int r = 0; r < kRows; ++r) LoadVectors(targets[r] + first, sum[r]);
   for (std::int64_t i = 0; i < depth; ++i) {
     FloatVector column[kCols];
+    LoadVectors(x + i * x_stride, column);
     SMYRF_UNROLL
-    for (int c = 0; c < kCols; ++c) {
-      column[c] = hn::LoadU(d, x + i * x_stride + static_cast<std::size_t>(c) * lanes);
-    }
-    SMYRF_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const auto a = hn::Set(d, s[r * kWidth + i]);
-      SMYRF_UNROLL
-      for (int c = 0; c < kCols; ++c) sum[r][c] = hn::MulAdd(a, column[c], sum[r][c]);
-    }
+    for (int r = 0; r < kRows; ++r) AddProducts(s[r * kWidth + i], column, sum[r]);
   }
   SMYRF_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    SMYRF_UNROLL
-    for (int c = 0; c < kCols; ++c) {
-      hn::StoreU(sum[r][c], d, targets[r] + first + static_cast<std::size_t>(c) * lanes);
-    }
-  }
+  for (int r = 0; r < kRows; ++r) StoreVectors(sum[r], targets[r] + first);
 }
 
 template <int kRows, int kCols, class Micro>

@@ -36,7 +36,7 @@ ValueSketch::ValueSketch(const kernels::NodesView& nodes, std::uint64_t seed, in
   }
   const auto fold = [&](const float* rows, std::int64_t count) {
     constexpr std::int64_t kTask = 256;
-    kernels::Floats folded(count * width_);
+    kernels::Floats folded = kernels::PaddedRows(count, width_);
     ParallelFor((count + kTask - 1) / kTask, threads, [&](std::int64_t task) {
       const std::int64_t begin = task * kTask;
       const std::int64_t n = std::min(kTask, count - begin);

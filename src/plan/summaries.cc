@@ -11,17 +11,13 @@ namespace smyrf {
 
 Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t key_head,
                      const KeyTree& tree, int threads, std::vector<float>* profiles) {
-  constexpr std::int64_t kTask = 256;      // rows
-  constexpr std::int64_t kTaskNodes = 32;  // the first are large
+  constexpr std::int64_t kTask = 256;  // rows
   const auto rows = static_cast<std::int64_t>(tree.key_order.size());
   const auto count = static_cast<std::int64_t>(tree.nodes.size());
-  const auto whole_vectors = [](std::int64_t n, std::int64_t depth) {
-    return kernels::Floats(n * depth + kernels::PaddedDepth(depth) - depth);
-  };
-  keys_ = whole_vectors(rows, problem.depth);
-  values_ = whole_vectors(rows, problem.value_depth);
-  mean_keys_ = whole_vectors(count, problem.depth);
-  mean_values_ = whole_vectors(count, problem.value_depth);
+  keys_ = kernels::PaddedRows(rows, problem.depth);
+  values_ = kernels::PaddedRows(rows, problem.value_depth);
+  mean_keys_ = kernels::PaddedRows(count, problem.depth);
+  mean_values_ = kernels::PaddedRows(count, problem.value_depth);
   axes_ = kernels::Floats(count * kernels::kCoordinates);
   residuals_ = kernels::Floats(count);
   log_counts_ = kernels::Floats(count);

@@ -12,6 +12,9 @@
 
 namespace smyrf {
 
+/// Nodes of a parallel task: the roots, which come first, cost most.
+inline constexpr std::int64_t kTaskNodes = 32;
+
 class Summaries {
  public:
   /// Copies the head's keys and values in tree order, float32. `tree` must outlive it; `profiles`,

@@ -32,7 +32,6 @@ constexpr std::int64_t kSinkGroups = 2;   // of kTreeRows queries a head, which 
 constexpr std::uint64_t kSinkStream = 0x73696E6BU;  // of random numbers
 constexpr std::int64_t kMomentRows = 1024;          // sampled for the basis
 constexpr std::int64_t kTaskRows = 256;
-constexpr std::int64_t kTaskNodes = 32;   // the first are large
 constexpr std::int64_t kFewestKeys = 64;  // with fewer there is nothing to summarise
 /// With no more than calibration would compute exactly, dense costs no more.
 constexpr std::int64_t kFewestQueries = 128;
