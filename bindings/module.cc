@@ -252,6 +252,26 @@ std::optional<std::pair<std::int64_t, std::int64_t>> PlanWindow(const smyrf::Pla
   return std::pair(plan.window->left, plan.window->right);
 }
 
+std::string Describe(const smyrf::Plan& plan) {
+  return smyrf::Message("<smyrf.Plan: ", smyrf::Name(plan.method), " (", plan.reason, "), batch ",
+                        plan.batch, ", ", plan.query_heads, " query heads over ", plan.key_heads,
+                        ", ", plan.queries, " queries over ", plan.keys, " keys>");
+}
+
+std::string Describe(const smyrf::Statistics& statistics) {
+  double density = 0.0;
+  double expected_error = 0.0;
+  for (const auto& head : statistics.heads) {
+    density += head.density / static_cast<double>(statistics.heads.size());
+    expected_error = std::max(expected_error, head.expected_error);
+  }
+  return smyrf::Message("<smyrf.Statistics: ", smyrf::Name(statistics.method), " (",
+                        statistics.reason, "), ", statistics.heads.size(), " heads, mean density ",
+                        density, ", largest expected error ", expected_error, ", planning ",
+                        statistics.planning_seconds, " s, execution ", statistics.execution_seconds,
+                        " s, ", statistics.instruction_set, ">");
+}
+
 }  // namespace
 
 NB_MODULE(_core, m) {
@@ -278,6 +298,7 @@ NB_MODULE(_core, m) {
           "method", [](const smyrf::Plan& p) { return smyrf::Name(p.method); },
           "'dense', 'lsh' or 'tree', never 'auto'.")
       .def_ro("reason", &smyrf::Plan::reason, "Why this method.")
+      .def("__repr__", [](const smyrf::Plan& p) { return Describe(p); })
       .def_ro("batch", &smyrf::Plan::batch)
       .def_ro("query_heads", &smyrf::Plan::query_heads)
       .def_ro("key_heads", &smyrf::Plan::key_heads)
@@ -396,7 +417,8 @@ Constants under differentiation.)");
       .def_ro("planning_seconds", &smyrf::Statistics::planning_seconds,
               "Wall seconds; 0 where a plan was passed in.")
       .def_ro("execution_seconds", &smyrf::Statistics::execution_seconds, "Wall seconds.")
-      .def_ro("instruction_set", &smyrf::Statistics::instruction_set);
+      .def_ro("instruction_set", &smyrf::Statistics::instruction_set)
+      .def("__repr__", [](const smyrf::Statistics& s) { return Describe(s); });
 
   // One dict of options: keywords would be gathered into one, and cost microseconds a call.
   m.def("attention", &Attention, "query"_a.none(), "key"_a.none(), "value"_a.none(), "out"_a.none(),

@@ -88,8 +88,8 @@ void CountDenseHeads(Statistics& statistics) {
   statistics.reason +=
       Message("; ", dense, " of ", statistics.heads.size(), " heads done as dense: ",
               statistics.method == Method::kLsh ? "a single cluster"
-                                                : "expected to cost no more, or no "
-                                                  "threshold meets the tolerance");
+                                                : "few valid rows, expected to cost no more, or "
+                                                  "no threshold meets the tolerance");
 }
 
 /// `tree` plans and carries out head by head, several at once: planning's part of their times.

@@ -3,6 +3,8 @@
 set -euo pipefail
 cd -P -- "$(dirname -- "$0")/.."
 export HF_HUB_OFFLINE=1
+# Several tests run at once: threads that spin while they wait would take each other's cores.
+export OMP_WAIT_POLICY=passive
 
 failed=()
 check() { # check NAME COMMAND...
@@ -31,7 +33,7 @@ check 'C++ tests (ctest)' ctest --preset release
 check 'C++ tests under sanitizers (ctest)' ctest --preset asan-ubsan
 check 'fuzzing, about 30 s' fuzz
 # A worker that hangs after a fork must end the run, not stop it.
-check 'Python tests (pytest)' timeout 1800 .venv/bin/python -m pytest
+check 'Python tests (pytest)' timeout 1800 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 check 'clang-format' .venv/bin/clang-format --dry-run --Werror "${cpp[@]}"
 check 'clang-tidy' xargs -0 -n 1 -P "$(nproc)" .venv/bin/clang-tidy --quiet -p build/release \
   --extra-arg=-idirafter --extra-arg="$gcc_headers" \

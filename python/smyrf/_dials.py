@@ -45,7 +45,8 @@ def choose(found: Mapping[str, nn.Module], layers: Layers) -> list[str]:
         )
     if not chosen:
         raise ValueError(
-            f"layers: {layers!r} chooses none of the model's attention modules: {', '.join(found)}"
+            f"layers: {layers!r} chooses none of the model's attention modules: "
+            f"{', '.join(found)}; where none can take the method, take method='auto' or 'dense'"
         )
     return chosen
 

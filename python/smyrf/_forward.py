@@ -118,7 +118,7 @@ def attention_forward(
     """
     layer = kept(module)
     name = layer.name if layer is not None else _default_name(module)
-    _refuse_keywords(name, kwargs)
+    _refuse_keywords(name, kwargs, enabled=layer is not None)
     batch, queries, keys = key.shape[0], query.shape[2], key.shape[2]
     options: dict[str, Any] = {}
     if isinstance(attention_mask, PatternMask):
@@ -197,7 +197,8 @@ def _dropout_options(name: str, dropout: float, method: str | None) -> dict[str,
     return {"dropout_p": dropout, "seed": int(torch.randint(2**63 - 1, ()))}
 
 
-def _refuse_keywords(name: str, kwargs: Mapping[str, Any]) -> None:
+def _refuse_keywords(name: str, kwargs: Mapping[str, Any], *, enabled: bool) -> None:
+    back = "; smyrf.transformers.disable(model) gives back the attention it had" if enabled else ""
     for keyword, given in kwargs.items():
         if given is None or keyword in _HARMLESS:
             continue
@@ -206,7 +207,7 @@ def _refuse_keywords(name: str, kwargs: Mapping[str, Any]) -> None:
         remedy = _REFUSED.get(
             keyword, "smyrf doesn't know this keyword; use attn_implementation='sdpa'"
         )
-        raise NotImplementedError(f"{name}: got {keyword}, {remedy}")
+        raise NotImplementedError(f"{name}: got {keyword}, {remedy}{back}")
 
 
 def _check_sizes(name: str, mask: PatternMask, queries: int, keys: int) -> None:

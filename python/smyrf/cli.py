@@ -19,6 +19,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Annotated
 
+from smyrf import __version__
 from smyrf.choice import Choice, pair
 from smyrf.problem import Problem, first_line
 
@@ -43,8 +44,19 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"smyrf {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def program() -> None:
+def program(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="The version."),
+    ] = False,
+) -> None:
     """Attention for long sequences: pretrained models with smyrf, beside exact attention."""
 
 

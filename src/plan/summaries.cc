@@ -1,6 +1,7 @@
 #include "plan/summaries.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <numeric>
 #include <vector>
@@ -92,6 +93,16 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
     }
   });
   if (profiles != nullptr) FindProfiles(variances.get(), *profiles);
+}
+
+/// What is not finite in a node is not in its root either.
+bool Summaries::finite() const {
+  const auto rows = [&](const float* first, std::int64_t width) {
+    return std::all_of(first, first + view_.roots * width,
+                       [](float x) { return std::isfinite(x); });
+  };
+  return rows(view_.mean_keys, view_.depth) && rows(view_.mean_values, view_.value_depth) &&
+         rows(view_.value_spreads, 1) && rows(view_.residuals, 1);
 }
 
 /// Nodes under one root differ in how much their axes leave, little in where it lies.

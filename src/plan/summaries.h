@@ -24,6 +24,8 @@ class Summaries {
             int threads, std::vector<float>* profiles = nullptr);
 
   kernels::NodesView view() const { return view_; }
+  /// Whether means and spreads are: false where a value under a node is not, or a sum overflows.
+  bool finite() const;
 
  private:
   void FindProfiles(const float* variances, std::vector<float>& profiles) const;

@@ -234,6 +234,10 @@ TreePlanner::TreePlanner(const Problem& problem, const Plan& plan, std::int64_t 
   tree_.key_basis = basis_.key;
   summaries_ =
       std::make_unique<Summaries>(problem, batch, key_head, tree_, threads, &tree_.profiles);
+  if (!summaries_->finite()) {
+    summaries_.reset();
+    return;
+  }
   ranks_.assign(static_cast<std::size_t>(problem.keys), -1);
   for (std::size_t i = 0; i < tree_.key_order.size(); ++i) {
     ranks_[static_cast<std::size_t>(tree_.key_order[i])] = static_cast<std::int32_t>(i);

@@ -289,6 +289,25 @@ TEST(TreeDegenerate, ValuesWhoseErrorsCannotBeMeasuredAreDense) {
   }
 }
 
+TEST(TreeDegenerate, RowsWhoseMeansOverflowAreDense) {
+  Random random(171);
+  for (const bool of_values : {false, true}) {
+    Call call = TreeCall({1, 1, 1, 200, 3000, 16, 8}, 0.1);
+    FillSmooth(random, call);
+    call.options.max_density = 0.3;
+    EXPECT_FALSE(Attend(call).statistics.heads[0].dense);
+    if (of_values) {
+      call.value.set(0, 0, 1, 3, 3e37);  // in a row that no sample of values holds
+    } else {
+      call.key.ForEach([&](auto... at) { call.key.set(at..., 1e36 * (5.0 + call.key.at(at...))); });
+      call.options.scale = 0.25 / 1e36;
+    }
+    const Result result = Attend(call);
+    EXPECT_TRUE(result.statistics.heads[0].dense);
+    result.out.ForEach([&](auto... at) { ASSERT_TRUE(std::isfinite(result.out.at(at...))); });
+  }
+}
+
 TEST(TreeDegenerate, HugeLogits) {
   Random random(159);
   for (const double scale : {10.0, 1e3, 1e6}) {

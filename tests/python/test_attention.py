@@ -260,6 +260,8 @@ def test_what_is_returned_and_in_which_order() -> None:
         assert not statistics.non_finite.any()
         assert (statistics.seconds > 0).all()
         assert statistics.execution_seconds > 0
+        assert "Statistics: dense (auto: " in repr(statistics)
+        assert "6 heads, mean density 1, largest expected error 0," in repr(statistics)
     lsh = smyrf.attention(*arrays, method="lsh", cluster_size=3, return_stats=True)[1]
     assert (lsh.method, lsh.reason) == ("lsh", "asked for")
     assert not lsh.dense_heads.any()

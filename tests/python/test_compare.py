@@ -11,6 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+import smyrf
 from smyrf.cli import app
 from smyrf.inputs import SAMPLE_RATE, Text, read_input
 from smyrf.tasks import _windows
@@ -148,6 +149,12 @@ def test_threads_are_bounded_by_the_machine() -> None:
     result = CliRunner().invoke(app, ["compare", "--threads", "100000"])
     assert result.exit_code == 2, result.output
     assert "expected at most" in " ".join(result.output.split())
+
+
+def test_it_says_its_version() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.exit_code == 0
+    assert result.output == f"smyrf {smyrf.__version__}\n"
 
 
 def test_debug_shows_the_traceback() -> None:
