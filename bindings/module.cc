@@ -53,14 +53,15 @@ Array<T> HeadArray(const smyrf::Statistics& statistics, Get get) {
   });
 }
 
-std::optional<smyrf::Statistics> Attention(nb::handle query, nb::handle key, nb::handle value,
-                                           nb::handle out, nb::handle lse, nb::handle plan_,
-                                           bool with_statistics, const nb::dict& options) {
-  const smyrf::Plan* plan = ToPlan(plan_);
+/// `made`, where given, becomes the plan that was carried out.
+std::optional<smyrf::Statistics> Attend(nb::handle query, nb::handle key, nb::handle value,
+                                        nb::handle out, nb::handle lse, const smyrf::Plan* plan,
+                                        smyrf::Plan* made, bool with_statistics,
+                                        const nb::dict& options) {
   const Call call(query, key, value, options);
   const Output out_array("out", out);
   std::optional<Output> lse_array;
-  smyrf::Outputs outputs{out_array.view(call.heads_last), {}, nullptr};
+  smyrf::Outputs outputs{.out = out_array.view(call.heads_last), .plan = made};
   if (!lse.is_none()) {
     lse_array.emplace("lse", lse);
     outputs.lse = lse_array->view();
@@ -70,6 +71,20 @@ std::optional<smyrf::Statistics> Attention(nb::handle query, nb::handle key, nb:
   const nb::gil_scoped_release release;
   smyrf::attention(call.arguments, call.options, outputs, plan);
   return statistics;
+}
+
+std::optional<smyrf::Statistics> Attention(nb::handle query, nb::handle key, nb::handle value,
+                                           nb::handle out, nb::handle lse, nb::handle plan,
+                                           bool with_statistics, const nb::dict& options) {
+  return Attend(query, key, value, out, lse, ToPlan(plan), nullptr, with_statistics, options);
+}
+
+std::pair<std::optional<smyrf::Statistics>, smyrf::Plan> AttentionAndPlan(
+    nb::handle query, nb::handle key, nb::handle value, nb::handle out, nb::handle lse,
+    bool with_statistics, const nb::dict& options) {
+  smyrf::Plan made;
+  auto statistics = Attend(query, key, value, out, lse, nullptr, &made, with_statistics, options);
+  return {std::move(statistics), std::move(made)};
 }
 
 void AttentionBackward(nb::handle query, nb::handle key, nb::handle value, nb::handle out,
@@ -423,6 +438,8 @@ Constants under differentiation.)");
   // One dict of options: keywords would be gathered into one, and cost microseconds a call.
   m.def("attention", &Attention, "query"_a.none(), "key"_a.none(), "value"_a.none(), "out"_a.none(),
         "lse"_a.none(), "plan"_a.none(), "with_statistics"_a, "options"_a);
+  m.def("attention_and_plan", &AttentionAndPlan, "query"_a.none(), "key"_a.none(), "value"_a.none(),
+        "out"_a.none(), "lse"_a.none(), "with_statistics"_a, "options"_a);
   m.def("attention_backward", &AttentionBackward, "query"_a.none(), "key"_a.none(),
         "value"_a.none(), "out"_a.none(), "lse"_a.none(), "grad_out"_a.none(), "grad_lse"_a.none(),
         "grad_query"_a.none(), "grad_key"_a.none(), "grad_value"_a.none(), "plan"_a.none(),

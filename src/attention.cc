@@ -128,7 +128,8 @@ void attention(const Arguments& arguments, const Options& options, const Outputs
   const Plan& current = plan != nullptr ? *plan : made;
   problem.dropout = DropoutOf(options, current);
   const std::int64_t rounds = current.rounds();
-  const std::int64_t at_once = PlannedAtOnce(problem, made);
+  const bool keep_plan = outputs.plan != nullptr && plan == nullptr;
+  const std::int64_t at_once = keep_plan ? rounds : PlannedAtOnce(problem, made);
   const auto plan_of_rounds = [&](std::int64_t first_round) -> const Plan& {
     const auto planning_start = std::chrono::steady_clock::now();
     if (plan == nullptr && made.method == Method::kLsh) {
@@ -154,6 +155,7 @@ void attention(const Arguments& arguments, const Options& options, const Outputs
     outputs.statistics->planning_seconds = planning;
     outputs.statistics->execution_seconds = all - planning;
   }
+  if (keep_plan && made.method != Method::kTree) *outputs.plan = std::move(made);
 }
 
 void attention_backward(const Arguments& arguments, const Options& options, const TensorView& out,

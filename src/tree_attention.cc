@@ -4,7 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <numeric>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "execute/tree.h"
@@ -48,46 +50,68 @@ TreeBlock BlockOfPlan(const Problem& problem, const kernels::NodesView& nodes, c
   return result;
 }
 
+/// Of a head whose blocks evaluate so many pairs.
+double DensityOf(const std::vector<std::int64_t>& pairs, const HeadPlan& head,
+                 const KeyTree& tree) {
+  const auto sum = std::accumulate(pairs.begin(), pairs.end(), std::int64_t{0});
+  return static_cast<double>(sum) / (static_cast<double>(head.query_order.size()) *
+                                     static_cast<double>(tree.key_order.size()));
+}
+
 }  // namespace
 
 void AttendTree(const Problem& problem, const Plan& header, const Outputs& outputs) {
+  const bool keep = outputs.plan != nullptr;
+  if (keep) {
+    *outputs.plan = header;
+    MakeRoom(problem, *outputs.plan);
+  }
   ForEachGroup(problem, [&](const HeadGroup& group) {
     const std::int64_t b = group.batch;
     const int threads = group.threads;
     const double start = Now();
-    const TreePlanner planner(problem, header, b, group.key_head, threads);
+    TreePlanner planner(problem, header, b, group.key_head, threads);
     const double shared = (Now() - start) / static_cast<double>(group.last_head - group.first_head);
     for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
       const double head_start = Now();
-      const TreePlanner::Head head = planner.PlanHead(h);
+      TreePlanner::Head head = planner.PlanHead(h);
       const double planning = shared + Now() - head_start;
       const HeadOutput output{outputs, b, h};
       const std::size_t blocks = head.plan.blocks.size();
       std::vector<std::int64_t> pairs(blocks);
+      std::vector<Opening> openings(keep ? blocks : 0);
       if (head.plan.dense) {
         ExecuteDenseHead(problem, header, b, h, threads, outputs);
       } else {
         FillUncovered(header, &head.plan, output);
         ParallelFor(static_cast<std::int64_t>(blocks), threads, [&](std::int64_t i) {
+          const auto at = static_cast<std::size_t>(i);
           const TreeBlock block = OpenedBlock(problem, planner, b, h, head, i);
-          pairs[static_cast<std::size_t>(i)] = block.lanes.rows * block.size();
+          pairs[at] = block.lanes.rows * block.size();
           ExecuteNodes(planner.nodes(), block, output);
+          if (keep) {
+            openings[at].closed.assign(block.closed.begin(), block.closed.end());
+            openings[at].ranges.assign(block.ranges.begin(), block.ranges.end());
+          }
         });
       }
-      if (outputs.statistics == nullptr) continue;
-      Statistics::Head& to =
-          outputs.statistics->heads[static_cast<std::size_t>(b * problem.query_heads + h)];
-      DescribeHead(head.plan, to);
-      to.seconds = shared + Now() - head_start;
-      to.planning_seconds = planning;
-      std::int64_t all = 0;
-      for (const std::int64_t count : pairs) all += count;
-      if (head.plan.non_finite) to.density = 0.0;
-      if (blocks > 0) {
-        to.density =
-            static_cast<double>(all) / (static_cast<double>(head.plan.query_order.size()) *
-                                        static_cast<double>(planner.key_tree().key_order.size()));
+      const auto of_head = static_cast<std::size_t>(b * problem.query_heads + h);
+      if (outputs.statistics != nullptr) {
+        Statistics::Head& to = outputs.statistics->heads[of_head];
+        DescribeHead(head.plan, to);
+        to.seconds = shared + Now() - head_start;
+        to.planning_seconds = planning;
+        if (head.plan.non_finite) to.density = 0.0;
+        if (blocks > 0) to.density = DensityOf(pairs, head.plan, planner.key_tree());
       }
+      if (keep) {
+        StoreOpenings(openings, head.plan);
+        outputs.plan->heads[of_head] = std::move(head.plan);
+      }
+    }
+    if (keep) {
+      outputs.plan->key_trees[static_cast<std::size_t>(b * problem.key_heads + group.key_head)] =
+          planner.TakeKeyTree();
     }
   });
 }

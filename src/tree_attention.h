@@ -8,7 +8,7 @@
 namespace smyrf {
 
 /// `header`: an empty plan with dials and padding. Plans each block and carries it out at once, so
-/// that no plan is stored and pseudo-logits are computed once.
+/// that pseudo-logits are computed once; what it planned is stored where outputs.plan is given.
 void AttendTree(const Problem& problem, const Plan& header, const Outputs& outputs);
 
 /// Fills in what to expect of each head of a `tree` plan. Carries nothing out.

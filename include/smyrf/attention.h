@@ -29,6 +29,9 @@ struct Outputs {
   MutableTensorView out;                   ///< (B, Hq, Nq, Dv), dtype of the query
   std::optional<MutableTensorView> lse{};  ///< float32 (B, Hq, Nq), natural log, contiguous
   Statistics* statistics = nullptr;        ///< filled when given
+  /// Becomes the plan that was carried out, where none is passed in: planning costs `tree` a third
+  /// of its time and more, and attention_backward takes it.
+  Plan* plan = nullptr;
 };
 
 /// softmax(scale q k^T + masks) v, by the method asked for. A query that may see no key gives 0 and
@@ -46,9 +49,9 @@ struct Gradients {
 ///
 /// out, lse: what `attention` gave for the same arguments, options and plan; grad_out like out;
 /// grad_lse like lse, contiguous float32 (B, Hq, Nq), none where lse was not used. They are
-/// computed in float32 and rounded once. Masks have no gradient. Without a plan it is made again,
-/// as `attention` made it: on the same instruction set with the same options for any number of
-/// threads.
+/// computed in float32 and rounded once. Masks have no gradient. Without a plan (Outputs::plan
+/// gives it) it is made again, as `attention` made it: on the same instruction set with the same
+/// options for any number of threads.
 ///
 /// The structure is held constant: for `lsh` which pairs are evaluated; for `tree` that and the
 /// bases and directions, while the summaries depend on every key and value that they stand for.

@@ -129,7 +129,10 @@ torch.library.register_autograd("smyrf::attention_backward", _second_derivative)
 
 
 class _Direct(torch.autograd.Function):
-    """A call that no graph can hold, since it has a plan or gives statistics."""
+    """A call that no graph can hold, since it has a plan, keeps one or gives statistics.
+
+    What `tree` planned is kept for backward, which would plan it again.
+    """
 
     @staticmethod
     def forward(
@@ -143,15 +146,18 @@ class _Direct(torch.autograd.Function):
     ) -> Any:
         out = query.new_empty(output_shape(query, value))
         lse = query.new_empty(lse_shape(query, options["layout"]), dtype=torch.float32)
-        statistics = _run(query, key, value, out, lse, options, plan, return_stats)
+        keep = plan is None and options["method"] in ("auto", "tree")
+        statistics, ctx.plan = _run(
+            query, key, value, out, lse, options, plan, return_stats, keep_plan=keep
+        )
         ctx.save_for_backward(query, key, value, out, lse, *(options[name] for name in MASKS))
         ctx.options = {name: options[name] for name in options if name not in MASKS}
-        ctx.plan = plan
         return out, lse, statistics
 
     @staticmethod
     def backward(ctx: Any, grad_out: torch.Tensor, grad_lse: torch.Tensor, _: Any) -> Any:
-        tensors, masks = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+        saved = ctx.saved_tensors  # once: a checkpoint computes them again each time
+        tensors, masks = saved[:5], saved[5:]
         options = ctx.options | dict(zip(MASKS, masks, strict=True))
         gradients = _DirectBackward.apply(grad_out, grad_lse, *tensors, options, ctx.plan)  # type: ignore[no-untyped-call]
         return *gradients, None, None, None
@@ -205,22 +211,27 @@ def _run(
     options: dict[str, Any],
     plan: _core.Plan | None,
     return_stats: bool,
-) -> _core.Statistics | None:
-    """One call of the core; values only, no graph."""
+    *,
+    keep_plan: bool = False,
+) -> tuple[_core.Statistics | None, _core.Plan | None]:
+    """One call of the core; values only, no graph. The plan it carried out, where it is kept."""
     collecting = collector.active()
-    statistics = _core.attention(
+    arrays = (
         _export("query", query),
         _export("key", key),
         _export("value", value),
         _export("out", out),
         _export("lse", lse),
-        plan,
-        return_stats or collecting is not None,
-        _exported(options),
     )
+    with_statistics = return_stats or collecting is not None
+    kept = plan
+    if keep_plan:
+        statistics, kept = _core.attention_and_plan(*arrays, with_statistics, _exported(options))
+    else:
+        statistics = _core.attention(*arrays, plan, with_statistics, _exported(options))
     if collecting is not None and statistics is not None:
         collecting.add(statistics, query, key, value, out, {**options, "plan": plan})
-    return statistics
+    return statistics, kept
 
 
 def _run_backward(
@@ -267,7 +278,7 @@ def attention(
     """`smyrf.attention` for tensors; see there.
 
     Calls the operator. `plan`, `out` and `return_stats` are not tensors' business: such calls go to
-    the core directly, outside graphs.
+    the core directly, outside graphs, and so do those of `tree` with gradients, to keep the plan.
     """
     masks = {name: options[name] for name in MASKS}
     check_arrays(torch.Tensor, key=key, value=value, **masks, out=out)
@@ -285,7 +296,10 @@ def attention(
         and options["tolerance"] is None
     ):
         options = {**options, "tolerance": 0.0}  # it bounds out's error, and not the gradients'
-    if plan is None and out is None and not return_stats:
+    in_graph = plan is None and out is None and not return_stats
+    if in_graph and needs_gradient and options["method"] in ("auto", "tree"):
+        in_graph = options["tolerance"] == 0 or not _has_memory(query, key, value)
+    if in_graph:
         try:
             result, lse = torch.ops.smyrf.attention(
                 query, key, value, *(options[name] for name in _NAMES)
@@ -326,8 +340,20 @@ def attention(
     lse = None
     if return_lse:
         lse = query.new_empty(lse_shape(query, options["layout"]), dtype=torch.float32)
-    statistics = _run(query, key, value, out, lse, options, plan, return_stats)
+    statistics, _ = _run(query, key, value, out, lse, options, plan, return_stats)
     return pack(out, lse, statistics if return_stats else None)
+
+
+def _has_memory(*tensors: torch.Tensor) -> bool:
+    """Not so while a graph is compiled, and inside transforms of torch.func."""
+    if torch.compiler.is_compiling():
+        return False
+    try:
+        for tensor in tensors:
+            tensor.data_ptr()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _check_differentiation(

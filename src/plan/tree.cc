@@ -11,7 +11,6 @@
 #include "kernels/parallel.h"
 #include "kernels/scratch.h"
 #include "plan/balanced_tree.h"
-#include "plan/open.h"
 #include "plan/random.h"
 
 namespace smyrf {
@@ -418,9 +417,26 @@ void ForEachGroup(const Problem& problem, const std::function<void(const HeadGro
       });
 }
 
-void PlanTree(const Problem& problem, Plan& plan) {
+void MakeRoom(const Problem& problem, Plan& plan) {
   plan.key_trees.assign(static_cast<std::size_t>(problem.batch * problem.key_heads), {});
   plan.heads.assign(static_cast<std::size_t>(problem.batch * problem.query_heads), {});
+}
+
+void StoreOpenings(std::span<const Opening> openings, HeadPlan& head) {
+  for (std::size_t block = 0; block < openings.size(); ++block) {
+    const Opening& opening = openings[block];
+    QueryBlock& to = head.blocks[block];
+    to.first_range = static_cast<std::uint32_t>(head.ranges.size());
+    to.first_node = static_cast<std::uint32_t>(head.nodes.size());
+    head.ranges.insert(head.ranges.end(), opening.ranges.begin(), opening.ranges.end());
+    head.nodes.insert(head.nodes.end(), opening.closed.begin(), opening.closed.end());
+    to.last_range = static_cast<std::uint32_t>(head.ranges.size());
+    to.last_node = static_cast<std::uint32_t>(head.nodes.size());
+  }
+}
+
+void PlanTree(const Problem& problem, Plan& plan) {
+  MakeRoom(problem, plan);
   ForEachGroup(problem, [&](const HeadGroup& group) {
     TreePlanner planner(problem, plan, group.batch, group.key_head, group.threads);
     for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
@@ -434,17 +450,7 @@ void PlanTree(const Problem& problem, Plan& plan) {
                   head.calibration.threshold, head.calibration.scoring, openings[at]);
         openings[at].closed_logits = {};
       });
-      for (std::size_t block = 0; block < openings.size(); ++block) {
-        QueryBlock& to = head.plan.blocks[block];
-        to.first_range = static_cast<std::uint32_t>(head.plan.ranges.size());
-        to.first_node = static_cast<std::uint32_t>(head.plan.nodes.size());
-        head.plan.ranges.insert(head.plan.ranges.end(), openings[block].ranges.begin(),
-                                openings[block].ranges.end());
-        head.plan.nodes.insert(head.plan.nodes.end(), openings[block].closed.begin(),
-                               openings[block].closed.end());
-        to.last_range = static_cast<std::uint32_t>(head.plan.ranges.size());
-        to.last_node = static_cast<std::uint32_t>(head.plan.nodes.size());
-      }
+      StoreOpenings(openings, head.plan);
       plan.heads[static_cast<std::size_t>(group.batch * problem.query_heads + h)] =
           std::move(head.plan);
     }

@@ -5,11 +5,13 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "kernels/nodes.h"
 #include "plan/basis.h"
 #include "plan/calibrate.h"
+#include "plan/open.h"
 #include "plan/sketch.h"
 #include "plan/summaries.h"
 #include "smyrf/plan.h"
@@ -70,6 +72,11 @@ struct HeadGroup {
   int threads = 1;  ///< that its work may use
 };
 void ForEachGroup(const Problem& problem, const std::function<void(const HeadGroup&)>& body);
+
+/// Trees and heads of a plan that is to be filled in.
+void MakeRoom(const Problem& problem, Plan& plan);
+/// What its blocks evaluate goes to `head`.
+void StoreOpenings(std::span<const Opening> openings, HeadPlan& head);
 
 /// Fills plan.key_trees and plan.heads.
 void PlanTree(const Problem& problem, Plan& plan);

@@ -2,10 +2,12 @@
 #include <gtest/gtest.h>
 
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <limits>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "testing/bounds.h"
@@ -41,6 +43,62 @@ TEST(Plan, CarriedOutLaterGivesTheSameBits) {
     unpadded.key_padding_mask.reset();
     unpadded.query_padding_mask.reset();
     ASSERT_TRUE(Attend(unpadded, &made).SameBits(expected));
+  }
+}
+
+/// Everything that a plan decides.
+void ExpectEqual(const Plan& a, const Plan& b) {
+  ASSERT_EQ(a.method, b.method);
+  ASSERT_EQ(a.reason, b.reason);
+  ASSERT_EQ(std::tie(a.batch, a.query_heads, a.key_heads, a.queries, a.keys, a.depth),
+            std::tie(b.batch, b.query_heads, b.key_heads, b.queries, b.keys, b.depth));
+  ASSERT_EQ(std::tie(a.n_hashes, a.cluster_size, a.tolerance, a.max_density, a.seed, a.scale),
+            std::tie(b.n_hashes, b.cluster_size, b.tolerance, b.max_density, b.seed, b.scale));
+  ASSERT_EQ(std::tie(a.valid_queries, a.valid_keys), std::tie(b.valid_queries, b.valid_keys));
+  ASSERT_EQ(a.key_trees.size(), b.key_trees.size());
+  for (std::size_t i = 0; i < a.key_trees.size(); ++i) {
+    const KeyTree& x = a.key_trees[i];
+    const KeyTree& y = b.key_trees[i];
+    ASSERT_EQ(std::tie(x.key_order, x.sinks, x.roots), std::tie(y.key_order, y.sinks, y.roots));
+    ASSERT_EQ(std::tie(x.query_basis, x.key_basis, x.directions, x.profiles),
+              std::tie(y.query_basis, y.key_basis, y.directions, y.profiles));
+    ASSERT_EQ(x.nodes.size(), y.nodes.size());
+  }
+  ASSERT_EQ(a.heads.size(), b.heads.size());
+  for (std::size_t i = 0; i < a.heads.size(); ++i) {
+    const HeadPlan& x = a.heads[i];
+    const HeadPlan& y = b.heads[i];
+    ASSERT_EQ(std::tie(x.query_order, x.key_order, x.nodes, x.dense, x.non_finite),
+              std::tie(y.query_order, y.key_order, y.nodes, y.dense, y.non_finite));
+    ASSERT_EQ(x.ranges.size(), y.ranges.size());
+    for (std::size_t r = 0; r < x.ranges.size(); ++r) {
+      ASSERT_EQ(std::tie(x.ranges[r].begin, x.ranges[r].end, x.ranges[r].partial),
+                std::tie(y.ranges[r].begin, y.ranges[r].end, y.ranges[r].partial));
+    }
+    ASSERT_EQ(x.blocks.size(), y.blocks.size());
+    for (std::size_t j = 0; j < x.blocks.size(); ++j) {
+      const QueryBlock& p = x.blocks[j];
+      const QueryBlock& q = y.blocks[j];
+      ASSERT_EQ(std::tie(p.begin, p.end, p.first_range, p.last_range, p.first_node, p.last_node),
+                std::tie(q.begin, q.end, q.first_range, q.last_range, q.first_node, q.last_node));
+    }
+  }
+}
+
+TEST(Plan, ThatACallKeepsIsTheOneMadeApart) {
+  Random random(129);
+  for (int n = 0; n < 60; ++n) {
+    const Call call = n % 3 == 0   ? RandomDenseCall(random, 1e5)
+                      : n % 3 == 1 ? RandomLshCall(random, 1e5)
+                                   : RandomTreeCall(random, 1e5);
+    SCOPED_TRACE(::testing::Message() << call);
+    Plan kept;
+    const Result result = Attend(call, nullptr, Layout::kContiguous, &kept);
+    ASSERT_TRUE(result.SameBits(Attend(call)));
+    ExpectEqual(kept, PlanOf(call));
+    Plan untouched;
+    (void)Attend(call, &kept, Layout::kContiguous, &untouched);
+    ASSERT_EQ(untouched.batch, 0);
   }
 }
 

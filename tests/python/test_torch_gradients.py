@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -159,6 +160,26 @@ def test_a_plan_and_statistics_change_no_gradient(case: str) -> None:
             return smyrf.attention(*rows, **options, **given)[:2]
 
         assert_equal(gradients(call, inputs, **options), want)
+
+
+@pytest.mark.parametrize("method", ["auto", "tree"])
+def test_the_plan_is_kept_for_backward_outside_graphs(method: str) -> None:
+    inputs = tuple(x.repeat(1, 1, 11, 1).detach().requires_grad_() for x in smooth_rows(2, 2))
+    options = {"method": method, "tolerance": 0.2}
+    out = smyrf.attention(*inputs, **options)
+    assert out.grad_fn.plan.method == "tree"
+    assert not out.grad_fn.plan.dense_heads.any()
+    schema = torch.ops.smyrf.attention.default._schema
+    defaults = {
+        "is_causal": False, "enable_gqa": False, "seed": 0, "layout": "BHND", "dropout_p": 0.0
+    } | options  # fmt: skip
+    values = [defaults.get(argument.name) for argument in schema.arguments[3:]]
+
+    def operator(*rows: torch.Tensor, return_lse: bool) -> Any:
+        return torch.ops.smyrf.attention(*rows, *values)
+
+    assert torch.equal(out, operator(*inputs, return_lse=True)[0])
+    assert_equal(gradients(smyrf.attention, inputs, **options), gradients(operator, inputs))
 
 
 def test_auto_is_dense_where_a_gradient_is_needed_but_takes_a_plan() -> None:
@@ -325,12 +346,17 @@ def test_checkpoints(case: str, use_reentrant: bool) -> None:
     make, shape, options = CASES[case]
     inputs = make(**shape)
 
-    def model(*rows: torch.Tensor) -> torch.Tensor:
-        return smyrf.attention(*rows, **options).square()
+    def model(*rows: torch.Tensor, return_stats: bool = False) -> torch.Tensor:
+        result = smyrf.attention(*rows, **options, return_stats=return_stats)
+        return (result[0] if return_stats else result).square()
 
     want = torch.autograd.grad(model(*inputs).sum(), inputs)
-    checkpoint(model, *inputs, use_reentrant=use_reentrant).sum().backward()
-    assert_equal(tuple(x.grad for x in inputs), want)
+    for return_stats in (False, True):
+        call = functools.partial(model, return_stats=return_stats)
+        checkpoint(call, *inputs, use_reentrant=use_reentrant).sum().backward()
+        assert_equal(tuple(x.grad for x in inputs), want)
+        for x in inputs:
+            x.grad = None
 
 
 def test_autocast_gives_gradients_of_the_inputs_dtype() -> None:

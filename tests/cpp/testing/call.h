@@ -161,8 +161,9 @@ struct Result {
   }
 };
 
+/// `kept`, where given, becomes the plan.
 inline Result Attend(const Call& call, const Plan* plan = nullptr,
-                     Layout out_layout = Layout::kContiguous) {
+                     Layout out_layout = Layout::kContiguous, Plan* kept = nullptr) {
   const Shape& s = call.shape;
   Result result;
   result.out =
@@ -172,7 +173,7 @@ inline Result Attend(const Call& call, const Plan* plan = nullptr,
       call.arguments(), call.options,
       {result.out.mutable_view(),
        Contiguous<void>(result.lse.data(), DType::kFloat32, {s.batch, s.query_heads, s.queries}),
-       &result.statistics},
+       &result.statistics, kept},
       plan);
   return result;
 }
