@@ -280,11 +280,14 @@ std::string Describe(const smyrf::Statistics& statistics) {
     density += head.density / static_cast<double>(statistics.heads.size());
     expected_error = std::max(expected_error, head.expected_error);
   }
+  const std::string expected = statistics.method == smyrf::Method::kTree
+                                   ? smyrf::Message(", largest expected error ", expected_error)
+                                   : "";
   return smyrf::Message("<smyrf.Statistics: ", smyrf::Name(statistics.method), " (",
                         statistics.reason, "), ", statistics.heads.size(), " heads, mean density ",
-                        density, ", largest expected error ", expected_error, ", planning ",
-                        statistics.planning_seconds, " s, execution ", statistics.execution_seconds,
-                        " s, ", statistics.instruction_set, ">");
+                        density, expected, ", planning ", statistics.planning_seconds,
+                        " s, execution ", statistics.execution_seconds, " s, ",
+                        statistics.instruction_set, ">");
 }
 
 }  // namespace
@@ -338,7 +341,9 @@ NB_MODULE(_core, m) {
             return PlanHeads(p, [](const auto& head) { return head.dense; });
           },
           kOwned,
-          "(B, Hq) bool: done as dense: 'lsh' had a single cluster, 'tree' would be no faster.")
+          "(B, Hq) bool: done as dense: 'lsh' had a single cluster; 'tree' few valid rows, would "
+          "be no "
+          "faster, found no threshold that meets the tolerance, or means that overflow.")
       .def_prop_ro(
           "non_finite",
           [](const smyrf::Plan& p) {
@@ -394,7 +399,9 @@ Constants under differentiation.)");
           [](const smyrf::Statistics& s) {
             return HeadArray<double>(s, [](const auto& head) { return head.expected_error; });
           },
-          kOwned, "(B, Hq) float64: relative error of out that `tree`'s calibration expects.")
+          kOwned,
+          "(B, Hq) float64: relative error of out that `tree`'s calibration expects; 0 for other "
+          "methods, which have no such estimate.")
       .def_prop_ro(
           "expected_lse_error",
           [](const smyrf::Statistics& s) {
@@ -421,7 +428,9 @@ Constants under differentiation.)");
             return HeadArray<bool>(s, [](const auto& head) { return head.dense; });
           },
           kOwned,
-          "(B, Hq) bool: done as dense: 'lsh' had a single cluster, 'tree' would be no faster.")
+          "(B, Hq) bool: done as dense: 'lsh' had a single cluster; 'tree' few valid rows, would "
+          "be no "
+          "faster, found no threshold that meets the tolerance, or means that overflow.")
       .def_prop_ro(
           "non_finite",
           [](const smyrf::Statistics& s) {

@@ -62,9 +62,10 @@ double DensityOf(const std::vector<std::int64_t>& pairs, const HeadPlan& head,
 
 void AttendTree(const Problem& problem, const Plan& header, const Outputs& outputs) {
   const bool keep = outputs.plan != nullptr;
+  Plan kept;
   if (keep) {
-    *outputs.plan = header;
-    MakeRoom(problem, *outputs.plan);
+    kept = header;
+    MakeRoomForTrees(problem, kept);
   }
   ForEachGroup(problem, [&](const HeadGroup& group) {
     const std::int64_t b = group.batch;
@@ -106,14 +107,15 @@ void AttendTree(const Problem& problem, const Plan& header, const Outputs& outpu
       }
       if (keep) {
         StoreOpenings(openings, head.plan);
-        outputs.plan->heads[of_head] = std::move(head.plan);
+        kept.heads[of_head] = std::move(head.plan);
       }
     }
     if (keep) {
-      outputs.plan->key_trees[static_cast<std::size_t>(b * problem.key_heads + group.key_head)] =
+      kept.key_trees[static_cast<std::size_t>(b * problem.key_heads + group.key_head)] =
           planner.TakeKeyTree();
     }
   });
+  if (keep) *outputs.plan = std::move(kept);
 }
 
 void EstimateTree(const Problem& problem, const Plan& header, Statistics& statistics) {

@@ -101,7 +101,7 @@ Plan CheckMethod(const Arguments& arguments, const Options& options, const Probl
                                               : nullptr;
     if (refused != nullptr) {
       Fail(ErrorKind::kUnsupported, refused, ": method ", Name(plan.method),
-           " takes padding masks only; use method='dense'");
+           " takes padding masks only; use method='dense' or 'auto'");
     }
     plan.seed = options.seed;
   }

@@ -60,7 +60,8 @@ struct HeadPlan {
   std::vector<QueryBlock> blocks;
   std::vector<KeyRange> ranges;
   std::vector<std::int32_t> nodes;  ///< `tree`: of the key head's KeyTree, block after block
-  /// The same as dense attention: `lsh` with a single cluster, `tree` where dense is cheaper.
+  /// The same as dense attention: `lsh` with a single cluster; `tree` with few valid rows, where
+  /// dense is cheaper, no threshold meets the tolerance or means overflow.
   bool dense = false;
   bool non_finite = false;  ///< a valid query or key is NaN or infinite: output is NaN
   /// `tree`: the relative error that calibration expects of out, and RMS of lse in nats.

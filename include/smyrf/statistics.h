@@ -20,8 +20,8 @@ struct Statistics {
     /// `tree`: the part of `seconds` that came before the first block: basis, trees, summaries,
     /// calibration.
     double planning_seconds = 0.0;
-    /// Done as dense attention: `lsh` with a single cluster, `tree` with few valid rows, or where
-    /// calibration found that cheaper or no threshold that meets the tolerance.
+    /// Done as dense attention: `lsh` with a single cluster, `tree` with few valid rows, where
+    /// dense is cheaper, no threshold meets the tolerance or means overflow.
     bool dense = false;
     /// `lsh`, `tree`: a valid query or key was not finite, so the head's output is NaN.
     bool non_finite = false;

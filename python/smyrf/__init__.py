@@ -181,9 +181,9 @@ def attention(
 def plan(
     query: Any,
     key: Any,
+    value: Any = None,
     attn_mask: Any = None,
     *,
-    value: Any = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,

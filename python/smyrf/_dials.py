@@ -44,9 +44,14 @@ def choose(found: Mapping[str, nn.Module], layers: Layers) -> list[str]:
             "'encoder.layer.*' or a callable(name, module) -> bool"
         )
     if not chosen:
+        given = (
+            f"{layers!r}, a pattern for whole names such as '*.0.*', chooses"
+            if isinstance(layers, str)
+            else "the callable chooses"
+        )
         raise ValueError(
-            f"layers: {layers!r} chooses none of the model's attention modules: "
-            f"{', '.join(found)}; where none can take the method, take method='auto' or 'dense'"
+            f"layers: {given} none of the model's attention modules: {', '.join(found)}; where "
+            "none can take the method, take method='auto' or 'dense'"
         )
     return chosen
 

@@ -183,7 +183,8 @@ def _advice(name: str, module: nn.Module, options: Mapping[str, Any]) -> str:
         rule = "getattr(module, 'sliding_window', None) is None"
     return (
         f". To run this layer dense, leave it out: smyrf.transformers.enable(model, "
-        f"method={method!r}, layers=lambda name, module: {rule}, ...)"
+        f"method={method!r}, layers=lambda name, module: {rule}, ...); where none is left, take "
+        "method='auto'"
     )
 
 

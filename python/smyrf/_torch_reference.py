@@ -110,7 +110,7 @@ def _checked_plan(
     with torch.no_grad(), collector.suspended():
         copies = query.float(), key.float(), value.float()
         if plan is None:
-            plan = smyrf.plan(*copies[:2], attn_mask, value=copies[2], **options)
+            plan = smyrf.plan(*copies, attn_mask, **options)
         smyrf.attention(*copies, attn_mask, plan=plan, **options)
     return plan
 

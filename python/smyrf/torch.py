@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -48,6 +50,58 @@ _NO_MASK_GRADIENT = (
     "torch.nn.functional.scaled_dot_product_attention"
 )
 
+
+class _Handover(threading.local):
+    """How the plan of `tree` gets past the dispatcher, which takes none, to the backward of a call.
+
+    The operator below leaves it for what autograd sets up, and autograd's backward for the
+    operator's, on the same thread. Whose it is tells the address of the call's lse. Where somebody
+    else runs between, as tracers do, there is none, and backward plans again.
+    """
+
+    keeps = False
+    plan: _core.Plan | None = None
+    address = 0
+
+    def plan_of(self, lse: torch.Tensor) -> _core.Plan | None:
+        if self.plan is None or type(lse) is not torch.Tensor:
+            return None
+        try:
+            return self.plan if lse.data_ptr() == self.address else None
+        except RuntimeError:  # a tensor of torch.func
+            return None
+
+
+_handover = _Handover()
+
+
+@contextlib.contextmanager
+def _keeping_plan() -> Iterator[None]:
+    _handover.keeps = True
+    try:
+        yield
+    finally:
+        _handover.keeps, _handover.plan = False, None
+
+
+@contextlib.contextmanager
+def _handing_over(plan: _core.Plan, lse: torch.Tensor) -> Iterator[None]:
+    _handover.plan, _handover.address = plan, lse.data_ptr()
+    try:
+        yield
+    finally:
+        _handover.plan = None
+
+
+def _plan_is_worth_keeping(options: dict[str, Any]) -> bool:
+    """For backward. Saved tensors have hooks where memory is dear, as in checkpoints."""
+    return (
+        options["method"] in ("auto", "tree")
+        and options["tolerance"] != 0
+        and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+    )
+
+
 torch.library.define(
     "smyrf::attention",
     f"(Tensor query, Tensor key, Tensor value, {_OPTIONS}) -> (Tensor out, Tensor lse)",
@@ -67,7 +121,9 @@ def _attention(
     options = dict(zip(_NAMES, values, strict=True))
     out = query.new_empty(output_shape(query, value))
     lse = query.new_empty(lse_shape(query, options["layout"]), dtype=torch.float32)
-    _run(query, key, value, out, lse, options, None, False)
+    _, plan = _run(query, key, value, out, lse, options, None, False, keep_plan=_handover.keeps)
+    if plan is not None:
+        _handover.plan, _handover.address = plan, lse.data_ptr()
     return out, lse
 
 
@@ -93,7 +149,7 @@ def _attention_backward(
     grad_out: torch.Tensor, grad_lse: torch.Tensor, *inputs: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     options = dict(zip(_NAMES, inputs[5:], strict=True))
-    return _run_backward(grad_out, grad_lse, inputs[:5], options, None)
+    return _run_backward(grad_out, grad_lse, inputs[:5], options, _handover.plan_of(inputs[4]))
 
 
 def _attention_backward_fake(
@@ -111,12 +167,21 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         raise NotImplementedError(_NO_MASK_GRADIENT)
     masks, ctx.values = values[: len(MASKS)], values[len(MASKS) :]
     ctx.save_for_backward(query, key, value, *output, *masks)
+    ctx.plan = _handover.plan_of(output[1])
 
 
 def _backward(ctx: Any, grad_out: torch.Tensor, grad_lse: torch.Tensor) -> Any:
-    gradients = torch.ops.smyrf.attention_backward(
-        grad_out, grad_lse, *ctx.saved_tensors, *ctx.values
-    )
+    saved = ctx.saved_tensors
+    if not torch.compiler.is_compiling():
+        # Autograd frees tensors now, and not the node: a loss that lives on would hold the plan.
+        plan, ctx.plan = ctx.plan, None
+        if plan is not None:
+            with _handing_over(plan, saved[4]):
+                gradients = torch.ops.smyrf.attention_backward(
+                    grad_out, grad_lse, *saved, *ctx.values
+                )
+            return *gradients, *[None] * len(_NAMES)
+    gradients = torch.ops.smyrf.attention_backward(grad_out, grad_lse, *saved, *ctx.values)
     return *gradients, *[None] * len(_NAMES)
 
 
@@ -131,7 +196,7 @@ torch.library.register_autograd("smyrf::attention_backward", _second_derivative)
 class _Direct(torch.autograd.Function):
     """A call that no graph can hold, since it has a plan, keeps one or gives statistics.
 
-    What `tree` planned is kept for backward, which would plan it again.
+    What `tree` planned is kept for the first backward, which would plan it again.
     """
 
     @staticmethod
@@ -146,10 +211,11 @@ class _Direct(torch.autograd.Function):
     ) -> Any:
         out = query.new_empty(output_shape(query, value))
         lse = query.new_empty(lse_shape(query, options["layout"]), dtype=torch.float32)
-        keep = plan is None and options["method"] in ("auto", "tree")
+        keep = plan is None and _plan_is_worth_keeping(options)
         statistics, ctx.plan = _run(
             query, key, value, out, lse, options, plan, return_stats, keep_plan=keep
         )
+        ctx.given_plan = plan
         ctx.save_for_backward(query, key, value, out, lse, *(options[name] for name in MASKS))
         ctx.options = {name: options[name] for name in options if name not in MASKS}
         return out, lse, statistics
@@ -159,7 +225,9 @@ class _Direct(torch.autograd.Function):
         saved = ctx.saved_tensors  # once: a checkpoint computes them again each time
         tensors, masks = saved[:5], saved[5:]
         options = ctx.options | dict(zip(MASKS, masks, strict=True))
-        gradients = _DirectBackward.apply(grad_out, grad_lse, *tensors, options, ctx.plan)  # type: ignore[no-untyped-call]
+        # Autograd frees tensors now, and not the node: a loss that lives on would hold the plan.
+        plan, ctx.plan = ctx.plan, ctx.given_plan
+        gradients = _DirectBackward.apply(grad_out, grad_lse, *tensors, options, plan)  # type: ignore[no-untyped-call]
         return *gradients, None, None, None
 
 
@@ -278,7 +346,7 @@ def attention(
     """`smyrf.attention` for tensors; see there.
 
     Calls the operator. `plan`, `out` and `return_stats` are not tensors' business: such calls go to
-    the core directly, outside graphs, and so do those of `tree` with gradients, to keep the plan.
+    the core directly, outside graphs.
     """
     masks = {name: options[name] for name in MASKS}
     check_arrays(torch.Tensor, key=key, value=value, **masks, out=out)
@@ -296,14 +364,9 @@ def attention(
         and options["tolerance"] is None
     ):
         options = {**options, "tolerance": 0.0}  # it bounds out's error, and not the gradients'
-    in_graph = plan is None and out is None and not return_stats
-    if in_graph and needs_gradient and options["method"] in ("auto", "tree"):
-        in_graph = options["tolerance"] == 0 or not _has_memory(query, key, value)
-    if in_graph:
+    if plan is None and out is None and not return_stats:
         try:
-            result, lse = torch.ops.smyrf.attention(
-                query, key, value, *(options[name] for name in _NAMES)
-            )
+            result, lse = _operator(query, key, value, options, needs_gradient)
         except RuntimeError as error:
             # An option of a type that the schema refuses: the core has a sentence for it.
             if type(error) is RuntimeError and not torch.compiler.is_compiling():
@@ -344,16 +407,19 @@ def attention(
     return pack(out, lse, statistics if return_stats else None)
 
 
-def _has_memory(*tensors: torch.Tensor) -> bool:
-    """Not so while a graph is compiled, and inside transforms of torch.func."""
-    if torch.compiler.is_compiling():
-        return False
-    try:
-        for tensor in tensors:
-            tensor.data_ptr()
-    except RuntimeError:
-        return False
-    return True
+def _operator(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    options: dict[str, Any],
+    needs_gradient: bool,
+) -> Any:
+    """(out, lse) of the operator, whose plan is kept for backward where it has one."""
+    values = [options[name] for name in _NAMES]
+    if not needs_gradient or torch.compiler.is_compiling() or not _plan_is_worth_keeping(options):
+        return torch.ops.smyrf.attention(query, key, value, *values)
+    with _keeping_plan():
+        return torch.ops.smyrf.attention(query, key, value, *values)
 
 
 def _check_differentiation(

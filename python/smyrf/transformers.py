@@ -90,10 +90,12 @@ def enable(
         Names of the modules that take the method.
 
     Raises:
-        TypeError: an unknown dial, or layers of another type.
+        TypeError: no module, an unknown dial, or layers of another type.
         ValueError: what `smyrf.attention` raises about method and dials; no attention module
             found, or none chosen by layers; the modules are already enabled through another model.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}, expected a loaded model")
     check_dials(method, dials)
     found = {name: module for name, module in model.named_modules() if _dispatches(type(module))}
     if not found:
@@ -142,6 +144,12 @@ def disable(model: nn.Module) -> None:
         ValueError: the model is not enabled.
     """
     if model not in _ends:
+        config = getattr(model, "config", None)
+        if getattr(config, "_attn_implementation", None) == NAME:
+            raise ValueError(
+                f"model: this {type(model).__name__} was loaded with attn_implementation={NAME!r} "
+                "and not enabled; model.set_attn_implementation('sdpa') takes it off"
+            )
         raise ValueError(
             f"model: this {type(model).__name__} is not enabled; call "
             "smyrf.transformers.enable(model, ...) on this very object before disable"

@@ -95,14 +95,14 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
   if (profiles != nullptr) FindProfiles(variances.get(), *profiles);
 }
 
-/// What is not finite in a node is not in its root either.
+/// A mean or a spread that is not finite makes its root's so.
 bool Summaries::finite() const {
   const auto rows = [&](const float* first, std::int64_t width) {
     return std::all_of(first, first + view_.roots * width,
                        [](float x) { return std::isfinite(x); });
   };
   return rows(view_.mean_keys, view_.depth) && rows(view_.mean_values, view_.value_depth) &&
-         rows(view_.value_spreads, 1) && rows(view_.residuals, 1);
+         rows(view_.value_spreads, 1);
 }
 
 /// Nodes under one root differ in how much their axes leave, little in where it lies.

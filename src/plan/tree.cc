@@ -235,6 +235,8 @@ TreePlanner::TreePlanner(const Problem& problem, const Plan& plan, std::int64_t 
       std::make_unique<Summaries>(problem, batch, key_head, tree_, threads, &tree_.profiles);
   if (!summaries_->finite()) {
     summaries_.reset();
+    tree_ = {};
+    tree_.key_order = keys;
     return;
   }
   ranks_.assign(static_cast<std::size_t>(problem.keys), -1);
@@ -417,12 +419,20 @@ void ForEachGroup(const Problem& problem, const std::function<void(const HeadGro
       });
 }
 
-void MakeRoom(const Problem& problem, Plan& plan) {
+void MakeRoomForTrees(const Problem& problem, Plan& plan) {
   plan.key_trees.assign(static_cast<std::size_t>(problem.batch * problem.key_heads), {});
   plan.heads.assign(static_cast<std::size_t>(problem.batch * problem.query_heads), {});
 }
 
 void StoreOpenings(std::span<const Opening> openings, HeadPlan& head) {
+  std::size_t ranges = 0;
+  std::size_t nodes = 0;
+  for (const Opening& opening : openings) {
+    ranges += opening.ranges.size();
+    nodes += opening.closed.size();
+  }
+  head.ranges.reserve(ranges);
+  head.nodes.reserve(nodes);
   for (std::size_t block = 0; block < openings.size(); ++block) {
     const Opening& opening = openings[block];
     QueryBlock& to = head.blocks[block];
@@ -436,7 +446,7 @@ void StoreOpenings(std::span<const Opening> openings, HeadPlan& head) {
 }
 
 void PlanTree(const Problem& problem, Plan& plan) {
-  MakeRoom(problem, plan);
+  MakeRoomForTrees(problem, plan);
   ForEachGroup(problem, [&](const HeadGroup& group) {
     TreePlanner planner(problem, plan, group.batch, group.key_head, group.threads);
     for (std::int64_t h = group.first_head; h < group.last_head; ++h) {

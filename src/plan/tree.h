@@ -73,8 +73,8 @@ struct HeadGroup {
 };
 void ForEachGroup(const Problem& problem, const std::function<void(const HeadGroup&)>& body);
 
-/// Trees and heads of a plan that is to be filled in.
-void MakeRoom(const Problem& problem, Plan& plan);
+/// Empty trees and heads of a plan of `tree`, to be filled in.
+void MakeRoomForTrees(const Problem& problem, Plan& plan);
 /// What its blocks evaluate goes to `head`.
 void StoreOpenings(std::span<const Opening> openings, HeadPlan& head);
 

@@ -55,6 +55,8 @@ void ExpectEqual(const Plan& a, const Plan& b) {
   ASSERT_EQ(std::tie(a.n_hashes, a.cluster_size, a.tolerance, a.max_density, a.seed, a.scale),
             std::tie(b.n_hashes, b.cluster_size, b.tolerance, b.max_density, b.seed, b.scale));
   ASSERT_EQ(std::tie(a.valid_queries, a.valid_keys), std::tie(b.valid_queries, b.valid_keys));
+  ASSERT_EQ(std::tie(a.is_causal, a.has_attn_mask, a.dense_below),
+            std::tie(b.is_causal, b.has_attn_mask, b.dense_below));
   ASSERT_EQ(a.key_trees.size(), b.key_trees.size());
   for (std::size_t i = 0; i < a.key_trees.size(); ++i) {
     const KeyTree& x = a.key_trees[i];
@@ -63,6 +65,12 @@ void ExpectEqual(const Plan& a, const Plan& b) {
     ASSERT_EQ(std::tie(x.query_basis, x.key_basis, x.directions, x.profiles),
               std::tie(y.query_basis, y.key_basis, y.directions, y.profiles));
     ASSERT_EQ(x.nodes.size(), y.nodes.size());
+    for (std::size_t n = 0; n < x.nodes.size(); ++n) {
+      const Node& p = x.nodes[n];
+      const Node& q = y.nodes[n];
+      ASSERT_EQ(std::tie(p.begin, p.end, p.first_child, p.child_count),
+                std::tie(q.begin, q.end, q.first_child, q.child_count));
+    }
   }
   ASSERT_EQ(a.heads.size(), b.heads.size());
   for (std::size_t i = 0; i < a.heads.size(); ++i) {
@@ -70,6 +78,8 @@ void ExpectEqual(const Plan& a, const Plan& b) {
     const HeadPlan& y = b.heads[i];
     ASSERT_EQ(std::tie(x.query_order, x.key_order, x.nodes, x.dense, x.non_finite),
               std::tie(y.query_order, y.key_order, y.nodes, y.dense, y.non_finite));
+    ASSERT_EQ(std::tie(x.expected_error, x.expected_lse_error, x.expected_work),
+              std::tie(y.expected_error, y.expected_lse_error, y.expected_work));
     ASSERT_EQ(x.ranges.size(), y.ranges.size());
     for (std::size_t r = 0; r < x.ranges.size(); ++r) {
       ASSERT_EQ(std::tie(x.ranges[r].begin, x.ranges[r].end, x.ranges[r].partial),
@@ -87,6 +97,7 @@ void ExpectEqual(const Plan& a, const Plan& b) {
 
 TEST(Plan, ThatACallKeepsIsTheOneMadeApart) {
   Random random(129);
+  std::size_t blocks = 0;  // of `tree`, whose heads may go dense
   for (int n = 0; n < 60; ++n) {
     const Call call = n % 3 == 0   ? RandomDenseCall(random, 1e5)
                       : n % 3 == 1 ? RandomLshCall(random, 1e5)
@@ -96,10 +107,14 @@ TEST(Plan, ThatACallKeepsIsTheOneMadeApart) {
     const Result result = Attend(call, nullptr, Layout::kContiguous, &kept);
     ASSERT_TRUE(result.SameBits(Attend(call)));
     ExpectEqual(kept, PlanOf(call));
+    if (kept.method == Method::kTree) {
+      for (const HeadPlan& head : kept.heads) blocks += head.blocks.size();
+    }
     Plan untouched;
     (void)Attend(call, &kept, Layout::kContiguous, &untouched);
     ASSERT_EQ(untouched.batch, 0);
   }
+  EXPECT_GT(blocks, 0U);
 }
 
 TEST(Plan, OfAutoTakesTheOptionsItWasMadeWith) {

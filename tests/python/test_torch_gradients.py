@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 import smyrf
+from smyrf import _core
 
 Tensors = tuple[torch.Tensor, ...]
 LSH = {"method": "lsh", "n_hashes": 3, "cluster_size": 8}
@@ -103,7 +104,7 @@ def gradients(call: Callable[..., Any], inputs: Tensors, **options: Any) -> Tens
 
 def plan_of(inputs: Tensors, attn_mask: Any = None, **options: Any) -> smyrf.Plan:
     query, key, value = (x.detach() for x in inputs)
-    return smyrf.plan(query, key, attn_mask, value=value, **options)
+    return smyrf.plan(query, key, value, attn_mask, **options)
 
 
 def exact_gradients(inputs: Tensors, plan: smyrf.Plan, **options: Any) -> Tensors:
@@ -163,12 +164,20 @@ def test_a_plan_and_statistics_change_no_gradient(case: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["auto", "tree"])
-def test_the_plan_is_kept_for_backward_outside_graphs(method: str) -> None:
+def test_the_plan_is_kept_for_one_backward(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = tuple(x.repeat(1, 1, 11, 1).detach().requires_grad_() for x in smooth_rows(2, 2))
     options = {"method": method, "tolerance": 0.2}
     out = smyrf.attention(*inputs, **options)
-    assert out.grad_fn.plan.method == "tree"
-    assert not out.grad_fn.plan.dense_heads.any()
+    plans = []
+    backward = _core.attention_backward
+    monkeypatch.setattr(
+        _core, "attention_backward", lambda *given: (plans.append(given[10]), backward(*given))
+    )
+    for _ in range(2):  # the second plans again
+        torch.autograd.grad(out.sum(), inputs, retain_graph=True)
+    assert plans[0].method == "tree"
+    assert not plans[0].dense_heads.any()
+    assert plans[1] is None
     schema = torch.ops.smyrf.attention.default._schema
     defaults = {
         "is_causal": False, "enable_gqa": False, "seed": 0, "layout": "BHND", "dropout_p": 0.0
@@ -377,7 +386,7 @@ def test_autocast_gives_gradients_of_the_inputs_dtype() -> None:
 def test_a_mask_that_requires_a_gradient_raises() -> None:
     query, key, value = (x.detach() for x in rows())
     mask = torch.zeros(33, 50, requires_grad=True)
-    for options in ({}, {"return_stats": True}, {"plan": smyrf.plan(query, key, mask)}):
+    for options in ({}, {"return_stats": True}, {"plan": smyrf.plan(query, key, attn_mask=mask)}):
         with pytest.raises(NotImplementedError, match=r"^attn_mask: requires a gradient.*detach"):
             smyrf.attention(query, key, value, mask, **options)
         with torch.no_grad():

@@ -35,7 +35,7 @@ def tree_tensors(heads: int = 2, key_heads: int = 1) -> Tensors:
 
 def frozen(qkv: Tensors, **options: Any) -> smyrf.Plan:
     query, key, value = (x.float() for x in qkv)
-    return smyrf.plan(query, key, options.pop("attn_mask", None), value=value, **options)
+    return smyrf.plan(query, key, value, options.pop("attn_mask", None), **options)
 
 
 GENERATOR = torch.Generator().manual_seed(1)
