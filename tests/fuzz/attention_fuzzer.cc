@@ -41,7 +41,12 @@ void FuzzPlan(const FuzzedCall& fuzzed) {
   const std::optional<Plan> made = MakePlan(fuzzed);
   const std::optional<Result> direct = Run(fuzzed.call, fuzzed.out_layout);
   Require(made.has_value() == direct.has_value(), fuzzed.call, "plan and attention disagree");
-  if (made) RequirePlanned(fuzzed.call, *made, *direct, fuzzed.out_layout);
+  if (!made) return;
+  RequirePlanned(fuzzed.call, *made, *direct, fuzzed.out_layout);
+  Plan kept;
+  const Result again = testing::Attend(fuzzed.call, nullptr, fuzzed.out_layout, &kept);
+  Require(again.SameBits(*direct), fuzzed.call, "another result where the plan is kept");
+  RequirePlanned(fuzzed.call, kept, *direct, fuzzed.out_layout);
 }
 
 /// Gradients of whatever attention took, without a plan and with one, on some threads and others.
