@@ -160,9 +160,17 @@ void FuzzViews(Bytes& bytes, const FuzzedCall& fuzzed) {
     case 8:
       outputs.lse->data = outputs.out.data;
       break;
-    default:
-      outputs.out.strides[bytes.Between<std::size_t>(0, 2)] = bytes.Of<std::int64_t>({0, 1, -1});
+    default: {
+      const auto dimension = bytes.Between<std::size_t>(0, 2);
+      std::int64_t& stride = outputs.out.strides[dimension];
+      stride = bytes.Of<std::int64_t>({0, 1, -1});
+      // Back from the last of a row of single elements is a sound view.
+      if (stride < 0 && outputs.out.shape[dimension] > 0) {
+        outputs.out.data = static_cast<std::byte*>(outputs.out.data) +
+                           (outputs.out.shape[dimension] - 1) * SizeOf(outputs.out.dtype);
+      }
       break;
+    }
   }
   const std::vector<std::byte> before = out.memory();
   try {

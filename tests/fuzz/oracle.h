@@ -253,6 +253,8 @@ inline void RequireGradients(const Call& call, const Result& result,
     largest = std::isfinite(x) ? std::max(largest, x) : testing::kInfinity;
   });
   if (!finite || largest > 20.0 || result.statistics.method == Method::kTree) return;
+  // Products of subnormal values lose their digits, which a large scale would make up for.
+  if (sizes.value < 1e-30 && sizes.value > 0.0) return;
   Require(testing::CloseGradients(call, got, testing::ReferenceBackward(call, upstream), upstream),
           call, "gradients far from the reference");
 }
