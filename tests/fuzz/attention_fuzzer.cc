@@ -165,7 +165,7 @@ void FuzzViews(Bytes& bytes, const FuzzedCall& fuzzed) {
       std::int64_t& stride = outputs.out.strides[dimension];
       stride = bytes.Of<std::int64_t>({0, 1, -1});
       // Back from the last of a row of single elements is a sound view.
-      if (stride < 0 && outputs.out.shape[dimension] > 0) {
+      if (stride < 0 && outputs.out.data != nullptr && outputs.out.shape[dimension] > 0) {
         outputs.out.data = static_cast<std::byte*>(outputs.out.data) +
                            (outputs.out.shape[dimension] - 1) * SizeOf(outputs.out.dtype);
       }
