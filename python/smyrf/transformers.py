@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from smyrf._dials import Layers, check_dials, choose
-from smyrf._forward import Layer, attention_forward, forget, keep, kept
+from smyrf._forward import attention_forward
+from smyrf._layers import Layer, forget, keep, kept
 from smyrf._masks import smyrf_mask
 
 NAME = "smyrf"

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 import smyrf
 import smyrf.transformers
-from smyrf import _forward
+from smyrf import _layers
 
 
 def test_only_attn_implementation_differs_while_enabled() -> None:
@@ -250,12 +250,12 @@ def test_models_without_the_interface_are_refused() -> None:
 def test_nothing_keeps_a_dropped_model_alive() -> None:
     model: PreTrainedModel | None = build("Bert")
     gc.collect()
-    before = len(_forward._layers), len(smyrf.transformers._ends)
+    before = len(_layers._layers), len(smyrf.transformers._ends)
     smyrf.transformers.enable(model)
-    assert (len(_forward._layers), len(smyrf.transformers._ends)) == (
+    assert (len(_layers._layers), len(smyrf.transformers._ends)) == (
         before[0] + 2,
         before[1] + 1,
     )
     del model
     gc.collect()
-    assert (len(_forward._layers), len(smyrf.transformers._ends)) == before
+    assert (len(_layers._layers), len(smyrf.transformers._ends)) == before
