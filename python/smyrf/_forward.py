@@ -7,39 +7,25 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
 from smyrf._dials import attend
 from smyrf._layers import Layer, kept
 from smyrf._masks import UNBOUNDED, Band, PatternMask
 
-# Keywords that transformers' layers hand on and that don't change what attention computes.
-_HARMLESS = frozenset(
-    {
-        "cache_position",
-        "deterministic",
-        "encoder_attention_mask",
-        "encoder_hidden_states",
-        "layer_idx",
-        "num_items_in_batch",
-        "output_hidden_states",
-        "output_router_logits",
-        "position_embeddings",
-        "position_ids",
-        "return_dict",
-        "use_cache",
-    }
-)
+logger = logging.get_logger(__name__)
 
-# Keywords that change what attention computes, and what to do instead.
+# Keywords that change what attention computes, and what to do instead. Transformers' `sdpa` takes
+# none of them either: it refuses softcap, and models fold the other patterns into its mask or can't
+# be loaded with it. Any other keyword is ignored, as there.
 _REFUSED = {
+    "block_indices": "sparse blocks of keys are not supported; use attn_implementation='sdpa'",
     "cache": "paged caches are not supported; generate without continuous batching",
     "cu_seq_lens_k": "packed sequences are not supported; pass a padded batch and attention_mask",
     "cu_seq_lens_q": "packed sequences are not supported; pass a padded batch and attention_mask",
-    "max_length_k": "packed sequences are not supported; pass a padded batch and attention_mask",
-    "max_length_q": "packed sequences are not supported; pass a padded batch and attention_mask",
-    "output_attentions": "smyrf never forms the weights; use attn_implementation='eager' for them",
     "position_bias": "a bias added to the logits is not supported; use attn_implementation='sdpa'",
     "s_aux": "attention sinks are not supported; use attn_implementation='eager'",
+    "sinks": "attention sinks are not supported; use attn_implementation='eager'",
     "softcap": "capped logits are not supported; use attn_implementation='eager'",
 }
 
@@ -66,9 +52,11 @@ def attention_forward(
         dropout: each weight is dropped with this probability, chosen by PyTorch's generator;
             layers pass 0 unless they train. Not for `tree`.
         scaling: factor on the logits, default 1/sqrt(D).
-        is_causal: used without a mask only; default `module.is_causal`, as in `sdpa`.
+        is_causal: used only where `sdpa` would get no mask; default `module.is_causal`, or True
+            if there is none. Aligned to the upper left, as in `sdpa`.
         sliding_window: implied by the mask where there is one.
-        kwargs: a written list is accepted or ignored; a keyword that is None asks for nothing.
+        kwargs: ignored as by `sdpa`, but for a written list of those that change the result; a
+            keyword that is None asks for nothing.
 
     Returns:
         (B, Nq, Hq, Dv) contiguous, and None in the place of the weights.
@@ -78,34 +66,26 @@ def attention_forward(
     """
     layer = kept(module)
     name = layer.name if layer is not None else _default_name(module)
-    _refuse_keywords(name, kwargs, enabled=layer is not None)
-    batch, queries, keys = key.shape[0], query.shape[2], key.shape[2]
-    options: dict[str, Any] = {}
-    if isinstance(attention_mask, PatternMask):
-        _check_sizes(name, attention_mask, queries, keys)
-        key = key[:, :, : attention_mask.used_keys]
-        value = value[:, :, : attention_mask.used_keys]
-        options = _pattern_options(attention_mask, layer)
-    elif attention_mask is not None:
-        options = _full_mask_options(name, attention_mask, batch)
+    _check_keywords(name, kwargs, enabled=layer is not None)
+    batch, keys = key.shape[0], key.shape[2]
+    if attention_mask is None and sliding_window is not None and keys > sliding_window:
+        raise NotImplementedError(
+            f"{name}: got sliding_window={sliding_window} and no mask for {keys} keys; smyrf "
+            "takes the window from the mask: pass attention_mask, or use "
+            "attn_implementation='sdpa'"
+        )
+    if isinstance(attention_mask, PatternMask) and not attention_mask.none_in_sdpa:
+        _check_sizes(name, attention_mask, query.shape[2], keys)
+        used_keys, options = attention_mask.used_keys, _pattern_options(attention_mask, layer)
+    elif isinstance(attention_mask, torch.Tensor):
+        used_keys, options = keys, _full_mask_options(name, attention_mask, batch)
     else:
         causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-        if sliding_window is not None and keys > sliding_window:
-            raise NotImplementedError(
-                f"{name}: got sliding_window={sliding_window} and no mask for {keys} keys; smyrf "
-                "takes the window from the mask: pass attention_mask, or use "
-                "attn_implementation='sdpa'"
-            )
-        if causal and queries > 1:
-            # With a mask of its own a model would say how longer keys are aligned. Without one
-            # they are a static cache's unused rows, and sdpa cuts them off.
-            if keys < queries:
-                raise NotImplementedError(
-                    f"{name}: got a causal layer without a mask, {queries} queries and {keys} "
-                    "keys; pass attention_mask, or is_causal=False"
-                )
-            key, value = key[:, :, :queries], value[:, :, :queries]
-            options["is_causal"] = True
+        used_keys, options = _causal_options(query, key) if causal else (keys, {})
+    indices = kwargs.get("indices")
+    if isinstance(indices, torch.Tensor) and indices.shape[:-1] == (batch, query.shape[2]):
+        _restrict(options, indices, keys, used_keys)
+    key, value = key[:, :, :used_keys], value[:, :, :used_keys]
     if query.shape[0] == 1 != batch:
         query = query.expand(batch, -1, -1, -1)  # learned queries, shared by the batch
     options.update(scale=scaling, enable_gqa=query.shape[1] != key.shape[1], layout="BNHD")
@@ -158,17 +138,27 @@ def _dropout_options(name: str, dropout: float, method: str | None) -> dict[str,
     return {"dropout_p": dropout, "seed": int(torch.randint(2**63 - 1, ()))}
 
 
-def _refuse_keywords(name: str, kwargs: Mapping[str, Any], *, enabled: bool) -> None:
-    back = "; smyrf.transformers.disable(model) gives back the attention it had" if enabled else ""
-    for keyword, given in kwargs.items():
-        if given is None or keyword in _HARMLESS:
-            continue
-        if keyword == "output_attentions" and not given:
-            continue
-        remedy = _REFUSED.get(
-            keyword, "smyrf doesn't know this keyword; use attn_implementation='sdpa'"
+def _check_keywords(name: str, kwargs: Mapping[str, Any], *, enabled: bool) -> None:
+    for keyword, remedy in _REFUSED.items():
+        if kwargs.get(keyword) is not None:
+            back = "; smyrf.transformers.disable(model) gives back the attention it had"
+            raise NotImplementedError(f"{name}: got {keyword}, {remedy}{back if enabled else ''}")
+    if kwargs.get("output_attentions"):
+        logger.warning_once(
+            "smyrf never forms the attention weights: output_attentions=True gives None for them. "
+            "Use attn_implementation='eager' to see them."
         )
-        raise NotImplementedError(f"{name}: got {keyword}, {remedy}{back}")
+
+
+def _causal_options(query: torch.Tensor, key: torch.Tensor) -> tuple[int, dict[str, Any]]:
+    """The keys used, and the options, of a causal layer without a mask: what `sdpa` makes of it."""
+    queries, keys = query.shape[2], key.shape[2]
+    if queries == 1:
+        return keys, {}
+    if keys >= queries:  # more keys are a static cache's unused rows
+        return queries, {"is_causal": True}
+    allowed = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()
+    return keys, {"attn_mask": allowed[None, None]}
 
 
 def _check_sizes(name: str, mask: PatternMask, queries: int, keys: int) -> None:
@@ -193,6 +183,23 @@ def _pattern_options(mask: PatternMask, layer: Layer | None) -> dict[str, Any]:
     if plain_self and mask.shape[2] == mask.used_keys and mask.band == Band(UNBOUNDED, UNBOUNDED):
         options["query_padding_mask"] = mask.padding
     return options
+
+
+def _restrict(options: dict[str, Any], indices: torch.Tensor, keys: int, used_keys: int) -> None:
+    """Allow the keys (batch, queries, count) that DeepSeek's indexer chose, and no other.
+
+    Models fold them into the mask themselves where the implementation is called "sdpa".
+    """
+    shape = (*indices.shape[:2], keys)
+    allowed = torch.zeros(shape, dtype=torch.bool, device=indices.device)
+    allowed = allowed.scatter(-1, indices.long(), True)[:, None, :, :used_keys]
+    mask = options.get("attn_mask")
+    if mask is None:
+        options["attn_mask"] = allowed
+    elif mask.dtype == torch.bool:
+        options["attn_mask"] = mask & allowed
+    else:
+        options["attn_mask"] = mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)
 
 
 def _full_mask_options(name: str, mask: torch.Tensor, batch: int) -> dict[str, Any]:

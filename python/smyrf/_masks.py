@@ -43,6 +43,8 @@ class PatternMask:
         used_keys: keys from here on are in the future of every query (a static cache's unused
             rows) and must be cut off.
         padding: (batch, used_keys) bool, True = valid, or None where nothing is padded.
+        none_in_sdpa: transformers' `sdpa` gives layers no mask here. They then follow their own
+            `is_causal`, whatever the band.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class PatternMask:
         used_keys: int,
         padding: torch.Tensor | None,
         full: Callable[[], torch.Tensor],
+        none_in_sdpa: bool = False,
     ) -> None:
         self.shape = shape
         self.ndim = len(shape)
@@ -60,6 +63,7 @@ class PatternMask:
         self.used_keys = used_keys
         self.padding = padding
         self.full = full
+        self.none_in_sdpa = none_in_sdpa
 
     def contiguous(self) -> PatternMask:
         # `generate` calls it on every mask it prepares; there is nothing to copy.
@@ -135,6 +139,8 @@ def smyrf_mask(
     if band is None or used_keys is None:
         full: torch.Tensor | None = masking_utils.sdpa_mask(**arguments)
         return full
+    # Without its pattern the mask is small: transformers decides, and nothing is built.
+    skipped = masking_utils.sdpa_mask(**{**arguments, **_ANY_KEY}) is None
     arguments.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
     return PatternMask(
         torch.Size((batch_size, 1, q_length, kv_length)),
@@ -142,7 +148,14 @@ def smyrf_mask(
         used_keys,
         _padding(attention_mask, kv_offset, used_keys),
         lambda: masking_utils.sdpa_mask(**arguments),
+        skipped,
     )
+
+
+_ANY_KEY: dict[str, Any] = {
+    "mask_function": lambda batch, head, query, key: query[:, :, :1] >= 0,
+    "use_vmap": False,
+}
 
 
 def plain_band(mask_function: Callable[..., Any]) -> Band | None:

@@ -1,0 +1,197 @@
+"""Layers of transformers that deviate from the plain call: smyrf gives what `sdpa` gives.
+
+Relative to transformers' own `sdpa` function for one layer's call, to `sdpa` and `eager` for small
+models.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from small_models import BATCH, SIZES, assert_close, build, inputs_for, padding, run, tokens, valid
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+import smyrf
+import smyrf.transformers
+from smyrf import _forward
+
+# What models and users hand on to layers, of no meaning to `sdpa`.
+IGNORED: dict[str, Any] = {
+    "token_type_ids": torch.zeros(2, 5, dtype=torch.long),
+    "return_loss": True,
+    "head_mask": torch.ones(4),
+    "labels": torch.zeros(2, dtype=torch.long),
+    "indices": torch.arange(5),
+    "max_length_q": 3,
+    "kernel_options": {"BLOCK_M": 32},
+    "output_hidden_states": True,
+    "a_keyword_of_tomorrow": 3,
+}
+
+
+def rows(*shape: int, seed: int = 2) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def module(**attributes: Any) -> torch.nn.Module:
+    layer = torch.nn.Module()
+    for name, attribute in attributes.items():
+        setattr(layer, name, attribute)
+    return layer
+
+
+def assert_equals_sdpa(layer: torch.nn.Module, *args: Any, **keywords: Any) -> None:
+    want, _ = sdpa_attention_forward(layer, *args, **keywords)
+    got, weights = _forward.attention_forward(layer, *args, **keywords)
+    assert weights is None
+    assert got.is_contiguous()
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("keyword", IGNORED)
+def test_a_layer_ignores_what_sdpa_ignores(keyword: str) -> None:
+    q = rows(2, 4, 5, 8)
+    assert_equals_sdpa(module(), q, q, q, None, **{keyword: IGNORED[keyword]})
+
+
+def test_a_base_model_ignores_the_keywords_of_trainers() -> None:
+    model, inputs = build("Llama").model, inputs_for("Llama", "left")
+    more = {"labels": tokens(), "return_loss": True, "token_type_ids": tokens() % 2}
+    want = run(model, inputs | more)
+    smyrf.transformers.enable(model)
+    assert_close(valid(run(model, inputs | more), inputs), valid(want, inputs))
+
+
+@pytest.mark.parametrize("keyword", ["softcap", "s_aux", "sinks", "cache", "block_indices"])
+def test_a_layer_refuses_what_changes_the_result(keyword: str) -> None:
+    q = rows(2, 4, 5, 8)
+    with pytest.raises(NotImplementedError, match=rf"^Module: got {keyword}, .*(use|generate)"):
+        _forward.attention_forward(module(), q, q, q, None, **{keyword: torch.ones(1)})
+    assert_equals_sdpa(module(), q, q, q, None, **{keyword: None})
+
+
+def test_asked_for_weights_a_layer_warns_once_and_answers(caplog: pytest.LogCaptureFixture) -> None:
+    _forward.logger.warning_once.cache_clear()  # type: ignore[attr-defined]
+    model, inputs = build("Bert"), inputs_for("Bert", "left")
+    asked = inputs | {"output_attentions": True}
+    want = model(**asked)
+    smyrf.transformers.enable(model)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        got = model(**asked)
+    assert_close(valid(got[0], inputs), valid(want[0], inputs))
+    assert got.attentions == want.attentions
+    assert [record.message for record in caplog.records] == [
+        "smyrf never forms the attention weights: output_attentions=True gives None for them. "
+        "Use attn_implementation='eager' to see them."
+    ]
+
+
+@pytest.mark.parametrize("full", [None, torch.bool, torch.float32])
+def test_the_keys_that_an_indexer_chose_are_the_only_ones(full: torch.dtype | None) -> None:
+    q, k = rows(2, 4, 5, 8), rows(2, 4, 7, 8, seed=3)
+    chosen = rows(2, 5, 7).topk(3).indices
+    chosen[..., 0] = 0
+    allowed = torch.zeros(2, 5, 7, dtype=torch.bool).scatter(-1, chosen, True)[:, None]
+    mask: torch.Tensor | None = None
+    if full is not None:
+        mask = torch.ones(1, 1, 5, 7, dtype=torch.bool).tril(2)
+        allowed = allowed & mask
+    if mask is not None and full == torch.float32:
+        mask = torch.zeros(1, 1, 5, 7).masked_fill(~mask, torch.finfo(torch.float32).min)
+    layer = module(is_causal=False)
+    want, _ = sdpa_attention_forward(layer, q, k, k, allowed)
+    got, _ = _forward.attention_forward(layer, q, k, k, mask, indices=chosen.int())
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_with_an_indexer_equals_eager() -> None:
+    torch.manual_seed(7)
+    sizes = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
+    sizes |= {"v_head_dim": 8, "index_n_heads": 2, "index_head_dim": 16, "index_topk": 4}
+    sizes |= {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    sizes |= {"moe_intermediate_size": 32, "first_k_dense_replace": 2}
+    config = transformers.DeepseekV32Config(**SIZES, num_key_value_heads=4, **sizes)
+    model = transformers.DeepseekV32ForCausalLM(config).eval()
+    for side in ("none", "left"):
+        inputs = inputs_for("Llama", side)
+        model.set_attn_implementation("eager")
+        want = run(model, inputs)
+        model.set_attn_implementation("smyrf")
+        assert_close(valid(run(model, inputs), inputs), valid(want, inputs))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("side", ["none", "left", "right"])
+@pytest.mark.parametrize("name", ["Llama", "Mistral", "GPT2", "Bart", "Bert", "ModernBert"])
+def test_the_layers_is_causal_means_what_it_means_to_sdpa(
+    name: str, side: str, causal: bool
+) -> None:
+    """`sdpa` follows it without a mask, and a mask where there is padding or a window."""
+    model, inputs = build(name), inputs_for(name, side)
+    as_built = run(model, inputs)
+    for layer in model.modules():
+        if hasattr(layer, "is_causal"):
+            layer.is_causal = causal
+    want = run(model, inputs)
+    smyrf.transformers.enable(model)
+    assert_close(valid(run(model, inputs), inputs), valid(want, inputs))
+    if side == "none" and name == ("Bert" if causal else "Llama"):
+        assert (want - as_built).abs().max() > 1
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(5, 9), (5, 5), (5, 3), (1, 9)])
+@pytest.mark.parametrize("causal", [True, False, None])
+def test_without_a_mask_causality_is_that_of_sdpa(
+    queries: int, keys: int, causal: bool | None
+) -> None:
+    q, (k, v) = rows(2, 4, queries, 8), rows(2, 2, 2, keys, 8, seed=3)
+    for layer in (module(), module(is_causal=False), module(is_causal=True)):
+        layer.num_key_value_groups = 2  # type: ignore[assignment]
+        assert_equals_sdpa(layer, q, k, v, None, is_causal=causal)
+
+
+def test_masks_of_a_layer_are_for_four_dimensions_and_hold_the_window() -> None:
+    q, k = rows(2, 4, 5, 8), rows(2, 4, 5, 8, seed=3)
+    shared = rows(1, 1, 1, 5) > -0.4
+    assert_equals_sdpa(module(), q, k, k, shared)
+    with pytest.raises(NotImplementedError, match="sliding_window=4 and no mask"):
+        _forward.attention_forward(module(), q, k, k, None, sliding_window=4)
+    with pytest.raises(NotImplementedError, match=r"shape \(2, 5\)"):
+        _forward.attention_forward(module(), q, k, k, torch.ones(2, 5, dtype=torch.bool))
+
+
+def prefix(model: Any, length: int = 3) -> transformers.DynamicCache:
+    """Past keys and values, as prefix tuning makes them."""
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = (BATCH, heads, length, config.hidden_size // config.num_attention_heads)
+    pairs = [(rows(*size, seed=10 + i), rows(*size, seed=20 + i)) for i in range(2)]
+    return transformers.DynamicCache(pairs)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", ["Bert", "Roberta", "Llama", "LlamaBothWays"])
+def test_a_prefix_in_the_cache_gives_what_sdpa_gives(name: str, masked: bool) -> None:
+    model, inputs = build(name), inputs_for(name, "none")
+    keep = padding("right")
+    if masked:
+        inputs["attention_mask"] = torch.cat((torch.ones(BATCH, 3, dtype=torch.long), keep), 1)
+    want = run(model, inputs | {"past_key_values": prefix(model)})
+    without = run(model, {key: x for key, x in inputs.items() if key != "attention_mask"})
+    smyrf.transformers.enable(model)
+    got = run(model, inputs | {"past_key_values": prefix(model)})
+    if masked:
+        got, want, without = (x[keep.bool()] for x in (got, want, without))
+    assert_close(got, want)
+    assert (got - without).abs().max() > 0.05
+
+
+def test_learned_queries_are_shared_by_the_batch() -> None:
+    q, k, v = rows(1, 4, 5, 8), rows(3, 4, 7, 8, seed=3), rows(3, 4, 7, 8, seed=4)
+    for mask in (None, rows(1, 1, 1, 7) > -0.4, rows(3, 1, 5, 7, seed=5)):
+        assert_equals_sdpa(module(is_causal=False), q, k, v, mask)
