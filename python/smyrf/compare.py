@@ -3,24 +3,26 @@
 Three kinds of pass, so that none disturbs another: one with the model's own attention, which
 also shows how long the sequences are; one a method that collects answers, density and errors and
 is never timed; then a few timed rounds in which the methods take turns, of which each one's best
-counts.
+counts. Where an output is NaN or infinite, the first two kinds find the layer; what exact attention
+can't do nothing is compared with, and a method that can't is not timed.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 import smyrf
 from smyrf.choice import Choice
+from smyrf.finite import FiniteWatch
 from smyrf.measure import PeakMemory, collect_in
 from smyrf.problem import Problem
 from smyrf.task import Figure, Pictures, Task
@@ -65,7 +67,11 @@ class Heads:
 
 @dataclass(frozen=True)
 class Row:
-    """What one method gave and cost. None: not measured, or it has no meaning for the method."""
+    """What one method gave and cost. None: not measured, or it has no meaning for the method.
+
+    `not_finite` is the layer where the output began to be NaN or infinite; such a row has no
+    figures, answers or times.
+    """
 
     label: str
     method: str
@@ -77,20 +83,25 @@ class Row:
     errors: Errors | None
     gone_dense: float | None  # share of the heads, over documents and layers
     heads: dict[str, Heads]  # by layer; empty for the exact ones
-    attention_seconds: float
-    whole_seconds: float
+    attention_seconds: float | None
+    whole_seconds: float | None
     peak_bytes: int | None
     peak_bytes_above_model: int | None
     layers_changed: int
     layers_unchanged: int
+    not_finite: str | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything the table and the JSON file say. `rows`: own, dense, then the asked methods."""
+    """Everything the table and the JSON file say. `rows`: own, dense, then the asked methods.
+
+    The rows end with the first of own and dense whose output is not finite.
+    """
 
     model: str
     about: str
+    weights: str  # which ones: pretrained, random ...
     threads: int
     layers: list[str]
     whole_model: bool  # whether all of it ran each time, not only its attention
@@ -99,8 +110,26 @@ class Comparison:
 
     @property
     def dense(self) -> Row:
-        """The base of every ratio."""
-        return next(row for row in self.rows if row.method == "dense")
+        """The base of every ratio; the only row where nothing else ran."""
+        return self.rows[min(1, len(self.rows) - 1)]
+
+    @property
+    def fault(self) -> str | None:
+        """What is not finite and where it begins, in sentences; None if all outputs are."""
+        said = []
+        for index, row in enumerate(self.rows):
+            if row.not_finite is None:
+                continue
+            cause = (
+                "this is the model's own attention, so its weights or the input are at fault",
+                "the model's own attention gives finite numbers, so this is a defect of smyrf",
+                "exact attention gives finite numbers; take another method or leave out layers",
+            )[min(index, 2)]
+            said.append(
+                f"{row.label}: the output is NaN or infinite, and that begins in layer "
+                f"{row.not_finite}; {cause}"
+            )
+        return "\n".join(said) or None
 
 
 def compare(
@@ -119,78 +148,119 @@ def compare(
     with _enabled(task, "dense", {}, None) as every:
         changed = _changed(task, every, layers)
     task.narrow(changed)
-    runs = 1 + len(choices) + 1
-    progress.start(runs * (task.batches + ROUNDS * task.timed))
+    runs = [_Run(task.switch.own, task.switch.own), _Run("dense", "dense")]
+    progress.start((len(runs) + len(choices)) * (task.batches + ROUNDS * task.timed))
+    keys = _run_own(task, runs[0], changed, progress)
+    for choice in choices:
+        runs.append(_Run(choice.label, choice.method, choice.resolve(keys)))
+        with _enabled(task, choice.method, runs[-1].dials, changed):
+            pass  # what smyrf refuses, it refuses before the long runs
 
-    own = task.switch.own
-    progress.doing(f"{own}: answers")
-    with task.switch.clock(task.model, own) as clock:
-        first = task.run(task.batches, progress.advance)
     modules = dict(task.model.named_modules())
     layer_modules = [modules[layer] for layer in changed]
-    keys = max(clock.calls[id(module)].keys for module in layer_modules)
-    setups: list[tuple[str, str, dict[str, float]]] = [(own, own, {}), ("dense", "dense", {})]
-    setups += [(c.label, c.method, c.resolve(keys)) for c in choices]
-    for _, method, dials in setups[2:]:  # what smyrf refuses, it refuses before the long runs
-        with _enabled(task, method, dials, changed):
-            pass
+    done = runs[:1]
+    for run in runs[1:]:
+        if any(exact.not_finite for exact in done[:2]):
+            break
+        progress.doing(f"{run.label}: answers and errors")
+        with (
+            _enabled(task, run.method, run.dials, changed),
+            collect_in(layer_modules, errors=run.method != "dense") as records,
+            FiniteWatch(task.model) as watch,
+        ):
+            run.answers = task.run(task.batches, progress.advance)
+        run.records, run.not_finite = records, watch.begins(run.answers)
+        done.append(run)
 
-    collected: list[tuple[list[Any], list[smyrf.Record]]] = [(first, [])]
-    for label, method, dials in setups[1:]:
-        progress.doing(f"{label}: answers and errors")
-        errors = method != "dense"
-        with _enabled(task, method, dials, changed), collect_in(layer_modules, errors) as records:
-            answers = task.run(task.batches, progress.advance)
-        collected.append((answers, records))
+    finite = [run for run in done if run.not_finite is None]
+    if finite[:2] == done[:2]:
+        for turn in range(ROUNDS):
+            for run in finite:
+                progress.doing(f"{run.label}: time, round {turn + 1} of {ROUNDS}")
+                _time(task, run, changed, layer_modules, progress)
+    rows = [_row(task, run, done, changed, every) for run in done]
+    return Comparison(
+        name, task.about, task.weights, threads, changed, task.whole_model, task.reference(), rows
+    )
 
-    attention = [math.inf] * runs
-    whole = [math.inf] * runs
-    memory = [PeakMemory() for _ in setups]
-    for turn in range(ROUNDS):
-        for index, (label, method, dials) in enumerate(setups):
-            progress.doing(f"{label}: time, round {turn + 1} of {ROUNDS}")
-            with (
-                _enabled(task, method, dials, changed),
-                task.switch.clock(task.model, method) as clock,
-            ):
-                if turn == 0:
-                    with memory[index]:
-                        seconds = _timed(task, progress)
-                else:
-                    seconds = _timed(task, progress)
-            whole[index] = min(whole[index], seconds)
-            inside = sum(clock.calls[id(module)].seconds for module in layer_modules)
-            attention[index] = min(attention[index], inside)
 
-    dense_answers = collected[1][0]
-    rows = []
-    for index, (label, method, dials) in enumerate(setups):
-        answers, records = collected[index]
-        told = task.tell(answers)
-        approximate = index >= 2
-        heads = _by_layer(records, changed) if approximate else {}
-        count = len(changed) if approximate else 0
-        rows.append(
-            Row(
-                label=label,
-                method=method,
-                dials=dials,
-                figures=task.judge(answers, dense_answers),
-                answer=told if isinstance(told, str) else None,
-                pictures=told if isinstance(told, np.ndarray) else None,
-                density=_mean(r.statistics.density for r in records) if records else None,
-                errors=_errors(records, heads, method) if approximate else None,
-                gone_dense=_mean(r.statistics.dense_heads for r in records) if heads else None,
-                heads=heads,
-                attention_seconds=attention[index],
-                whole_seconds=whole[index],
-                peak_bytes=memory[index].peak,
-                peak_bytes_above_model=memory[index].above,
-                layers_changed=count,
-                layers_unchanged=len(every) - count,
-            )
-        )
-    return Comparison(name, task.about, threads, changed, task.whole_model, task.reference(), rows)
+@dataclass(eq=False)
+class _Run:
+    """A column: how it is run, and what has been found so far."""
+
+    label: str
+    method: str
+    dials: dict[str, float] = field(default_factory=dict)
+    answers: list[Any] = field(default_factory=list)
+    records: list[smyrf.Record] = field(default_factory=list)
+    not_finite: str | None = None
+    attention: float | None = None
+    whole: float | None = None
+    memory: PeakMemory = field(default_factory=PeakMemory)
+
+
+def _run_own(task: Task, run: _Run, changed: Sequence[str], progress: Progress) -> int:
+    """The answers with the model's own attention; returns the most keys in a changed layer."""
+    progress.doing(f"{run.label}: answers")
+    with task.switch.clock(task.model, run.method) as clock, FiniteWatch(task.model) as watch:
+        run.answers = task.run(task.batches, progress.advance)
+    run.not_finite = watch.begins(run.answers)
+    modules = dict(task.model.named_modules())
+    return max(clock.calls[id(modules[layer])].keys for layer in changed)
+
+
+def _time(
+    task: Task,
+    run: _Run,
+    changed: list[str],
+    layer_modules: Sequence[nn.Module],
+    progress: Progress,
+) -> None:
+    """One timed round, whose times count if they are the best; memory is that of the first."""
+    first = run.whole is None
+    with (
+        _enabled(task, run.method, run.dials, changed),
+        task.switch.clock(task.model, run.method) as clock,
+        run.memory if first else nullcontext(),
+    ):
+        start = time.perf_counter()
+        task.run(task.timed, progress.advance)
+        seconds = time.perf_counter() - start
+    inside = sum(clock.calls[id(module)].seconds for module in layer_modules)
+    run.whole = seconds if run.whole is None else min(run.whole, seconds)
+    run.attention = inside if run.attention is None else min(run.attention, inside)
+
+
+def _row(
+    task: Task, run: _Run, runs: Sequence[_Run], changed: list[str], every: Sequence[str]
+) -> Row:
+    approximate = run not in runs[:2]
+    finite = run.not_finite is None
+    judged = finite and len(runs) > 1 and runs[1].not_finite is None
+    told = task.tell(run.answers) if finite else None
+    heads = _by_layer(run.records, changed) if approximate else {}
+    count = len(changed) if approximate else 0
+    densities = [record.statistics.density for record in run.records]
+    gone_dense = [record.statistics.dense_heads for record in run.records]
+    return Row(
+        label=run.label,
+        method=run.method,
+        dials=run.dials,
+        figures=task.judge(run.answers, runs[1].answers) if judged else [],
+        answer=told if isinstance(told, str) else None,
+        pictures=told if isinstance(told, np.ndarray) else None,
+        density=_mean(densities) if run.records else None,
+        errors=_errors(run.records, heads, run.method) if approximate else None,
+        gone_dense=_mean(gone_dense) if heads else None,
+        heads=heads,
+        attention_seconds=run.attention,
+        whole_seconds=run.whole,
+        peak_bytes=run.memory.peak,
+        peak_bytes_above_model=run.memory.above,
+        layers_changed=count,
+        layers_unchanged=len(every) - count,
+        not_finite=run.not_finite,
+    )
 
 
 @contextmanager
@@ -220,12 +290,6 @@ def _changed(task: Task, every: list[str], pattern: str | None) -> list[str]:
             f"--layers {pattern}: matches none of the layers that can change: {', '.join(able)}"
         )
     return chosen
-
-
-def _timed(task: Task, progress: Progress) -> float:
-    start = time.perf_counter()
-    task.run(task.timed, progress.advance)
-    return time.perf_counter() - start
 
 
 def _mean(arrays: Iterable[NDArray[Any]]) -> float:

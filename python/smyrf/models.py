@@ -105,6 +105,26 @@ class Model:
     tokenizer: Any
     features: Any = None
 
+    @property
+    def weights(self) -> str:
+        """Which ones it has, as far as can be told, as a sentence says it."""
+        if _is_untrained(self.module):
+            return RANDOM
+        return "pretrained weights" if self.source.name in EMBEDDED else "the weights of its folder"
+
+
+RANDOM = "random weights"
+
+
+def _is_untrained(module: Any) -> bool:
+    """Whether every norm still scales by 1, as in a model that was made and never trained."""
+    scales = [
+        part.weight
+        for part in module.modules()
+        if type(part).__name__.endswith("Norm") and getattr(part, "weight", None) is not None
+    ]
+    return bool(scales) and all(bool((scale == 1).all()) for scale in scales)
+
 
 def suggest(name: str, known: list[str]) -> str:
     """The known names that look like the one given, as a question in brackets, or nothing."""

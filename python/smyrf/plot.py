@@ -43,7 +43,7 @@ def draw(comparison: Comparison, file: BinaryIO, suffix: str) -> None:
     rows = comparison.rows[2:]
     heads = [heads for row in rows for heads in row.heads.values()]
     worst = max(error for of in heads for error in (1.0, *of.error) if math.isfinite(error))
-    most = max(density for of in heads for density in (1.0, *of.density))
+    most = max(density for of in heads for density in (1.0, *of.density) if math.isfinite(density))
     figure = Figure(
         figsize=(2 + 2.4 * len(rows) + 4.5, max(5.5, 2 + 0.24 * len(comparison.layers))),
         layout="constrained",
@@ -93,11 +93,14 @@ def _pareto(axes: Any, comparison: Comparison) -> None:
         axes.set_axis_off()
         return
     base = comparison.dense.attention_seconds
+    assert base is not None
     for row, style in zip(comparison.rows[:2], (":", "--"), strict=True):
+        assert row.attention_seconds is not None
         ratio = row.attention_seconds / base
         axes.axvline(ratio, color="0.4", linestyle=style, label=f"{row.label}, exact")
     for row in comparison.rows[2:]:
-        assert row.errors is not None
+        if row.errors is None or row.attention_seconds is None:
+            continue  # nothing to show: its output is not finite
         ratio = row.attention_seconds / base
         marker = "o" if row.method == "tree" else "s"
         (point,) = axes.plot(ratio, row.errors.median, marker, label=row.label)

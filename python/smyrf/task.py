@@ -24,15 +24,27 @@ class Figure:
     text: str
 
 
+def at_least(figure: Figure, bound: float) -> bool:
+    """Whether the figure is known and not below the bound; NaN is."""
+    return figure.value is not None and figure.value >= bound
+
+
+def at_most(figure: Figure, bound: float) -> bool:
+    """Whether the figure is known and not above the bound; NaN is."""
+    return figure.value is not None and figure.value <= bound
+
+
 class Task(Protocol):
     """A loaded model and its input, ready to run.
 
     `whole_model` says whether all of the model runs each time, not only its attention; `ran`, what
-    it ran on, and with which weights.
+    it ran on; `weights`, with which weights; `keeps`, what `close` asks of the figures.
     """
 
     switch: Switch
     ran: str
+    weights: str
+    keeps: str
 
     model: Any
     batches: int
@@ -63,6 +75,9 @@ class Task(Protocol):
 
     def verdict(self, figures: Sequence[Figure]) -> str:
         """What the figures mean for the user: the end of "With this method ..."."""
+
+    def close(self, figures: Sequence[Figure], dense: Sequence[Figure]) -> bool:
+        """Whether the answers are close enough to dense's that time saved is worth a word."""
 
     def reference(self) -> str | None:
         """What the answer should have been, None if unknown."""

@@ -13,9 +13,10 @@ _normalize = EnglishTextNormalizer({})
 def error_rate(reference: str, written: str) -> float | None:
     """Words to replace, insert or delete to turn `written` into `reference`, over its words.
 
-    Both are normalised first. None if the reference holds no word. Can exceed 1.
+    Both are normalised first. Can exceed 1. Where the reference holds no word it is 0
+    if none was written either, else None.
     """
-    wanted = _normalize(reference).strip()
+    wanted, got = _normalize(reference).strip(), _normalize(written).strip()
     if not wanted:
-        return None
-    return float(jiwer.wer(wanted, _normalize(written).strip()))
+        return None if got else 0.0
+    return float(jiwer.wer(wanted, got))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,17 @@ import pytest
 from rich.console import Console
 
 from smyrf.compare import Comparison, Errors, Heads, Row
+from smyrf.models import RANDOM
 from smyrf.plot import check_plot, draw
 from smyrf.problem import Problem
-from smyrf.report import closing, table
+from smyrf.report import as_json, closing, table
 from smyrf.switch import TRANSFORMERS
+from smyrf.task import Figure, at_least
 
 
 class Task:
     ran = "on text"
+    keeps = "a cosine of at least 0.99"
     switch = TRANSFORMERS
 
     def scope(self, layers: int, every: int) -> str:
@@ -27,6 +33,9 @@ class Task:
 
     def verdict(self, figures: object) -> str:
         return "nothing changes"
+
+    def close(self, figures: Sequence[Figure], dense: object) -> bool:
+        return at_least(figures[0], 0.99)
 
 
 def comparison(seconds: float) -> Comparison:
@@ -38,7 +47,7 @@ def comparison(seconds: float) -> Comparison:
             figures=[],
             answer=None,
             pictures=None,
-            density=1.0,
+            density=0.5 if errors else 1.0,
             errors=errors,
             gone_dense=None,
             heads={"layer.1": Heads([0.5, math.nan, 0.75], [0.5, 0.5, 0])} if errors else {},
@@ -46,13 +55,13 @@ def comparison(seconds: float) -> Comparison:
             whole_seconds=50 * seconds,
             peak_bytes=1,
             peak_bytes_above_model=1,
-            layers_changed=0,
-            layers_unchanged=6,
+            layers_changed=6 * bool(errors),
+            layers_unchanged=6 * (not errors),
         )
 
     error = Errors(0.5, 0.75, "layer.1", 2, None, None)
     rows = [row("sdpa", 2 * seconds), row("dense", seconds), row("lsh", 4 * seconds, error)]
-    return Comparison("minilm", "text", 1, ["layer.1"], True, None, rows)
+    return Comparison("minilm", "text", "pretrained weights", 1, ["layer.1"], True, None, rows)
 
 
 @pytest.mark.parametrize(("seconds", "dense", "lsh"), [(1, True, True), (0.006, True, False),
@@ -93,3 +102,80 @@ def test_without_matplotlib_it_says_so_at_once(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(Problem, match=r"matplotlib.* is not installed, and --plot needs it"):
         check_plot(Path("x.png"))
+
+
+def with_lsh(whole_model: bool = True, **changes: Any) -> Comparison:
+    """lsh takes half of dense's time, in attention and in all, and gives its answers."""
+    given = comparison(1)
+    cosine = Figure("cosine_mean", "cosine", 0.995, "0.9950")
+    rows = [replace(row, figures=[cosine], attention_seconds=1.0) for row in given.rows]
+    quick = {"attention_seconds": 0.5, "whole_seconds": 25.0}
+    rows[2] = replace(rows[2], **{**quick, **changes})
+    return replace(given, rows=rows, whole_model=whole_model)
+
+
+def said_of(given: Comparison) -> str:
+    task: Any = Task()
+    return closing(given, task)
+
+
+def test_saving_is_said_of_the_whole_run_and_of_answers_that_stay() -> None:
+    said = said_of(with_lsh())
+    assert "Here lsh saves time over exact attention in the whole run and keeps close" in said
+    assert "a cosine of at least 0.99" in said
+    slow = said_of(with_lsh(whole_seconds=50.0))
+    assert "lsh took less time in attention, but not in the whole run." in slow
+    assert "Here no approximation saves time" in slow
+    assert "in these layers" in said_of(with_lsh(whole_model=False, whole_seconds=50.0))
+    wrong = [Figure("cosine_mean", "cosine", 0.7, "0.7000")]
+    said = said_of(with_lsh(figures=wrong))
+    assert "lsh took less time for other answers than dense's" in said
+    assert "saves time" not in said
+    unknown = said_of(with_lsh(figures=[Figure("words_changed", "words", None, "-")]))
+    assert "saves time" not in unknown
+
+
+@pytest.mark.parametrize("same", [{"gone_dense": 1.0}, {"density": 1.0}, {"layers_changed": 0}])
+def test_the_same_work_gets_no_verdict(same: dict[str, float]) -> None:
+    said = said_of(with_lsh(**same))
+    assert "It did every pair as dense does, so its times say nothing of the method." in said
+    for verdict in ("Its attention takes", "less time", "saves time"):
+        assert verdict not in said
+
+
+def test_random_weights_are_not_called_pretrained() -> None:
+    said = said_of(replace(comparison(1), weights=RANDOM))
+    assert "random weights" in said
+    assert "have learned nothing" in said
+    assert "pretrained" not in said
+
+
+@pytest.mark.parametrize("ran", [1, 2, 3])
+def test_what_is_not_finite_is_named_and_never_a_number(ran: int) -> None:
+    """The model's own attention, dense, or a method: the last row of those that ran."""
+    given = with_lsh()
+    nan = math.nan
+    errors = Errors(nan, math.inf, "layer.1", 2, None, None)
+    rows = given.rows[:ran]
+    rows[-1] = replace(rows[-1], not_finite="layer.1.query", figures=[], attention_seconds=None,
+                       whole_seconds=None, errors=errors if ran == 3 else None)  # fmt: skip
+    given = replace(given, rows=rows)
+    assert given.fault is not None
+    assert "NaN or infinite, and that begins in layer layer.1.query" in given.fault
+    assert "saves time" not in said_of(given)
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(table(given))
+    assert "not finite from" in capture.get()
+
+    def refuse(constant: str) -> float:
+        raise AssertionError(constant)
+
+    content = json.loads(as_json(given), parse_constant=refuse)
+    assert content["rows"][-1]["not_finite"] == "layer.1.query"
+    assert content["rows"][-1]["attention_ratio"] is None
+    assert set(content["rows"][-1]["figures"].values()) <= {None}
+    if ran == 3:
+        assert content["rows"][1]["attention_seconds"] == 1
+        assert content["rows"][2]["errors"]["median"] is None
+        draw(given, io.BytesIO(), ".png")
