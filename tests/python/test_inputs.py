@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
+import signal
+import subprocess
+import sys
 import threading
 import wave
 from pathlib import Path
@@ -13,7 +17,7 @@ import pytest
 
 from smyrf.inputs import MOST_TEXT, SAMPLE_RATE, Speech, Text, read_input
 from smyrf.models import find_model
-from smyrf.output_file import written_aside
+from smyrf.output_file import OutputFile
 from smyrf.problem import Problem
 
 
@@ -162,27 +166,45 @@ def test_unknown_name_suggests_and_lists() -> None:
     assert "dict-devil" in str(caught.value)
 
 
-def test_output_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_output_appears_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "result.json"
     path.write_text("old")
+    file = OutputFile(path, "--json")
+    assert list(tmp_path.iterdir()) == [path]
 
-    def stop_half_way() -> None:
-        with written_aside(path, "--json") as file:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(Problem, match=r"result\.json: can't be written there \(No space left"):
             file.write(b"half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        stop_half_way()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
-    with written_aside(path, "--json") as file:
-        file.write(b"new")
+    file.write(b"new")
     assert path.read_text() == "new"
-    with (
-        pytest.raises(Problem, match="can't be written"),
-        written_aside(tmp_path / "no" / "x", "--json"),
-    ):
-        pass
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(Problem, match="can't be written"):
+        OutputFile(tmp_path / "no" / "x", "--json")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_leaves_nothing_half_written(name: str, tmp_path: Path) -> None:
+    code = f"""
+import os, signal
+from pathlib import Path
+from smyrf.output_file import OutputFile, ending_cleanly
+signal.signal(signal.{name}, signal.default_int_handler if "{name}" == "SIGINT" else signal.SIG_DFL)
+path = Path({str(tmp_path / "result.json")!r})
+os.fsync = lambda handle: os.kill(os.getpid(), signal.{name})
+with ending_cleanly():
+    OutputFile(path, "--json").write(b"half")
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
+    assert ran.returncode in (128 + getattr(signal, name), -getattr(signal, name)), ran.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_output_follows_links_and_keeps_the_mode(tmp_path: Path) -> None:
@@ -190,15 +212,13 @@ def test_output_follows_links_and_keeps_the_mode(tmp_path: Path) -> None:
     target.write_text("old")
     target.chmod(0o640)
     link.symlink_to(target.name)
-    with written_aside(link, "--json") as file:
-        file.write(b"new")
+    OutputFile(link, "--json").write(b"new")
     assert link.is_symlink()
     assert target.read_text() == "new"
     assert target.stat().st_mode & 0o777 == 0o640
     dangling = tmp_path / "dangling.json"
     dangling.symlink_to("made.json")
-    with written_aside(dangling, "--json") as file:
-        file.write(b"new")
+    OutputFile(dangling, "--json").write(b"new")
     assert (tmp_path / "made.json").read_text() == "new"
 
 
@@ -208,16 +228,14 @@ def test_output_into_a_pipe_or_device_does_not_replace_it(tmp_path: Path) -> Non
     read: list[str] = []
     reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
     reader.start()
-    with written_aside(pipe, "--json") as file:
-        file.write(b"new")
+    OutputFile(pipe, "--json").write(b"new")
     reader.join(10)
     assert read == ["new"]
     assert pipe.is_fifo()
     null = tmp_path / "null"
     null.symlink_to("/dev/null")
-    with written_aside(null, "--json") as file:
-        file.write(b"new")
+    OutputFile(null, "--json").write(b"new")
     assert Path("/dev/null").is_char_device()
     for path, says in [(tmp_path, "is a folder"), (tmp_path / ("n" * 300), "can't be written")]:
-        with pytest.raises(Problem, match=says), written_aside(path, "--json"):
-            pass
+        with pytest.raises(Problem, match=says):
+            OutputFile(path, "--json")

@@ -1,0 +1,190 @@
+"""What `smyrf compare` does with its options: checks, loads, compares, and delivers the results."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from smyrf.choice import Choice
+from smyrf.inputs import BUILT_IN, read_input
+from smyrf.models import KIND_NAMES, TAKES, Source, find_model, load_model
+from smyrf.output_file import OutputFile, deliver, print_bytes
+from smyrf.plot import FORMATS, check_plot, draw
+from smyrf.problem import Problem
+from smyrf.sheet import check_sheet, draw_sheet
+
+if TYPE_CHECKING:
+    from smyrf.compare import Comparison
+    from smyrf.task import Task
+
+DEFAULT_INPUTS = {"text": "devil", "speech": "librivox", "noise": "noise"}
+WIDTH = 100  # where the output is no terminal
+# How the JSON files of a model's folder begin.
+MODEL_FILES = ("added_", "config", "generation", "merges", "model", "pre", "processor", "sentence",
+               "special_", "token", "vocab")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is compared, and `files`: where each of --json, --plot and --sheet goes, if given."""
+
+    choices: list[Choice]
+    layers: str | None
+    threads: int | None
+    files: dict[str, Path]
+
+
+def run(name: str, source: str | None, wanted: Wanted) -> None:
+    """Compares and delivers: the numbers first, then what is read and looked at.
+
+    Raises Problem for what its reader can put right; what was measured has been delivered then.
+    """
+    cores = os.cpu_count() or 1
+    if wanted.threads is not None and wanted.threads > 4 * cores:
+        raise Problem(
+            f"--threads {wanted.threads}: this machine has {cores} core{'s' * (cores != 1)}, "
+            f"expected at most {4 * cores}"
+        )
+    found = find_model(name)
+    files = _check_files(found, source, wanted.files)
+    kind = TAKES[found.kind]
+    given = read_input(DEFAULT_INPUTS[kind] if source is None else source)
+    if given.kind != kind:
+        raise Problem(
+            f"model {name} is {KIND_NAMES[found.kind]} and input {source} is {given.kind}; "
+            f"give it {kind}, for example {DEFAULT_INPUTS[kind]}"
+        )
+    # Progress goes to stderr, so that stdout holds the result and nothing else.
+    with Console(stderr=True).status(f"Loading {name}") as status:
+        model = load_model(found)
+        import torch
+
+        from smyrf.compare import compare
+        from smyrf.tasks import make_task
+
+        if wanted.threads is not None:
+            torch.set_num_threads(wanted.threads)
+        status.update(f"{name}: preparing the input")
+        task = make_task(model, given)
+    with _Bar() as bar:
+        result = compare(name, task, wanted.choices, wanted.layers, torch.get_num_threads(), bar)
+    troubles = _deliver(result, task, files)
+    if result.fault is not None:
+        troubles.insert(0, result.fault)
+    if troubles:
+        raise Problem("\n".join(troubles))
+
+
+def _check_files(
+    found: Source, source: str | None, files: dict[str, Path]
+) -> dict[str, OutputFile]:
+    """Raises Problem where one can't be written, can't be made, or is read or written twice."""
+    read = [found.folder]
+    if source is not None:
+        read.append(BUILT_IN[source].path if source in BUILT_IN else Path(source))
+    for option, path in files.items():
+        if any(_is_part_of(path, place) for place in read):
+            raise Problem(f"{option} {path}: is the input, too; give it another name")
+    for (one, path), (other, same) in combinations(files.items(), 2):
+        if path.resolve() == same.resolve():
+            raise Problem(f"{one} and {other} {same}: are one file; give one another name")
+    if "--plot" in files:
+        check_plot(files["--plot"])
+    if "--sheet" in files:
+        if found.kind != "generator":
+            raise Problem(
+                f"--sheet {files['--sheet']}: model {found.name} is {KIND_NAMES[found.kind]}, "
+                "no images"
+            )
+        check_sheet(files["--sheet"])
+    opened = {option: OutputFile(path, option) for option, path in files.items()}
+    to_stdout = [option for option, file in opened.items() if file.is_stdout]
+    if len(to_stdout) > 1:
+        raise Problem(f"{' and '.join(to_stdout)}: go to stdout; only one can")
+    return opened
+
+
+def _is_part_of(output: Path, read: Path) -> bool:
+    """Whether it is there and is what is read: the file, or one that belongs to a folder's."""
+    try:
+        if output.exists() and output.samefile(read):
+            return True
+        inside = output.exists() and output.resolve().parent.samefile(read)
+    except OSError:  # one of them is not there
+        return False
+    # Only what an earlier run may have left in the folder is written again.
+    suffix = output.suffix.lower()
+    return inside and (suffix not in (".json", *FORMATS) or output.name.startswith(MODEL_FILES))
+
+
+def _deliver(result: Comparison, task: Task, files: dict[str, OutputFile]) -> list[str]:
+    """Every output by itself, so that numbers are not lost to a picture; returns what failed."""
+    from smyrf import report
+
+    def show() -> None:
+        to_stdout = any(file.is_stdout for file in files.values())
+        console = Console(stderr=to_stdout)
+        if not console.is_terminal:
+            console = Console(stderr=to_stdout, width=WIDTH)
+        if to_stdout:
+            report.show(result, task, console)
+            return
+        with console.capture() as shown:
+            report.show(result, task, console)
+        print_bytes(shown.get().encode(console.encoding, "backslashreplace"))
+
+    def picture(file: OutputFile, draw_into: Callable[[BinaryIO], None]) -> None:
+        if len(result.rows) < 3:
+            raise Problem(f"{file.option} {file.path}: nothing to draw, no method could run")
+        content = BytesIO()
+        draw_into(content)
+        file.write(content.getvalue())
+
+    outputs: dict[str, Callable[[], None]] = {}
+    if json := files.get("--json"):
+        outputs[f"--json {json.path}"] = lambda: json.write(report.as_json(result).encode())
+    outputs["the table"] = show
+    if plot := files.get("--plot"):
+        drawing = partial(draw, result, suffix=plot.path.suffix)
+        outputs[f"--plot {plot.path}"] = lambda: picture(plot, drawing)
+    if sheet := files.get("--sheet"):
+        outputs[f"--sheet {sheet.path}"] = lambda: picture(sheet, partial(draw_sheet, result))
+    return deliver(outputs)
+
+
+class _Bar:
+    """A progress bar with the time left, on stderr."""
+
+    def __init__(self) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+
+    def __enter__(self) -> _Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def start(self, steps: int) -> None:
+        self.task = self.progress.add_task("", total=steps)
+
+    def doing(self, what: str) -> None:
+        self.progress.update(self.task, description=what)
+
+    def advance(self) -> None:
+        self.progress.advance(self.task)
