@@ -24,8 +24,9 @@ import torch
 import transformers
 from transformers.masking_utils import sdpa_mask
 
-from smyrf.inputs import SAMPLE_RATE, Samples, Speech, Text, read_input
+from smyrf.inputs import Speech, Text, read_input
 from smyrf.models import find_model, load_model
+from smyrf.sound import SAMPLE_RATE, Samples
 
 
 class Head(NamedTuple):

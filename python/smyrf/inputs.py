@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import codecs
+import errno
 import gzip
 import io
 import os
 import re
 import shlex
-import wave
+import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-import numpy as np
-import numpy.typing as npt
-
+from smyrf.file_kind import kind_of, refusal
 from smyrf.models import InputKind, suggest
 from smyrf.problem import Problem
+from smyrf.sound import MOST_BYTES, NAMES, Samples, Sound, is_sound, read_sound
 
-SAMPLE_RATE = 16000
+STDIN = "-"
 MOST_TEXT = 16 * 2**20  # bytes; a book has one million
-Samples = npt.NDArray[np.float32]
 GZIP = b"\x1f\x8b"
-# How files begin that are sound but not wav.
-OTHER_SOUND = (b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf1", b"FORM")
+# How text begins that says which encoding it has, and is not UTF-8. The longer ones first.
+MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+# Control characters that no text has; it has tabs, ends of lines and pages, and colours (escape).
+CONTROL = re.compile("[\x01-\x07\x0e-\x1a\x1c-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -106,12 +114,13 @@ Input = Text | Speech | Noise
 
 
 def read_input(name: str) -> Input:
-    """Text or speech by built-in name, or by the path of a file or a folder of wav files; `noise`.
+    """Text or speech by built-in name, by the path of a file or a folder of recordings, or from
+    stdin (`-`); `noise`.
 
     A file may be a pipe, such as /dev/stdin.
 
-    Raises Problem if there is no such name or path, or if it can't be used: empty, not UTF-8,
-    not 16-bit mono wav at 16 kHz, transcripts for some recordings only.
+    Raises Problem if there is no such name or path, or if it can't be used: empty, neither UTF-8
+    nor sound, transcripts for some recordings only.
     """
     if name == "noise":
         return Noise()
@@ -123,52 +132,130 @@ def read_input(name: str) -> Input:
             raise Problem(
                 f"input {name}: {path} is not there, type: sudo apt install {built_in.package}"
             )
-    elif not os.path.exists(name):  # Path.exists raises where a name is too long
-        there = ", ".join(f"{n} (package {b.package})" for n, b in BUILT_IN.items())
-        raise Problem(
-            f"input {name or repr(name)}: no such name or file{suggest(name, list(BUILT_IN))}; "
-            f"by name there are {there}; a text file, a wav file or a folder of them works too"
-        )
     try:
+        if name == STDIN:
+            if sys.stdin is None:
+                raise Problem("input -: stdin is closed; give it a pipe or a file")
+            return _read_file("stdin", Path("stdin"), sys.stdin.buffer, {})
+        _check_there(name, path)
         if path.is_dir():
             return _read_folder(title, path)
         # Opened once: a pipe has its beginning once.
         with path.open("rb") as file:
-            raw = file.read(MOST_TEXT + 1)
-            if raw.startswith(b"RIFF"):
-                raw += file.read()
-        if raw.startswith(b"RIFF"):
-            said = _transcripts(path.parent, [path])
-            return Speech(title, (Utterance(path, _samples(path, raw), said.get(path)),))
-        if raw.startswith(OTHER_SOUND):
-            raise Problem(f"{path}: is sound but not wav; {_how_to_convert(path)}")
-        return Text(title, _text(path, raw))
+            return _read_file(title, path, file, None)
     except OSError as error:
-        raise Problem(f"{path}: can't be read ({error.strerror or error})") from error
+        place = error.filename or path  # in a folder it may be a file of it
+        raise Problem(f"{place}: can't be read ({error.strerror or error})") from error
+
+
+def _check_there(name: str, path: Path) -> None:
+    """Raises Problem where there is nothing of the name, OSError where that can't be known."""
+    try:
+        os.stat(path if name else "")
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        if os.path.islink(name):
+            raise Problem(
+                f"{name}: is a link to {os.readlink(name)}, and that is not there"
+            ) from error
+        there = ", ".join(f"{n} (package {b.package})" for n, b in BUILT_IN.items())
+        raise Problem(
+            f"input {name or repr(name)}: no such name or file{suggest(name, list(BUILT_IN))}; "
+            f"by name there are {there}; a text file, a recording or a folder of them works too"
+        ) from error
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise Problem(f"input {name}: no such name or file; it is too long for one") from error
+
+
+def _read_file(
+    title: str, path: Path, file: BinaryIO, said: dict[Path, str] | None
+) -> Text | Speech:
+    """Text or one recording, whichever it is; `said` None: what was said is looked for beside."""
+    raw = file.read(MOST_TEXT + 1)
+    if not is_sound(raw):
+        return Text(title, _text(path, raw))
+    raw += file.read(MOST_BYTES)
+    if said is None:
+        said = _transcripts(path.parent, [path])
+    return _speech(title, {path: _sound(path, raw)}, said)
+
+
+def _sound(path: Path, raw: bytes) -> Sound:
+    """A recording, where nothing else will do."""
+    if (kind := kind_of(raw)) is not None:
+        raise Problem(refusal(path, kind))
+    if len(raw) > MOST_BYTES:
+        raise Problem(f"{path}: holds more than {MOST_BYTES >> 20} MiB, give a part of it")
+    return read_sound(path, raw)
+
+
+def _speech(title: str, sounds: dict[Path, Sound], said: dict[Path, str]) -> Speech:
+    """Says in the title what the recordings were before, where that is one thing or several."""
+    before = {sound.made_from for sound in sounds.values()} - {None}
+    if before:
+        what = before.pop() if len(before) == 1 else "several rates or channels"
+        title = f"{title} ({what}, made mono at 16000 Hz)"
+    return Speech(
+        title, tuple(Utterance(p, sound.samples, said.get(p)) for p, sound in sounds.items())
+    )
 
 
 def _text(path: Path, raw: bytes) -> str:
     """UTF-8 text, plain or packed by gzip or dictzip, from the first MOST_TEXT + 1 bytes."""
-    if raw.startswith(GZIP) and len(raw) <= MOST_TEXT:
+    if raw.startswith(GZIP):
         try:
             with gzip.open(io.BytesIO(raw)) as stream:
                 raw = stream.read(MOST_TEXT + 1)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            if len(raw) > MOST_TEXT:
+                raise Problem(_too_much(path)) from error
             raise Problem(f"{path}: begins as gzip and is damaged ({error})") from error
+        if is_sound(raw):
+            raise Problem(f"{path}: is sound packed by gzip; unpack it first")
+    if (kind := kind_of(raw)) is not None:
+        raise Problem(refusal(path, kind))
+    _check_encoding(path, raw)
     if len(raw) > MOST_TEXT:
-        raise Problem(f"{path}: holds more than {MOST_TEXT >> 20} MiB of text, give a part of it")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise Problem(
-            f"{path}: is no text in UTF-8 (byte {error.start}); if it is text in another "
-            f"encoding, convert it: iconv -f ENCODING -t UTF-8 {shlex.quote(str(path))}"
-        ) from error
-    if "\0" in text:
-        raise Problem(f"{path}: holds zero bytes, so it is no text")
+        raise Problem(_too_much(path))
+    text = raw.decode("utf-8-sig")
     if not text.strip():
         raise Problem(f"{path}: holds no text")
+    if len(CONTROL.findall(text)) > len(text) / 20:
+        raise Problem(f"{path}: holds control characters, so it is no text")
     return text
+
+
+def _too_much(path: Path) -> str:
+    return f"{path}: holds more than {MOST_TEXT >> 20} MiB of text, give a part of it"
+
+
+def _check_encoding(path: Path, raw: bytes) -> None:
+    """Raises Problem where it is not UTF-8, with the encoding if it can be told."""
+    convert = f"iconv -f {{}} -t UTF-8 {shlex.quote(str(path))} > text.txt"
+    for mark, encoding in MARKS.items():
+        if raw.startswith(mark):
+            raise Problem(
+                f"{path}: is no text in UTF-8 but in {encoding}, if it is text; convert it: "
+                f"{convert.format(encoding)}"
+            )
+    if b"\0" in raw:
+        halves = [raw[start::2].count(0) / max(1, len(raw) // 2) for start in (0, 1)]
+        if max(halves) > 0.4 and min(halves) < 0.05:
+            encoding = "UTF-16LE" if halves[1] > halves[0] else "UTF-16BE"
+            raise Problem(
+                f"{path}: holds zero bytes as text in UTF-16 does, expected UTF-8; convert it: "
+                f"{convert.format(encoding)}"
+            )
+        raise Problem(f"{path}: holds zero bytes, so it is no text")
+    try:
+        # What is cut off at the end may end inside a letter.
+        codecs.getincrementaldecoder("utf-8")().decode(raw, final=len(raw) <= MOST_TEXT)
+    except UnicodeDecodeError as error:
+        raise Problem(
+            f"{path}: is no text in UTF-8 (byte {error.start} is {raw[error.start]:#x}); if it is "
+            f"text in another encoding, such as LATIN1, convert it: {convert.format('LATIN1')}"
+        ) from error
 
 
 def _read_text(path: Path) -> str:
@@ -176,40 +263,10 @@ def _read_text(path: Path) -> str:
         return _text(path, file.read(MOST_TEXT + 1))
 
 
-def _samples(path: Path, content: bytes) -> Samples:
-    """The samples of a wav file, which must be 16-bit PCM, mono, 16 kHz."""
-    try:
-        with wave.open(io.BytesIO(content), "rb") as file:
-            given = (file.getnchannels(), 8 * file.getsampwidth(), file.getframerate())
-            promised = file.getnframes()
-            raw = file.readframes(promised)
-    except (wave.Error, EOFError, RuntimeError) as error:  # RuntimeError: a part's size is wrong
-        why = str(error) or "it ends too early"
-        raise Problem(f"{path}: is no PCM wav file ({why}); {_how_to_convert(path)}") from error
-    if given != (1, 16, SAMPLE_RATE):
-        channels, bits, rate = given
-        raise Problem(
-            f"{path}: has {channels} channel{'s' * (channels != 1)} of {bits} bits at {rate} Hz, "
-            f"expected 1 of 16 bits at {SAMPLE_RATE} Hz; {_how_to_convert(path)}"
-        )
-    if promised == 0:
-        raise Problem(f"{path}: holds no sound")
-    if len(raw) != 2 * promised:
-        raise Problem(f"{path}: promises {promised} samples and holds {len(raw) // 2}")
-    samples: Samples = np.frombuffer(raw, "<i2").astype(np.float32)
-    samples /= 32768
-    return samples
-
-
-def _how_to_convert(path: Path) -> str:
-    source, target = (shlex.quote(str(p)) for p in (path, path.with_suffix(".16k.wav")))
-    return f"convert it: ffmpeg -i {source} -ac 1 -ar {SAMPLE_RATE} -c:a pcm_s16le {target}"
-
-
 def _read_folder(title: str, folder: Path) -> Speech:
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() == ".wav")
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in NAMES)
     if not paths:
-        raise Problem(f"{folder}: is a folder without wav files")
+        raise Problem(f"{folder}: is a folder without recordings ({' '.join(NAMES)})")
     said = _transcripts(folder, paths)
     if said and len(said) < len(paths):
         lost = next(p for p in paths if p not in said)
@@ -217,13 +274,11 @@ def _read_folder(title: str, folder: Path) -> Speech:
             f"{folder}: {len(said)} of {len(paths)} recordings have a transcript; "
             f"add one for {lost.name} or remove the others"
         )
-    return Speech(
-        title, tuple(Utterance(p, _samples(p, p.read_bytes()), said.get(p)) for p in paths)
-    )
+    return _speech(title, {path: _sound(path, path.read_bytes()) for path in paths}, said)
 
 
 def _transcripts(folder: Path, paths: list[Path]) -> dict[Path, str]:
-    """What was said in each recording: NAME.txt beside NAME.wav, or a line of `transcription`.
+    """What was said in each recording: NAME.txt beside it, or a line of `transcription`.
 
     A line of `transcription` is `<s> the words </s> (NAME)`, as speech test sets have it.
     """

@@ -17,6 +17,7 @@ from smyrf import inputs
 from smyrf.generate import GenerateImages
 from smyrf.models import KIND_NAMES, TAKES, Model
 from smyrf.problem import Problem
+from smyrf.sound import SAMPLE_RATE, Samples
 from smyrf.squares import AttendOldText
 from smyrf.switch import TRANSFORMERS
 from smyrf.task import Figure, Task, at_least, at_most
@@ -25,7 +26,7 @@ from smyrf.words import error_rate
 BATCH = 8
 MOST_DOCUMENTS = 32
 TIMED_DOCUMENTS = 8
-WINDOW = 30 * inputs.SAMPLE_RATE  # samples; what Whisper was trained on and always computes
+WINDOW = 30 * SAMPLE_RATE  # samples; what Whisper was trained on and always computes
 
 
 class EncodeText:
@@ -121,11 +122,11 @@ class Transcribe:
         self.said = speech.transcript
         windows = _windows([u.samples for u in speech.utterances])
         self.features = [
-            model.features(w, sampling_rate=inputs.SAMPLE_RATE, return_tensors="pt").input_features
+            model.features(w, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
             for w in windows
         ]
         self.batches = self.timed = len(self.features)
-        seconds = sum(len(w) for w in windows) / inputs.SAMPLE_RATE
+        seconds = sum(len(w) for w in windows) / SAMPLE_RATE
         self.about = (
             f"{speech.title}: {seconds:.1f} seconds in {_number(len(windows), 'window')} of 30 "
             f"seconds{'' if self.said else '; without a transcript'}"
@@ -202,13 +203,13 @@ def _replaced(layers: int, every: int) -> str:
     return f"The other columns replace {layers} of the {every} attention layers."
 
 
-def _windows(recordings: Sequence[inputs.Samples]) -> list[inputs.Samples]:
+def _windows(recordings: Sequence[Samples]) -> list[Samples]:
     """Recordings joined while they fit into a window; longer ones cut every 30 seconds.
 
     One full window is what Whisper was trained on: a short recording alone would be mostly the
     silence that fills its window up.
     """
-    windows: list[inputs.Samples] = []
+    windows: list[Samples] = []
     for recording in recordings:
         if windows and len(windows[-1]) + len(recording) <= WINDOW:
             windows[-1] = np.concatenate([windows[-1], recording])

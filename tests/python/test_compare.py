@@ -19,8 +19,9 @@ from typer.testing import CliRunner, Result
 
 import smyrf
 from smyrf.cli import app
-from smyrf.inputs import SAMPLE_RATE, Text, read_input
+from smyrf.inputs import Text, read_input
 from smyrf.models import EMBEDDED, find_model
+from smyrf.sound import SAMPLE_RATE
 from smyrf.tasks import _windows
 
 

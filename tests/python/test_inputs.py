@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import errno
 import gzip
+import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import wave
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
-from smyrf.inputs import MOST_TEXT, SAMPLE_RATE, Speech, Text, read_input
+from smyrf.inputs import MOST_TEXT, Speech, Text, read_input
 from smyrf.models import find_model
 from smyrf.output_file import OutputFile
 from smyrf.problem import Problem
+from smyrf.sound import SAMPLE_RATE
 
 
-def write_wav(
-    path: Path, samples: np.ndarray, channels: int = 1, bits: int = 16, rate: int = SAMPLE_RATE
-) -> Path:
+def write_wav(path: Path, samples: np.ndarray) -> Path:
+    """Without the library that reads it."""
     with wave.open(str(path), "wb") as file:
-        file.setnchannels(channels)
-        file.setsampwidth(bits // 8)
-        file.setframerate(rate)
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
         file.writeframes(samples.tobytes())
     return path
 
@@ -67,8 +72,23 @@ def test_plain_and_packed_text_read_the_same(tmp_path: Path) -> None:
         (b"\xff\xfe\x00\x80binary", "is no text in UTF-8"),
         (b"a\0b", "zero bytes"),
         (gzip.compress(b"long enough to be cut " * 50, mtime=0)[:-20], "damaged"),
-        (b"fLaC....", "not wav"),
-        (b"RIFF\x00\x00", "is no PCM wav file"),
+        (b"fLaC\0...", "can't be read as sound"),
+        (b"RIFF\x00\x00", "can't be read as sound"),
+        (b"caf\xe9 in Latin-1", r"no text in UTF-8 \(byte 3 is 0xe9\).*iconv -f LATIN1"),
+        ("in UTF-16".encode("utf-16-le"), "as text in UTF-16 does.*iconv -f UTF-16LE"),
+        ("in UTF-16".encode("utf-16-be"), "as text in UTF-16 does.*iconv -f UTF-16BE"),
+        ("in UTF-16".encode("utf-16"), "in UTF-16, if it is text; convert it: iconv -f UTF-16 "),
+        ("in UTF-32".encode("utf-32"), "in UTF-32, if it is text"),
+        (b"\1\2\3\4" * 20, "control characters"),
+        (b"%PDF-1.7\n\xe2\xe3", r"is a PDF; smyrf reads plain text \(UTF-8\).*pdftotext"),
+        (gzip.compress(b"%PDF-1.7\n"), "is a PDF"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "is a PNG picture"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF", "is a JPEG picture"),
+        (b"\0\0\0\x20ftypM4A \0\0", "is an MPEG-4 file.*ffmpeg"),
+        (b"RIFF\0\0\0\0WEBPVP8 ", "is a WebP picture"),
+        (b"{\\rtf1\\ansi", "is rich text"),
+        (b"\x1aE\xdf\xa3", "is a Matroska or WebM video"),
+        (b"\x7fELF\2\1\1", "is a program"),
     ],
 )
 def test_bad_files(tmp_path: Path, content: bytes, says: str) -> None:
@@ -107,8 +127,52 @@ def test_a_part_of_a_wav_file_that_claims_too_much(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[16:20] = (100_000).to_bytes(4, "little")  # the size of the format's part
     path.write_bytes(content)
-    with pytest.raises(Problem, match="is no PCM wav file"):
+    with pytest.raises(Problem, match="can't be read as sound"):
         read_input(str(path))
+
+
+def test_archives_and_what_is_in_them(tmp_path: Path) -> None:
+    for inside, says in [("a.txt", "a zip archive"), ("word/document.xml", "a Word document")]:
+        path = tmp_path / "archive"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(inside, "text")
+        with pytest.raises(Problem, match=f"archive: is {says}"):
+            read_input(str(path))
+
+
+@pytest.mark.parametrize("begins", ["caffeine", "RIFF raff", "ID3 tags", "FORM 10-K of", "GIF8ed",
+                                    "PK", "BZh is", "GGUF is a format"])  # fmt: skip
+def test_text_that_begins_as_other_files_do(tmp_path: Path, begins: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(f"{begins}, and so on, to an end; with %PDF-1.7 in it.")
+    assert isinstance(read_input(str(path)), Text)
+
+
+def test_what_is_no_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = tmp_path / "link.txt"
+    link.symlink_to("gone.txt")
+    with pytest.raises(Problem, match=r"link\.txt: is a link to gone\.txt, and that is not there"):
+        read_input(str(link))
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    with pytest.raises(Problem, match=r"loop: can't be read \(Too many levels"):
+        read_input(str(loop))
+    server = socket.socket(socket.AF_UNIX)
+    monkeypatch.chdir(tmp_path)
+    server.bind("socket")
+    with pytest.raises(Problem, match="socket: can't be read"):
+        read_input("socket")
+    server.close()
+    (tmp_path / "folder" / "a.wav").mkdir(parents=True)
+    with pytest.raises(Problem, match=r"a\.wav: can't be read \(Is a directory"):
+        read_input("folder")
+
+    def refuse(path: object, *more: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(Problem, match=r"secret\.txt: can't be read \(Permission denied"):
+        read_input("secret.txt")
 
 
 @pytest.mark.parametrize("name", ["", "n" * 300, "a/" + "n" * 300])
@@ -119,19 +183,144 @@ def test_names_that_no_file_can_have(name: str) -> None:
         find_model(name)
 
 
+def speech_of(path: Path) -> Speech:
+    given = read_input(str(path))
+    assert isinstance(given, Speech)
+    return given
+
+
+def tone(rate: int, seconds: float = 0.5) -> np.ndarray:
+    return np.sin(2 * np.pi * 440 * np.arange(int(rate * seconds)) / rate) / 2
+
+
+# What stands where sizes belong: in pipes of ffmpeg, of sox, of arecord, and nothing at all.
+@pytest.mark.parametrize(("riff", "data"), [(2**32 - 1, 2**32 - 1), (0x7FFFF024, 0x7FFFF000),
+                                            (0x80000024, 0x80000000), (0, 0), (36, 0),
+                                            (0, None)])  # fmt: skip
+def test_wav_of_unknown_size(tmp_path: Path, riff: int, data: int | None) -> None:
+    samples = np.arange(1000, dtype=np.int16) - 5
+    path = write_wav(tmp_path / "a.wav", samples)
+    content = bytearray(path.read_bytes())
+    content[4:8] = riff.to_bytes(4, "little")
+    if data is not None:
+        content[40:44] = data.to_bytes(4, "little")
+    path.write_bytes(content)
+    np.testing.assert_array_equal(speech_of(path).utterances[0].samples, samples / 32768)
+
+
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("form", "subtype", "rate", "channels"),
     [
-        ({"bits": 8}, "of 8 bits"),
-        ({"channels": 2}, "2 channels"),
-        ({"rate": 8000}, "at 8000 Hz"),
+        ("WAVEX", "PCM_16", 16000, 1),
+        ("WAVEX", "PCM_24", 48000, 2),
+        ("WAV", "PCM_U8", 8000, 1),
+        ("WAV", "FLOAT", 44100, 2),
+        ("WAV", "ULAW", 11025, 1),
+        ("RF64", "PCM_16", 22050, 1),
+        ("FLAC", "PCM_16", 44100, 6),
+        ("OGG", "VORBIS", 48000, 2),
+        ("OGG", "OPUS", 48000, 1),
+        ("MP3", "MPEG_LAYER_III", 44100, 2),
+        ("AIFF", "PCM_16", 96000, 1),
+        ("W64", "PCM_16", 16000, 1),
     ],
 )
-def test_other_wav_says_how_to_convert(tmp_path: Path, options: dict[str, int], says: str) -> None:
-    path = write_wav(tmp_path / "a.wav", np.zeros(400, np.int16), **options)
-    with pytest.raises(Problem, match=says) as caught:
+def test_other_formats_become_mono_at_16_khz(
+    tmp_path: Path, form: str, subtype: str, rate: int, channels: int
+) -> None:
+    path = tmp_path / "a.sound"
+    soundfile.write(path, np.repeat(tone(rate)[:, None], channels, 1), rate, subtype, format=form)
+    given = speech_of(path)
+    samples = given.utterances[0].samples
+    assert samples.dtype == np.float32
+    # Lossy formats pad by a frame or so.
+    assert len(samples) == pytest.approx(SAMPLE_RATE / 2, abs=1300)
+    middle = slice(2000, 6000)
+    spectrum = np.abs(np.fft.rfft(samples[middle]))
+    assert np.argmax(spectrum) == 440 * 4000 / SAMPLE_RATE
+    assert samples[middle].std() == pytest.approx(0.5 / np.sqrt(2), rel=0.05)
+    plain = (rate, channels) == (SAMPLE_RATE, 1)
+    assert plain or f"({channels} channel{'s' * (channels != 1)} at {rate} Hz" in given.title
+    assert "made mono" not in given.title or not plain
+
+
+def test_channels_are_averaged_and_a_folder_holds_all_formats(tmp_path: Path) -> None:
+    both = np.stack([np.full(100, 0.5), np.full(100, 0.25)], 1)
+    soundfile.write(tmp_path / "a.flac", both, SAMPLE_RATE)
+    soundfile.write(tmp_path / "b.wav", both[:, 0], SAMPLE_RATE)
+    given = speech_of(tmp_path)
+    assert [u.path.name for u in given.utterances] == ["a.flac", "b.wav"]
+    np.testing.assert_array_equal(given.utterances[0].samples, np.float32(0.375))
+    np.testing.assert_array_equal(given.utterances[1].samples, np.float32(0.5))
+
+
+@pytest.mark.parametrize(
+    ("samples", "says"),
+    [
+        ([0, 0, np.nan], "sample 2 is NaN or infinite"),
+        ([0, -np.inf, 0], "sample 1 is NaN or infinite"),
+        ([0, 32767, 0], r"float samples up to 3\.277e\+04, expected -1 to 1"),
+    ],
+)
+def test_floats_that_are_no_sound(tmp_path: Path, samples: list[float], says: str) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.array(samples, np.float32), SAMPLE_RATE, "FLOAT")
+    with pytest.raises(Problem, match=says):
         read_input(str(path))
-    assert "ffmpeg" in str(caught.value)
+
+
+@pytest.mark.parametrize(("rate", "says"), [(0, "can't be read"), (1, "1 samples a second"),
+                                            (10**6, "expected 1000 to 768000")])  # fmt: skip
+def test_rates_of_a_damaged_header(tmp_path: Path, rate: int, says: str) -> None:
+    path = write_wav(tmp_path / "a.wav", np.ones(400, np.int16))
+    content = bytearray(path.read_bytes())
+    content[24:28] = rate.to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(Problem, match=says):
+        read_input(str(path))
+
+
+@pytest.mark.parametrize("form", ["FLAC", "AIFF", "MP3", "RF64"])
+def test_other_formats_that_are_cut_off(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "a.sound"
+    soundfile.write(path, tone(16000, 3), 16000, format=form)
+    path.write_bytes(path.read_bytes()[: -path.stat().st_size // 3])
+    with pytest.raises(Problem, match="cut off"):
+        read_input(str(path))
+
+
+def test_flac_of_unknown_length(tmp_path: Path) -> None:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, tone(16000), 16000)
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0
+    content[22:26] = b"\0" * 4  # the number of samples, in 36 bits
+    path.write_bytes(content)
+    assert len(speech_of(path).utterances[0].samples) == 8000
+
+
+def test_stdin_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stdin: Any = io.TextIOWrapper(io.BytesIO(b"words from a pipe"))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    given = read_input("-")
+    assert isinstance(given, Text)
+    assert given.text == "words from a pipe"
+    wav = write_wav(tmp_path / "a.wav", np.arange(10, dtype=np.int16)).read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(wav)))
+    assert isinstance(read_input("-"), Speech)
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(Problem, match="stdin is closed"):
+        read_input("-")
+
+
+@pytest.mark.parametrize("package", ["soundfile", "soxr"])
+def test_without_the_packages_of_sound_it_names_them(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    path = write_wav(tmp_path / "a.wav", np.ones(10, np.int16))
+    with pytest.raises(Problem, match=f"{package} is not installed, and sound needs it"):
+        read_input(str(path))
 
 
 def test_empty_and_truncated_wav(tmp_path: Path) -> None:
@@ -144,7 +333,7 @@ def test_empty_and_truncated_wav(tmp_path: Path) -> None:
 
 
 def test_folder_needs_all_transcripts_or_none(tmp_path: Path) -> None:
-    with pytest.raises(Problem, match="without wav files"):
+    with pytest.raises(Problem, match="without recordings"):
         read_input(str(tmp_path))
     for name in ("a", "b"):
         write_wav(tmp_path / f"{name}.wav", np.ones(100, np.int16))

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaModel, RobertaConfig, RobertaModel
 
 from smyrf.ctranslate2_file import read_model_file
-from smyrf.inputs import SAMPLE_RATE, Speech, Text, read_input
+from smyrf.inputs import Speech, Text, read_input
 from smyrf.models import EMBEDDED, find_model, load_model
 from smyrf.problem import Problem
+from smyrf.sound import SAMPLE_RATE
 from smyrf.tasks import make_task
 from smyrf.words import error_rate
 
