@@ -8,19 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from smyrf import _core, reference
-from smyrf._call import (
-    PARTS,
-    check_arrays,
-    is_tensor,
-    lse_shape,
-    output_shape,
-    pack,
-)
+from smyrf import _arrays, _core, reference
+from smyrf._call import is_tensor
 from smyrf._core import Plan, Statistics
-from smyrf.collector import Record, active, collect
+from smyrf.collector import Record, collect
 
 __version__: str = _core.version
 
@@ -66,8 +57,17 @@ def attention(
     """softmax(scale query key^T + masks) value, by the method asked for.
 
     All masks combine by AND. A query that may see no key, or is padded, gives 0 and lse -inf.
-    Nothing is converted or copied: the last dimension of query, key, value and out must be
-    contiguous.
+    Nothing is converted, and nothing copied but query, key or value whose last dimension is not
+    contiguous; that of out must be.
+
+    Other ranks and dimensions of 1 are as in `scaled_dot_product_attention`: query, key and value
+    may be (N, D), (batch, N, D), (batch, heads, N, D) or have several dimensions of batch before
+    the heads, and dimensions before the last two broadcast, without copies up to one dimension of
+    batch. Of three dimensions the first counts heads, with batch 1, if enable_gqa is set or the
+    layout is "BNHD" (then they are (N, heads, D)). A mask has at most as many dimensions as out.
+    out has the broadcast shape, lse that without its last dimension and padding masks the batch's
+    dimensions and N; plan and statistics count one batch, the product of its dimensions, and one
+    head where there is no dimension of heads.
 
     PyTorch's autograd gives gradients by query, key and value, of out and lse, once and not twice;
     none by masks. Those of `lsh` and `tree` are of what was computed, with the plan as a constant,
@@ -75,7 +75,8 @@ def attention(
     "dense" unless a tolerance is given.
 
     Args:
-        query: (B, Hq, Nq, D), float32, float16 or (PyTorch) bfloat16, on the CPU. D up to 512.
+        query: (B, Hq, Nq, D) or as above, float32, float16 or (PyTorch) bfloat16, on the CPU. D
+            up to 512.
         key: (B, Hkv, Nk, D), the dtype of query.
         value: (B, Hkv, Nk, Dv), the dtype of query. Dv up to 512.
         attn_mask: broadcastable to (B, Hq, Nq, Nk): bool (True takes part) or float, added to the
@@ -117,7 +118,8 @@ def attention(
         return_stats: also return `Statistics`.
 
     Returns:
-        out, then lse if asked, then statistics if asked; a tuple if more than one.
+        out, then lse if asked, then statistics if asked; a tuple if more than one. A tensor's out
+        has the strides of `scaled_dot_product_attention`'s, so that the same views of it work.
 
     Raises:
         TypeError: wrong kind of array, dtype, rank or device.
@@ -149,33 +151,7 @@ def attention(
         return smyrf_torch.attention(
             query, key, value, options, plan, out, return_lse, return_stats
         )
-    check_arrays(
-        np.ndarray,
-        query=query,
-        key=key,
-        value=value,
-        attn_mask=attn_mask,
-        key_padding_mask=key_padding_mask,
-        query_padding_mask=query_padding_mask,
-        out=out,
-    )
-    if out is None:
-        out = np.empty(output_shape(query, value), query.dtype)
-    lse = np.empty(lse_shape(query, layout), np.float32) if return_lse else None
-    collecting = active()
-    statistics = _core.attention(
-        query,
-        key,
-        value,
-        out,
-        lse,
-        plan,
-        return_stats or collecting is not None,
-        options,
-    )
-    if collecting is not None and statistics is not None:
-        collecting.add(statistics, query, key, value, out, {**options, "plan": plan})
-    return pack(out, lse, statistics if return_stats else None)
+    return _arrays.attention(query, key, value, options, plan, out, return_lse, return_stats)
 
 
 def plan(
@@ -287,16 +263,7 @@ def _planned(call: Any, query: Any, key: Any, value: Any, options: dict[str, Any
         from smyrf import torch as smyrf_torch
 
         return smyrf_torch.planned(call, query, key, value, options)
-    check_arrays(
-        np.ndarray,
-        query=query,
-        key=key,
-        **({} if value is None else {"value": value}),
-        attn_mask=options["attn_mask"],
-        key_padding_mask=options["key_padding_mask"],
-        query_padding_mask=options["query_padding_mask"],
-    )
-    return call(query, key, value, options)
+    return _arrays.planned(call, query, key, value, options)
 
 
 def merge(
@@ -314,8 +281,10 @@ def merge(
     `lsh`, whose lse is a weight of its own. Outside graphs and gradients.
 
     Args:
-        out, other_out: (B, Hq, Nq, Dv) as `attention` returned them, of one dtype.
-        lse, other_lse: float32 (B, Hq, Nq) from `return_lse=True`. A row of -inf adds nothing.
+        out, other_out: (B, Hq, Nq, Dv), or of another rank, as `attention` returned them, of one
+            dtype.
+        lse, other_lse: float32 (B, Hq, Nq), or as out without its last dimension, from
+            `return_lse=True`. A row of -inf adds nothing.
         layout: "BHND", or "BNHD" for (B, N, H, D); of out and other_out.
         num_threads: default what PyTorch or OpenMP would use.
 
@@ -331,7 +300,4 @@ def merge(
         from smyrf import torch as smyrf_torch
 
         return smyrf_torch.merge(out, lse, other_out, other_lse, layout, num_threads)
-    check_arrays(np.ndarray, PARTS, out=out, lse=lse, other_out=other_out, other_lse=other_lse)
-    out, lse = out.copy(), lse.copy()
-    _core.merge(out, lse, other_out, other_lse, layout, num_threads)
-    return out, lse
+    return _arrays.merge(out, lse, other_out, other_lse, layout, num_threads)

@@ -15,6 +15,7 @@ import torch
 import smyrf
 from smyrf import _core, collector
 from smyrf._call import MASKS, check_arrays
+from smyrf._shapes import is_plain, shaped
 
 
 class Head(NamedTuple):
@@ -66,6 +67,10 @@ def attention(
     plan: _core.Plan | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """out and lse of float64 tensors, in their layout; options as the core takes them."""
+    check_arrays(torch.Tensor, key=key, value=value, **{name: options[name] for name in MASKS})
+    call = None if is_plain(query, key, value, options) else shaped(query, key, value, options)
+    if call is not None:
+        query, key, value, options, _ = call
     plan = _checked_plan(query, key, value, options, plan)
     heads_last = options["layout"] == "BNHD"
     if heads_last:
@@ -85,7 +90,8 @@ def attention(
         bias = None if attn_mask is None else attn_mask[b, h]
         factors = None if kept is None else kept[b, h]
         out[b, h], lse[b, h] = _attend(q, k, v, bias, factors, head)
-    return out.transpose(1, 2) if heads_last else out, lse
+    out = out.transpose(1, 2) if heads_last else out
+    return (out, lse) if call is None else call.restored(out, lse)
 
 
 def _checked_plan(
@@ -96,7 +102,6 @@ def _checked_plan(
     plan: _core.Plan | None,
 ) -> _core.Plan:
     """The plan of a call of float32 copies, which is made, so that it raises what it has to."""
-    check_arrays(torch.Tensor, key=key, value=value, **{name: options[name] for name in MASKS})
     for name, tensor in (("key", key), ("value", value)):
         if tensor.dtype != query.dtype:
             raise TypeError(

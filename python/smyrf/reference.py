@@ -18,6 +18,7 @@ from smyrf._call import (
     output_shape,
     pack,
 )
+from smyrf._shapes import is_plain, rows, shaped
 
 
 def attention(
@@ -101,11 +102,17 @@ def _by_core(
         value=value,
         **{name: options[name] for name in MASKS},
     )
+    call = None if is_plain(query, key, value, options) else shaped(query, key, value, options)
+    if call is not None:
+        query, key, value, options, _ = call
     heads_last = options["layout"] == "BNHD"
     shape = output_shape(query, value)
     if heads_last and len(shape) == 4:
         shape = (shape[0], shape[2], shape[1], shape[3])
     out = np.empty(shape, np.float64)
     lse = np.empty(lse_shape(query, options["layout"]), np.float64)
+    query, key, value = (x.contiguous() if is_tensor(x) else rows(x) for x in (query, key, value))
     _core.reference(query, key, value, out, lse, plan, options)
-    return np.ascontiguousarray(out.swapaxes(1, 2)) if heads_last else out, lse
+    if heads_last:
+        out = np.ascontiguousarray(out.swapaxes(1, 2))
+    return (out, lse) if call is None else call.restored(out, lse)

@@ -92,10 +92,12 @@ KEPT = np.ones((2, 7), bool)
 SEEN = np.ones((5, 7), bool)
 ROWS = "float32, float16 or bfloat16"
 BAD_ARRAYS = [
-    Bad({"query": normal(3, 5, 8)}, TypeError, "query", "(3, 5, 8)", "4: (batch, heads, N,"),
-    Bad({"key": normal(7, 8)}, TypeError, "key", "(7, 8)", "4: (batch, heads, N,"),
-    Bad({"value": normal(1, 2, 3, 7, 4)}, TypeError, "value", "5 dimensions", "at most 4"),
-    Bad({"key": normal(1, 3, 7, 8)}, ValueError, "key", "(1, 3, 7, 8)", "(2, heads, Nk, 8)"),
+    Bad({"query": normal(8)}, TypeError, "query", "(8,)", "at least 2: (N, D), (batch, N, D)"),
+    Bad({"key": normal(9, 3, 7, 8)}, ValueError, "key", "(9, 3, 7, 8)", "(2, heads, Nk, 8)"),
+    Bad({"key": normal(9, 7, 8)}, ValueError, "key", "(9, 7, 8)", "broadcast with"),
+    Bad({"key": normal(7, 9)}, ValueError, "key", "(7, 9)", "head dimension of query, 8"),
+    Bad({"value": normal(6, 4)}, ValueError, "value", "(6, 4)", "7 like key"),
+    Bad({"value": normal(5, 1, 4, 7, 4)}, ValueError, "value", "(5, 1, 4, 7, 4)", "broadcast with"),
     Bad({"key": normal(2, 3, 7, 9)}, ValueError, "key", "(2, 3, 7, 9)", "(2, heads, Nk, 8)"),
     Bad({"value": normal(2, 3, 6, 4)}, ValueError, "value", "(2, 3, 6, 4)", "(2, 3, 7, Dv)"),
     Bad({"value": normal(2, 2, 7, 4)}, ValueError, "value", "(2, 2, 7, 4)", "(2, 3, 7, Dv)"),
@@ -131,15 +133,6 @@ BAD_ARRAYS = [
     Bad({"key": normal(2, 3, 7, 8, dtype=np.float16)}, TypeError, "key", "float16", "float32 like"),
     Bad(
         {"value": normal(2, 3, 7, 4, dtype=np.float16)}, TypeError, "value", "float16", "like query"
-    ),
-    Bad(
-        {"query": normal(2, 3, 5, 16)[..., ::2]}, ValueError, "query", "stride 2", "contiguous copy"
-    ),
-    Bad(
-        {"key": normal(2, 3, 8, 7).swapaxes(2, 3)}, ValueError, "key", "stride 7", "contiguous copy"
-    ),
-    Bad(
-        {"value": normal(2, 3, 7, 8)[..., ::2]}, ValueError, "value", "stride 2", "contiguous copy"
     ),
     Bad({"attn_mask": SEEN.astype(np.int64)}, TypeError, "attn_mask", "int64", "bool, float32"),
     Bad({"attn_mask": SEEN.astype(np.float64)}, TypeError, "attn_mask", "float64", "bool, float32"),

@@ -15,6 +15,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 import smyrf
+import smyrf.torch  # registers the operator
 from smyrf import _core
 
 LSH = {"method": "lsh", "n_hashes": 3, "cluster_size": 8}
@@ -182,6 +183,11 @@ def test_opcheck(sample: str) -> None:
     opcheck(operator, operator_arguments(*qkv, **options))
     heads_last = [x.transpose(1, 2).contiguous() for x in qkv]
     opcheck(operator, operator_arguments(*heads_last, **{**options, "layout": "BNHD"}))
+    turns = ((1, 2), (2, 3)) if sample in ("plain", "grouped") else ()
+    for inner, outer in turns:  # heads inside, as projections leave them; crooked rows
+        turned = [x.transpose(inner, outer).contiguous().transpose(inner, outer) for x in qkv]
+        turned = [x.requires_grad_() for x in turned]
+        opcheck(operator, operator_arguments(*turned, **options))
     out, lse = operator(*operator_arguments(*qkv, **options))
     backward = torch.ops.smyrf.attention_backward.default
     opcheck(backward, (out, lse, *operator_arguments(*qkv, out, lse, **options)))

@@ -1,0 +1,405 @@
+"""The operator `smyrf::attention`, its derivative, and calls that go past it to the core."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
+
+from smyrf import _core, collector
+from smyrf._call import MASKS, detached, lse_shape, output_shape
+
+_OPTIONS = (
+    "Tensor? attn_mask, Tensor? key_padding_mask, Tensor? query_padding_mask, bool is_causal, "
+    "float? scale, bool enable_gqa, str method, SymInt? n_hashes, SymInt? cluster_size, "
+    "float? tolerance, float? max_density, SymInt seed, SymInt[]? window, str layout, "
+    "SymInt? num_threads, float dropout_p"
+)
+_NAMES = (
+    *MASKS,
+    "is_causal",
+    "scale",
+    "enable_gqa",
+    "method",
+    "n_hashes",
+    "cluster_size",
+    "tolerance",
+    "max_density",
+    "seed",
+    "window",
+    "layout",
+    "num_threads",
+    "dropout_p",
+)
+
+_NO_SECOND_DERIVATIVE = (
+    "smyrf.attention has no second derivative; leave create_graph out, or use "
+    "torch.nn.functional.scaled_dot_product_attention"
+)
+NO_MASK_GRADIENT = (
+    "attn_mask: requires a gradient, which smyrf.attention doesn't give; detach it, or use "
+    "torch.nn.functional.scaled_dot_product_attention"
+)
+
+
+class _Handover(threading.local):
+    """How the plan of `tree` gets past the dispatcher, which takes none, to the backward of a call.
+
+    The operator below leaves it for what autograd sets up, and autograd's backward for the
+    operator's, on the same thread. Whose it is tells the address of the call's lse. Where somebody
+    else runs between, as tracers do, there is none, and backward plans again.
+    """
+
+    keeps = False
+    plan: _core.Plan | None = None
+    address = 0
+
+    def plan_of(self, lse: torch.Tensor) -> _core.Plan | None:
+        if self.plan is None or type(lse) is not torch.Tensor:
+            return None
+        try:
+            return self.plan if lse.data_ptr() == self.address else None
+        except RuntimeError:  # a tensor of torch.func
+            return None
+
+
+_handover = _Handover()
+
+
+@contextlib.contextmanager
+def _keeping_plan() -> Iterator[None]:
+    _handover.keeps = True
+    try:
+        yield
+    finally:
+        _handover.keeps, _handover.plan = False, None
+
+
+@contextlib.contextmanager
+def _handing_over(plan: _core.Plan, lse: torch.Tensor) -> Iterator[None]:
+    _handover.plan, _handover.address = plan, lse.data_ptr()
+    try:
+        yield
+    finally:
+        _handover.plan = None
+
+
+def _plan_is_worth_keeping(options: dict[str, Any]) -> bool:
+    """For backward. Saved tensors have hooks where memory is dear, as in checkpoints."""
+    return (
+        options["method"] in ("auto", "tree")
+        and options["tolerance"] != 0
+        and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+    )
+
+
+torch.library.define(
+    "smyrf::attention",
+    f"(Tensor query, Tensor key, Tensor value, {_OPTIONS}) -> (Tensor out, Tensor lse)",
+)
+torch.library.define(
+    "smyrf::attention_backward",
+    "(Tensor grad_out, Tensor grad_lse, Tensor query, Tensor key, Tensor value, Tensor out, "
+    f"Tensor lse, {_OPTIONS}) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)",
+)
+
+
+# For every device, so that our sentence and not the dispatcher's says that only the CPU will do.
+@torch.library.impl("smyrf::attention", "default")
+def _attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *values: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    options = dict(zip(_NAMES, values, strict=True))
+    out = empty_out(query, key, value, options)
+    lse = query.new_empty(lse_shape(query, options["layout"]), dtype=torch.float32)
+    _, plan = run(query, key, value, out, lse, options, None, False, keep_plan=_handover.keeps)
+    if plan is not None:
+        _handover.plan, _handover.address = plan, lse.data_ptr()
+    return out, lse
+
+
+def _attention_fake(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *values: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    options = dict(zip(_NAMES, values, strict=True))
+    tensors = {"key": key, "value": value} | {name: options[name] for name in MASKS}
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != query.device:
+            raise TypeError(
+                f"{name}: lies on {tensor.device}, query on {query.device}; move one of them"
+            )
+    out = empty_out(query, key, value, options)
+    return out, query.new_empty(lse_shape(query, options["layout"]), dtype=torch.float32)
+
+
+torch.library.register_fake("smyrf::attention", _attention_fake)
+
+
+@torch.library.impl("smyrf::attention_backward", "default")
+def _attention_backward(
+    grad_out: torch.Tensor, grad_lse: torch.Tensor, *inputs: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    options = dict(zip(_NAMES, inputs[5:], strict=True))
+    return _run_backward(grad_out, grad_lse, inputs[:5], options, _handover.plan_of(inputs[4]))
+
+
+def _attention_backward_fake(
+    grad_out: torch.Tensor, grad_lse: torch.Tensor, *inputs: Any
+) -> tuple[torch.Tensor, ...]:
+    return tuple(_empty_like(tensor) for tensor in inputs[:3])
+
+
+torch.library.register_fake("smyrf::attention_backward", _attention_backward_fake)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    query, key, value, *values = inputs
+    if ctx.needs_input_grad[3]:
+        raise NotImplementedError(NO_MASK_GRADIENT)
+    masks, ctx.values = values[: len(MASKS)], values[len(MASKS) :]
+    ctx.save_for_backward(query, key, value, *output, *masks)
+    ctx.plan = _handover.plan_of(output[1])
+
+
+def _backward(ctx: Any, grad_out: torch.Tensor, grad_lse: torch.Tensor) -> Any:
+    saved = ctx.saved_tensors
+    if not torch.compiler.is_compiling():
+        # Autograd frees tensors now, and not the node: a loss that lives on would hold the plan.
+        plan, ctx.plan = ctx.plan, None
+        if plan is not None:
+            with _handing_over(plan, saved[4]):
+                gradients = torch.ops.smyrf.attention_backward(
+                    grad_out, grad_lse, *saved, *ctx.values
+                )
+            return *gradients, *[None] * len(_NAMES)
+    gradients = torch.ops.smyrf.attention_backward(grad_out, grad_lse, *saved, *ctx.values)
+    return *gradients, *[None] * len(_NAMES)
+
+
+def _second_derivative(ctx: Any, *gradients: torch.Tensor) -> Any:
+    raise NotImplementedError(_NO_SECOND_DERIVATIVE)
+
+
+torch.library.register_autograd("smyrf::attention", _backward, setup_context=_setup_context)
+torch.library.register_autograd("smyrf::attention_backward", _second_derivative)
+
+
+class Direct(torch.autograd.Function):
+    """A call that no graph can hold, since it has a plan, keeps one or gives statistics.
+
+    What `tree` planned is kept for the first backward, which would plan it again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        options: dict[str, Any],
+        plan: _core.Plan | None,
+        return_stats: bool,
+    ) -> Any:
+        out = empty_out(query, key, value, options)
+        lse = query.new_empty(lse_shape(query, options["layout"]), dtype=torch.float32)
+        keep = plan is None and _plan_is_worth_keeping(options)
+        statistics, ctx.plan = run(
+            query, key, value, out, lse, options, plan, return_stats, keep_plan=keep
+        )
+        ctx.given_plan = plan
+        ctx.save_for_backward(query, key, value, out, lse, *(options[name] for name in MASKS))
+        ctx.options = {name: options[name] for name in options if name not in MASKS}
+        return out, lse, statistics
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: torch.Tensor, grad_lse: torch.Tensor, _: Any) -> Any:
+        saved = ctx.saved_tensors  # once: a checkpoint computes them again each time
+        tensors, masks = saved[:5], saved[5:]
+        options = ctx.options | dict(zip(MASKS, masks, strict=True))
+        # Autograd frees tensors now, and not the node: a loss that lives on would hold the plan.
+        plan, ctx.plan = ctx.plan, ctx.given_plan
+        gradients = _DirectBackward.apply(grad_out, grad_lse, *tensors, options, plan)  # type: ignore[no-untyped-call]
+        return *gradients, None, None, None
+
+
+class _DirectBackward(torch.autograd.Function):
+    """Only so that a second derivative raises."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, grad_out: torch.Tensor, grad_lse: torch.Tensor, *inputs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        *tensors, options, plan = inputs
+        return _run_backward(grad_out, grad_lse, tensors, options, plan)
+
+    backward = staticmethod(_second_derivative)
+
+
+def refuse_nested(**tensors: torch.Tensor) -> None:
+    """Raise for nested tensors, which have no shape to look at."""
+    for name, tensor in tensors.items():
+        if tensor.is_nested:
+            raise TypeError(
+                f"{name}: got a nested tensor, expected a padded one; call .to_padded_tensor(0.0) "
+                "and pass key_padding_mask and query_padding_mask"
+            )
+
+
+def export(name: str, tensor: torch.Tensor | None, *, rows: bool = False) -> Any:
+    """A DLPack capsule of a tensor's memory: a quarter of the time of `Tensor.__dlpack__`.
+
+    `rows`: the tensor is only read, and its last dimension has to be contiguous; if it is not, the
+    capsule is of a copy.
+    """
+    if tensor is None:
+        return None
+    if not tensor.is_cpu or tensor.layout != torch.strided:
+        raise TypeError(
+            f"{name}: got a {tensor.layout} tensor on {tensor.device}, expected a strided one on "
+            "the CPU; call .cpu() or .to_dense()"
+        )
+    try:
+        if rows and not tensor.is_contiguous() and not _has_rows(tensor):
+            tensor = tensor.contiguous()
+        if tensor.requires_grad or tensor.is_neg():
+            tensor = detached(tensor)
+        return to_dlpack(tensor)
+    except RuntimeError:
+        if tensor.is_quantized:
+            raise TypeError(f"{name}: got a quantized tensor; call .dequantize()") from None
+        raise TypeError(
+            f"{name}: has no memory of its own, as inside transforms of torch.func; of these only "
+            "vmap is supported, without plan, out and return_stats"
+        ) from None
+
+
+def export_rows(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
+    return (
+        export("query", query, rows=True),
+        export("key", key, rows=True),
+        export("value", value, rows=True),
+    )
+
+
+def _has_rows(tensor: torch.Tensor) -> bool:
+    """Whether the last dimension is contiguous."""
+    return tensor.ndim == 0 or tensor.stride(-1) == 1 or tensor.shape[-1] <= 1
+
+
+def _empty_like(tensor: torch.Tensor) -> torch.Tensor:
+    """Strided like a tensor, but for its rows, which are contiguous."""
+    like = torch.empty_like(tensor)
+    if like.is_contiguous() or _has_rows(like):
+        return like
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def empty_out(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: dict[str, Any]
+) -> torch.Tensor:
+    """For out, with strides for which every view works that works after PyTorch's attention.
+
+    Where PyTorch would take its fused kernel, these are query's, so that the out of heads that were
+    split by a transposed view can be joined by one; elsewhere out is contiguous. In layout BNHD
+    always.
+    """
+    mask = options["attn_mask"]
+    fused = (
+        not query.is_contiguous()
+        and query.ndim == 4
+        and query.shape[-1] == value.shape[-1]
+        and options["layout"] == "BHND"
+        and options["dropout_p"] == 0.0
+        and (mask is None or mask.ndim != 3)
+        and query.shape[2] > 0
+        and key.shape[2] > 0
+        and _has_rows(query)
+        and _has_rows(key)
+        and _has_rows(value)
+    )
+    return _empty_like(query) if fused else query.new_empty(output_shape(query, value))
+
+
+def exported(options: dict[str, Any]) -> dict[str, Any]:
+    """The options as the core takes them."""
+    exported = options | {name: export(name, options[name]) for name in MASKS}
+    if exported["num_threads"] is None:
+        exported["num_threads"] = torch.get_num_threads()
+    return exported
+
+
+def run(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor | None,
+    options: dict[str, Any],
+    plan: _core.Plan | None,
+    return_stats: bool,
+    *,
+    keep_plan: bool = False,
+) -> tuple[_core.Statistics | None, _core.Plan | None]:
+    """One call of the core; values only, no graph. The plan it carried out, where it is kept."""
+    collecting = collector.active()
+    arrays = (
+        *export_rows(query, key, value),
+        export("out", out),
+        export("lse", lse),
+    )
+    with_statistics = return_stats or collecting is not None
+    kept = plan
+    if keep_plan:
+        statistics, kept = _core.attention_and_plan(*arrays, with_statistics, exported(options))
+    else:
+        statistics = _core.attention(*arrays, plan, with_statistics, exported(options))
+    if collecting is not None and statistics is not None:
+        collecting.add(statistics, query, key, value, out, {**options, "plan": plan})
+    return statistics, kept
+
+
+def _run_backward(
+    grad_out: torch.Tensor,
+    grad_lse: torch.Tensor,
+    saved: Sequence[torch.Tensor],
+    options: dict[str, Any],
+    plan: _core.Plan | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of query, key and value; values only, no graph.
+
+    `saved`: query, key, value, out and lse of the call.
+    """
+    query, key, value, out, lse = saved
+    gradients = _empty_like(query), _empty_like(key), _empty_like(value)
+    _core.attention_backward(
+        *export_rows(query, key, value),
+        export("out", out, rows=True),
+        export("lse", lse),
+        export("grad_out", grad_out, rows=True),
+        export("grad_lse", grad_lse.contiguous()),
+        export("grad_query", gradients[0]),
+        export("grad_key", gradients[1]),
+        export("grad_value", gradients[2]),
+        plan,
+        exported(options),
+    )
+    return gradients
+
+
+def call_operator(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    options: dict[str, Any],
+    needs_gradient: bool,
+) -> Any:
+    """(out, lse) of the operator, whose plan is kept for backward where it has one."""
+    values = [options[name] for name in _NAMES]
+    if not needs_gradient or torch.compiler.is_compiling() or not _plan_is_worth_keeping(options):
+        return torch.ops.smyrf.attention(query, key, value, *values)
+    with _keeping_plan():
+        return torch.ops.smyrf.attention(query, key, value, *values)
