@@ -3,11 +3,11 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <new>
 #include <utility>
-#include <vector>
 
 #include "hwy/aligned_allocator.h"
 
@@ -47,13 +47,7 @@ class Floats {
   Floats() = default;
   explicit Floats(std::int64_t count) {
     const auto wanted = static_cast<std::size_t>(count);
-    std::vector<Buffer>& kept = OfThread<Kept>().buffers;
-    for (std::size_t i = 0; i < kept.size(); ++i) {
-      if (kept[i].size() < wanted || kept[i].size() / 2 > wanted) continue;
-      buffer_ = std::move(kept[i]);
-      kept.erase(kept.begin() + static_cast<std::ptrdiff_t>(i));
-      break;
-    }
+    buffer_ = OfThread<Kept>().Take(wanted);
     data_ = buffer_.Need(wanted);
   }
   Floats(const Floats&) = delete;
@@ -66,21 +60,52 @@ class Floats {
     return *this;
   }
   ~Floats() {
-    if (data_ == nullptr || buffer_.size() > kMostFloats) return;
-    std::vector<Buffer>& kept = OfThread<Kept>().buffers;
-    if (kept.size() == kMostKept) kept.erase(kept.begin());
-    kept.push_back(std::move(buffer_));
+    if (data_ == nullptr || buffer_.size() > kMostFloats || kept_of_thread == nullptr) return;
+    kept_of_thread->Put(std::move(buffer_));
   }
 
   float* get() const { return data_; }
 
  private:
   static constexpr std::size_t kMostFloats = std::size_t{1} << 20;
-  static constexpr std::size_t kMostKept = 16;
-  struct Kept {
-    Kept() { buffers.reserve(kMostKept); }
-    std::vector<Buffer> buffers;
+
+  /// The last that a thread put back, which it made its first Floats before: a thread that only
+  /// ends others' keeps nothing, since a destructor must not allocate.
+  class Kept {
+   public:
+    Kept() { kept_of_thread = this; }
+    Kept(const Kept&) = delete;
+    Kept& operator=(const Kept&) = delete;
+    Kept(Kept&&) = delete;
+    Kept& operator=(Kept&&) = delete;
+    ~Kept() { kept_of_thread = nullptr; }
+
+    /// The oldest that holds `wanted` floats and not more than twice as many, if there is one.
+    Buffer Take(std::size_t wanted) {
+      for (Buffer* at = buffers_.data(); at != buffers_.data() + count_; ++at) {
+        if (at->size() < wanted || at->size() / 2 > wanted) continue;
+        Buffer found = std::move(*at);
+        Remove(at);
+        return found;
+      }
+      return {};
+    }
+    void Put(Buffer buffer) {
+      if (count_ == buffers_.size()) Remove(buffers_.data());
+      buffers_[count_++] = std::move(buffer);
+    }
+
+   private:
+    void Remove(Buffer* at) {
+      std::move(at + 1, buffers_.data() + count_, at);
+      --count_;
+    }
+
+    std::array<Buffer, 16> buffers_;  ///< the first count_, oldest first
+    std::size_t count_ = 0;
   };
+
+  inline static constinit thread_local Kept* kept_of_thread = nullptr;
 
   Buffer buffer_;
   float* data_ = nullptr;
