@@ -167,7 +167,10 @@ HWY_NOINLINE void PrincipalDirection(const SplitRows& rows, std::int64_t begin, 
     }
   };
   project([](std::int64_t, auto x) HWY_ATTR { return x; });
-  const std::int64_t farthest = std::max_element(along, along + count) - along;
+  std::int64_t farthest = 0;  // any row where distances overflow: NaN is not above another
+  for (std::int64_t i = 1; i < count; ++i) {
+    if (along[i] > along[farthest]) farthest = i;
+  }
   for (std::int64_t c = 0; c < kSplitCoordinates; ++c) {
     direction[c] = tile[c * kDirectionRows + farthest];
   }

@@ -132,8 +132,10 @@ struct Found {
     const double variance = std::max(0.0, squares / rows - mean * mean);
     return std::sqrt(mean + errors * std::sqrt(variance / size));
   }
+  /// Of the larger error; NaN, which no tolerance allows, where one is.
   static double Excess(const Calibration& at, double tolerance) {
-    return std::max(at.error, at.lse_error) / tolerance;
+    const bool of_out = std::isnan(at.error) || at.error > at.lse_error;
+    return (of_out ? at.error : at.lse_error) / tolerance;
   }
 };
 

@@ -10,6 +10,7 @@
 
 #include "kernels/parallel.h"
 #include "kernels/scratch.h"
+#include "kernels/sort.h"
 #include "plan/balanced_tree.h"
 #include "plan/random.h"
 
@@ -34,6 +35,8 @@ constexpr std::int64_t kTaskRows = 256;
 constexpr std::int64_t kFewestKeys = 64;  // with fewer there is nothing to summarise
 /// With no more than calibration would compute exactly, dense costs no more.
 constexpr std::int64_t kFewestQueries = 128;
+/// Where logits may be larger, some may overflow, and what calibration measures is NaN: dense.
+constexpr double kGreatestLogit = 1e30;
 /// Dense is taken where calibration expects no more of `tree`.
 constexpr double kWorthwhile = 0.9;
 
@@ -185,17 +188,6 @@ std::vector<float> Leverages(const kernels::Floats& coordinates, std::int64_t co
   return leverages;
 }
 
-/// Moves the `count` ranks with the largest values, ties by rank, to the front.
-void SelectLargest(std::span<std::int32_t> ranks, std::int64_t count,
-                   const std::vector<float>& values) {
-  std::nth_element(ranks.begin(), ranks.begin() + count, ranks.end(),
-                   [&](std::int32_t a, std::int32_t b) {
-                     const float x = values[static_cast<std::size_t>(a)];
-                     const float y = values[static_cast<std::size_t>(b)];
-                     return x > y || (x == y && a < b);
-                   });
-}
-
 }  // namespace
 
 TreePlanner::TreePlanner(const Problem& problem, const Plan& plan, std::int64_t batch,
@@ -209,11 +201,11 @@ TreePlanner::TreePlanner(const Problem& problem, const Plan& plan, std::int64_t 
       queries_(ValidPositions(plan.valid_queries, batch, problem.queries)) {
   first_head_ = key_head * head_count_;
   const std::vector<std::int32_t> keys = ValidPositions(plan.valid_keys, batch, problem.keys);
-  finite_heads_.assign(static_cast<std::size_t>(head_count_), 1);
+  sizes_.assign(static_cast<std::size_t>(head_count_) + 1, 0.0F);
   if (queries_.empty() || keys.empty()) return;
   tree_.key_order = keys;
   FindCommonBasis();
-  if (!finite_keys_ || plan.tolerance == 0.0) return;
+  if (!std::isfinite(sizes_.back()) || plan.tolerance == 0.0) return;
   if (std::ssize(keys) < std::max(kFewestKeys, plan.dense_below)) return;
   if (std::ssize(queries_) < plan.dense_below) return;
   if (std::ssize(queries_) <= kFewestQueries && !plan.max_density) return;
@@ -261,38 +253,34 @@ void TreePlanner::FindCommonBasis() {
   const auto key_rows = [&](const std::vector<std::int32_t>& positions) {
     return kernels::RowsOf(problem_.key, batch_, key_head_, positions);
   };
-  // The keys come behind the query heads.
-  std::vector<float> sizes(static_cast<std::size_t>(head_count_) + 1);
   ParallelFor(head_count_ + 1, threads_, [&](std::int64_t i) {
     const bool of_keys = i == head_count_;
     const std::vector<std::int32_t>& positions = of_keys ? tree_.key_order : queries_;
-    sizes[static_cast<std::size_t>(i)] =
+    sizes_[static_cast<std::size_t>(i)] =
         kernels::MaxAbs(of_keys ? key_rows(positions) : query_rows(i, positions), 0,
                         std::ssize(positions), problem_.depth);
   });
-  const float key_size = sizes.back();
-  finite_keys_ = std::isfinite(key_size);
+  const float key_size = sizes_.back();
+  if (!std::isfinite(key_size)) return;
   float query_size = 0.0F;
   double finite = 0.0;
-  for (std::size_t i = 0; i + 1 < sizes.size(); ++i) {
-    finite_heads_[i] = std::isfinite(sizes[i]) ? 1 : 0;
-    if (finite_heads_[i] == 0) continue;
-    query_size = std::max(query_size, sizes[i]);
+  for (std::int64_t i = 0; i < head_count_; ++i) {
+    if (!IsFinite(i)) continue;
+    query_size = std::max(query_size, sizes_[static_cast<std::size_t>(i)]);
     finite += 1.0;
   }
-  if (!finite_keys_) return;
   const double query_factor = Normalizer(query_size);
   const double key_factor = Normalizer(key_size);
 
   const std::vector<std::int32_t> some_keys = Spread(tree_.key_order, kMomentRows);
   const std::vector<std::int32_t> some_queries =
       Spread(queries_, std::max<std::int64_t>(64, kMomentRows / head_count_));
-  std::vector<std::vector<double>> moments(sizes.size());
+  std::vector<std::vector<double>> moments(sizes_.size());
   ParallelFor(head_count_ + 1, threads_, [&](std::int64_t i) {
     std::vector<double>& moment = moments[static_cast<std::size_t>(i)];
     if (i == head_count_) {
       moment = Moment(key_rows(some_keys), std::ssize(some_keys), problem_.depth, key_factor, true);
-    } else if (finite_heads_[static_cast<std::size_t>(i)] != 0) {
+    } else if (IsFinite(i)) {
       moment = Moment(query_rows(i, some_queries), std::ssize(some_queries), problem_.depth,
                       query_factor, false);
     }
@@ -318,7 +306,7 @@ std::vector<std::int32_t> TreePlanner::ChooseSinks(const std::vector<std::int32_
   std::vector<std::vector<float>> parts(static_cast<std::size_t>(head_count_ * kSinkGroups));
   ParallelFor(std::ssize(parts), threads_, [&](std::int64_t i) {
     const std::int64_t head = i / kSinkGroups;
-    if (finite_heads_[static_cast<std::size_t>(head)] == 0) return;
+    if (!IsFinite(head)) return;
     // One query of each of the equal stretches of positions.
     std::vector<std::int32_t> some;
     const std::int64_t stretches = std::min(kSinkGroups * kTreeRows, std::ssize(queries_));
@@ -365,15 +353,23 @@ kernels::QueryLanes BlockLanes(const Problem& problem, std::int64_t batch, std::
                             tree.query_basis.data(), tree.profiles);
 }
 
+double TreePlanner::LargestLogit(std::int64_t head) const {
+  return static_cast<double>(sizes_[static_cast<std::size_t>(head)]) *
+         static_cast<double>(sizes_.back()) * static_cast<double>(problem_.depth) *
+         std::abs(problem_.scale);
+}
+
 TreePlanner::Head TreePlanner::PlanHead(std::int64_t query_head) const {
   Head head;
   if (queries_.empty() || tree_.key_order.empty()) return head;
-  if (!finite_keys_ || finite_heads_[static_cast<std::size_t>(query_head - first_head_)] == 0) {
+  if (!IsFinite(head_count_) || !IsFinite(query_head - first_head_)) {
     head.plan.non_finite = true;
     return head;
   }
   head.plan.dense = true;
-  if (summaries_ == nullptr) return head;
+  if (summaries_ == nullptr || !(LargestLogit(query_head - first_head_) < kGreatestLogit)) {
+    return head;
+  }
 
   const auto n = std::ssize(queries_);
   const std::int64_t blocks = (n + kTreeRows - 1) / kTreeRows;

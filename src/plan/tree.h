@@ -1,6 +1,8 @@
 // The planner of `tree`: error-controlled attention over balanced trees.
 #pragma once
 
+#include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -40,6 +42,9 @@ class TreePlanner {
   KeyTree TakeKeyTree() { return std::move(tree_); }
 
  private:
+  bool IsFinite(std::int64_t i) const { return std::isfinite(sizes_[static_cast<std::size_t>(i)]); }
+  /// No logit of the group's query head is larger, by the largest elements.
+  double LargestLogit(std::int64_t head) const;
   void FindCommonBasis();
   std::vector<std::int32_t> ChooseSinks(const std::vector<std::int32_t>& keys,
                                         const kernels::Floats& coordinates);
@@ -50,8 +55,9 @@ class TreePlanner {
   std::int64_t first_head_, head_count_;  ///< of the group
   int threads_;
   std::vector<std::int32_t> queries_;  ///< valid positions
-  std::vector<char> finite_heads_;
-  bool finite_keys_ = true;
+  /// Largest absolute elements of the group's query heads and, behind them, of the keys; NaN where
+  /// one is not finite.
+  std::vector<float> sizes_;
   Basis basis_;
   KeyTree tree_;
   std::vector<std::int32_t> ranks_;  ///< as NodesView's

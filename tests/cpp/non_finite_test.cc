@@ -382,6 +382,47 @@ TEST(NonFinite, TreeValuesSpoilTheirColumnOfTheirHeads) {
   }
 }
 
+TEST(NonFinite, TreeTakesQueriesAndKeysOfAnySizeAsDenseDoes) {
+  // Finite rows whose logits, shares and variances overflow.
+  for (const double factor : {1e15, 1e18, 2.5e18, 5e18, 1e19, 1e25, 1e31, 3e37}) {
+    for (std::uint64_t n = 0; n < 6; ++n) {
+      Random random(300 + n % 3);
+      Call call({1, 2, 1, 200, 400, 16, 8});
+      call.options.num_threads = 1;
+      n < 3 ? FillSmooth(random, call) : call.FillNormal(random);
+      for (const bool of_keys : {false, true}) {
+        Tensor& rows = of_keys ? call.key : call.query;
+        if (n % 3 == (of_keys ? 0 : 1) && factor > 1e19) continue;
+        rows.ForEach([&](auto... at) { rows.set(at..., factor * rows.at(at...)); });
+      }
+      call.options.method = Method::kDense;
+      const Result dense = Attend(call);
+      call.options.method = Method::kTree;
+      call.options.seed = n % 3;
+      for (const bool capped : {false, true}) {
+        if (capped) call.options.max_density = 0.3;
+        const Result result = Attend(call);
+        double error = 0.0;
+        double size = 0.0;
+        result.out.ForEach([&](auto... at) {
+          const double got = result.out.at(at...);
+          const double expected = dense.out.at(at...);
+          ASSERT_EQ(std::isnan(got), std::isnan(expected)) << factor << " " << n << ": " << call;
+          if (std::isnan(got)) return;
+          error += (got - expected) * (got - expected);
+          size += expected * expected;
+        });
+        if (!capped) {
+          EXPECT_LE(error, 0.075 * 0.075 * size) << factor << " " << n << ": " << call;
+        }
+        call.options.num_threads = 3;
+        EXPECT_TRUE(Attend(call).SameBits(result)) << call;
+        call.options.num_threads = 1;
+      }
+    }
+  }
+}
+
 TEST(NonFinite, AnyBitsAtAllComeToAnEnd) {
   Random random(108);
   for (int n = 0; n < 300; ++n) {

@@ -1,4 +1,4 @@
-// Exact: the radix sort against the standard library's stable sort.
+// Exact: orders of floats against the standard library's stable sort.
 #include "kernels/sort.h"
 
 #include <gtest/gtest.h>
@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <limits>
 #include <numeric>
+#include <random>
 #include <vector>
 
 #include "testing/random.h"
@@ -57,6 +58,38 @@ TEST(SortedOrder, TakesEveryFloatButNaN) {
     if (!std::isnan(key)) keys.push_back(key);
   }
   EXPECT_EQ(SortedOrder(keys), StableOrder(keys));
+}
+
+TEST(SelectLargest, TakesNaNAsBelowEveryNumberAndTiesByRank) {
+  Random random(13);
+  for (int n = 0; n < 300; ++n) {
+    const std::int64_t count = random.Between(1, 200);
+    const double of_nan = random.Of({0.0, 0.1, 0.9, 1.0});
+    std::vector<float> values(static_cast<std::size_t>(count));
+    for (float& value : values) {
+      value = random.Chance(of_nan) ? std::numeric_limits<float>::quiet_NaN()
+              : random.Chance(0.2)  ? static_cast<float>(random.Between(-2, 2))
+              : random.Chance(0.1)  ? -std::numeric_limits<float>::infinity()
+                                    : static_cast<float>(random.Normal());
+    }
+    std::vector<std::int32_t> ranks(values.size());
+    std::iota(ranks.begin(), ranks.end(), 0);
+    std::vector<std::int32_t> expected = ranks;
+    std::stable_sort(expected.begin(), expected.end(), [&](std::int32_t a, std::int32_t b) {
+      const float x = values[static_cast<std::size_t>(a)];
+      const float y = values[static_cast<std::size_t>(b)];
+      return !std::isnan(x) && (std::isnan(y) || x > y);
+    });
+    const std::int64_t wanted = random.Between(0, count);
+    std::shuffle(ranks.begin(), ranks.end(), std::mt19937(static_cast<unsigned>(n)));
+    SelectLargest(ranks, wanted, values);
+    std::sort(ranks.begin(), ranks.begin() + wanted);
+    std::sort(expected.begin(), expected.begin() + wanted);
+    for (std::int64_t i = 0; i < wanted; ++i) {
+      const auto at = static_cast<std::size_t>(i);
+      ASSERT_EQ(ranks[at], expected[at]) << wanted << " of " << count;
+    }
+  }
 }
 
 }  // namespace
