@@ -10,6 +10,7 @@
 #include "execute/forward.h"
 #include "execute/merge.h"
 #include "execute/reference.h"
+#include "kernels/float_environment.h"
 #include "kernels/kernels.h"
 #include "message.h"
 #include "plan/lsh.h"
@@ -55,6 +56,7 @@ Dropout DropoutOf(const Options& options, const Plan& plan) {
 template <class Body>
 void WithWholePlan(const Arguments& arguments, const Options& options, const Plan* plan,
                    const Body& body) {
+  const FloatEnvironment environment;
   Problem problem = CheckProblem(arguments, WithPlan(options, plan), true);
   if (plan != nullptr) CheckPlan(*plan, arguments, options, problem);
   const Plan made = plan == nullptr ? MakePlan(arguments, options, problem) : Plan{};
@@ -118,6 +120,7 @@ void AddDensity(const Plan& plan, Statistics& statistics) {
 
 void attention(const Arguments& arguments, const Options& options, const Outputs& outputs,
                const Plan* plan) {
+  const FloatEnvironment environment;
   Problem problem = CheckProblem(arguments, WithPlan(options, plan), true);
   if (plan != nullptr) CheckPlan(*plan, arguments, options, problem);
   CheckOutputs(outputs, problem);
@@ -162,6 +165,7 @@ void attention_backward(const Arguments& arguments, const Options& options, cons
                         const TensorView& lse, const TensorView& grad_out,
                         const std::optional<TensorView>& grad_lse, const Gradients& gradients,
                         const Plan* plan) {
+  const FloatEnvironment environment;
   Problem problem = CheckProblem(arguments, WithPlan(options, plan), true);
   if (plan != nullptr) CheckPlan(*plan, arguments, options, problem);
   CheckBackward(out, lse, grad_out, grad_lse, gradients, problem);
@@ -191,6 +195,7 @@ void attention_backward(const Arguments& arguments, const Options& options, cons
 }
 
 Plan plan(const Arguments& arguments, const Options& options) {
+  const FloatEnvironment environment;
   const bool needs_value = options.method == Method::kTree;
   const bool with_value =
       needs_value || (options.method == Method::kAuto && arguments.value.rank != 0);
@@ -202,6 +207,7 @@ Plan plan(const Arguments& arguments, const Options& options) {
 }
 
 Statistics estimate(const Arguments& arguments, const Options& options) {
+  const FloatEnvironment environment;
   const Problem problem = CheckProblem(arguments, options, true);
   const auto start = std::chrono::steady_clock::now();
   const Plan plan = CheckMethod(arguments, options, problem);
@@ -220,6 +226,7 @@ Statistics estimate(const Arguments& arguments, const Options& options) {
 
 void merge(const MutableTensorView& out, const MutableTensorView& lse, const TensorView& other_out,
            const TensorView& other_lse, int num_threads) {
+  const FloatEnvironment environment;
   CheckMerge(out, lse, other_out, other_lse, num_threads);
   ExecuteMerge(out, lse, other_out, other_lse, num_threads);
 }

@@ -24,29 +24,41 @@ namespace hn = hwy::HWY_NAMESPACE;
 using FloatTag = hn::ScalableTag<float>;
 using FloatVector = hn::Vec<FloatTag>;
 
-/// 16-bit patterns in the low halves of 32-bit lanes, to float32. Integer arithmetic on every
-/// target: exact, subnormals and NaN included.
-template <DType kType, class D32>
-HWY_INLINE hn::Vec<hn::Repartition<float, D32>> FloatFromBits(D32 du, hn::Vec<D32> bits) {
-  const hn::Repartition<float, D32> df;
+/// A vector of elements of a narrow type to float32. Exact whatever the floating-point environment:
+/// no step takes a subnormal float32, which the processor may be told to read as 0.
+template <DType kType>
+HWY_INLINE FloatVector Widen(const std::uint16_t* elements) {
+  const FloatTag df;
+  const hn::RebindToUnsigned<FloatTag> du;
+  const auto narrow = hn::LoadU(hn::Rebind<std::uint16_t, FloatTag>(), elements);
   if constexpr (kType == DType::kBFloat16) {
-    return hn::BitCast(df, hn::ShiftLeft<16>(bits));
+    return hn::BitCast(df, hn::ShiftLeft<16>(hn::PromoteTo(du, narrow)));
   } else {
+#if HWY_ARCH_X86 && HWY_TARGET < HWY_SSE4 && !defined(HWY_DISABLE_F16C)
+    // The instruction (vcvtph2ps) ignores the flags that make subnormal numbers 0.
+    const hn::Rebind<hwy::float16_t, FloatTag> half;
+    return hn::PromoteTo(df, hn::BitCast(half, narrow));
+#else
+    const auto bits = hn::PromoteTo(du, narrow);
     const auto magnitude = hn::And(bits, hn::Set(du, 0x7FFFU));
     const auto sign = hn::ShiftLeft<16>(hn::Sub(bits, magnitude));
-    const auto shifted = hn::ShiftLeft<13>(magnitude);
-    const auto finite = hn::BitCast(du, hn::Mul(hn::BitCast(df, shifted), hn::Set(df, 0x1p112F)));
-    const auto special = hn::Or(shifted, hn::Set(du, 0x7F800000U));
+    // In place, the exponent is 112 too small; that of infinity and NaN 224.
+    const auto rebias = hn::Set(du, 112U << 23);
     const auto is_special = hn::Gt(magnitude, hn::Set(du, 0x7BFFU));
-    return hn::BitCast(df, hn::Or(hn::IfThenElse(is_special, special, finite), sign));
+    const auto normal = hn::Add(hn::Add(hn::ShiftLeft<13>(magnitude), rebias),
+                                hn::IfThenElseZero(is_special, rebias));
+    const hn::RebindToSigned<FloatTag> di;
+    const auto tiny = hn::Mul(hn::ConvertTo(df, hn::BitCast(di, magnitude)), hn::Set(df, 0x1p-24F));
+    const auto is_tiny = hn::Lt(magnitude, hn::Set(du, 0x400U));
+    const auto value = hn::IfThenElse(is_tiny, hn::BitCast(du, tiny), normal);
+    return hn::BitCast(df, hn::Or(value, sign));
+#endif
   }
 }
 
 /// `count` elements to float32.
 HWY_INLINE void LoadRow(const std::byte* source, DType dtype, std::int64_t count, float* target) {
   const FloatTag df;
-  const hn::RebindToUnsigned<FloatTag> du;
-  const hn::Rebind<std::uint16_t, FloatTag> d16;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(df));
   std::int64_t i = 0;
   if (dtype == DType::kFloat32) {
@@ -54,11 +66,10 @@ HWY_INLINE void LoadRow(const std::byte* source, DType dtype, std::int64_t count
     return;
   }
   if (dtype == DType::kFloat16 || dtype == DType::kBFloat16) {
-    const auto* bits = reinterpret_cast<const std::uint16_t*>(source);
+    const auto* elements = reinterpret_cast<const std::uint16_t*>(source);
     for (; i + lanes <= count; i += lanes) {
-      const auto wide = hn::PromoteTo(du, hn::LoadU(d16, bits + i));
-      hn::StoreU(dtype == DType::kFloat16 ? FloatFromBits<DType::kFloat16>(du, wide)
-                                          : FloatFromBits<DType::kBFloat16>(du, wide),
+      hn::StoreU(dtype == DType::kFloat16 ? Widen<DType::kFloat16>(elements + i)
+                                          : Widen<DType::kBFloat16>(elements + i),
                  df, target + i);
     }
   }

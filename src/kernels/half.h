@@ -12,13 +12,16 @@
 
 namespace smyrf {
 
+/// Takes no subnormal float32, which the processor may be told to read as 0.
 inline float FloatFromHalf(std::uint16_t half) {
   const std::uint32_t sign = (half & 0x8000U) << 16;
   const std::uint32_t magnitude = half & 0x7FFFU;
-  // Shifted into place the exponent is 112 too small; a multiply mends it, subnormals included.
-  float value = std::bit_cast<float>(magnitude << 13) * 0x1p112F;
-  if (magnitude >= 0x7C00U) value = std::bit_cast<float>(0x7F800000U | (magnitude << 13));
-  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(value) | sign);
+  // In place, the exponent is 112 too small; that of infinity and NaN 224.
+  std::uint32_t bits = (magnitude << 13) + (magnitude < 0x7C00U ? 112U << 23 : 224U << 23);
+  if (magnitude < 0x400U) {
+    bits = std::bit_cast<std::uint32_t>(static_cast<float>(magnitude) * 0x1p-24F);
+  }
+  return std::bit_cast<float>(bits | sign);
 }
 
 inline float FloatFromBFloat(std::uint16_t bits) {

@@ -4,6 +4,8 @@
 #include <atomic>
 #include <exception>
 
+#include "kernels/float_environment.h"
+
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -73,6 +75,7 @@ void ParallelFor(std::int64_t count, [[maybe_unused]] int num_threads,
     for (std::int64_t i = 0; i < count; ++i) {
       if (failed) continue;
       try {
+        const FloatEnvironment environment;
         body(i);
       } catch (...) {
         if (!failed.exchange(true)) failure = std::current_exception();
@@ -82,6 +85,7 @@ void ParallelFor(std::int64_t count, [[maybe_unused]] int num_threads,
     return;
   }
 #endif
+  const FloatEnvironment environment;
   for (std::int64_t i = 0; i < count; ++i) body(i);
 }
 

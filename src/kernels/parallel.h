@@ -15,7 +15,7 @@ int ThreadsFor(int num_threads);
 
 /// Calls body(i) for every i in [0, count), on at most `num_threads` threads (0: DefaultThreads())
 /// and never more than 4 a processor, in no fixed order. The first exception is thrown again after
-/// all threads have stopped.
+/// all threads have stopped. Bodies run in FloatEnvironment, whatever that of the threads.
 void ParallelFor(std::int64_t count, int num_threads,
                  const std::function<void(std::int64_t)>& body);
 
