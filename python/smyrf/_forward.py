@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers.utils import logging
 from smyrf._dials import attend
 from smyrf._layers import Layer, kept
 from smyrf._masks import UNBOUNDED, Band, PatternMask
+from smyrf._packed import attend_texts, cuts_of, is_packed
 
 logger = logging.get_logger(__name__)
 
@@ -21,13 +23,15 @@ logger = logging.get_logger(__name__)
 _REFUSED = {
     "block_indices": "sparse blocks of keys are not supported; use attn_implementation='sdpa'",
     "cache": "paged caches are not supported; generate without continuous batching",
-    "cu_seq_lens_k": "packed sequences are not supported; pass a padded batch and attention_mask",
-    "cu_seq_lens_q": "packed sequences are not supported; pass a padded batch and attention_mask",
-    "position_bias": "a bias added to the logits is not supported; use attn_implementation='sdpa'",
     "s_aux": "attention sinks are not supported; use attn_implementation='eager'",
     "sinks": "attention sinks are not supported; use attn_implementation='eager'",
     "softcap": "capped logits are not supported; use attn_implementation='eager'",
 }
+
+_NO_BIAS_GRADIENT = (
+    "{}: got a position_bias that requires a gradient, which smyrf doesn't give; freeze the "
+    "weights that it comes from (requires_grad_(False)), or train with attn_implementation='sdpa'"
+)
 
 
 def attention_forward(
@@ -40,6 +44,7 @@ def attention_forward(
     scaling: float | None = None,
     is_causal: bool | None = None,
     sliding_window: int | None = None,
+    position_bias: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """The attention function registered with transformers under the name "smyrf".
@@ -55,56 +60,65 @@ def attention_forward(
         is_causal: used only where `sdpa` would get no mask; default `module.is_causal`, or True
             if there is none. Aligned to the upper left, as in `sdpa`.
         sliding_window: implied by the mask where there is one.
+        position_bias: (B or 1, H or 1, Nq or 1, Nk), added to the logits. `dense` takes it, and
+            gives no gradient of it.
         kwargs: ignored as by `sdpa`, but for a written list of those that change the result; a
-            keyword that is None asks for nothing.
+            keyword that is None asks for nothing. With cu_seq_lens_q and cu_seq_lens_k rows hold
+            texts one after another, and each attends to itself alone, aligned to its lower right.
 
     Returns:
         (B, Nq, Hq, Dv) contiguous, and None in the place of the weights.
 
     Raises:
         NotImplementedError: a keyword or a mask that smyrf, or the layer's method, can't take.
+        ValueError: sizes of mask or of packed texts that are not those of queries and keys.
     """
     layer = kept(module)
     name = layer.name if layer is not None else _default_name(module)
     _check_keywords(name, kwargs, enabled=layer is not None)
-    batch, keys = key.shape[0], key.shape[2]
-    if attention_mask is None and sliding_window is not None and keys > sliding_window:
-        raise NotImplementedError(
-            f"{name}: got sliding_window={sliding_window} and no mask for {keys} keys; smyrf "
-            "takes the window from the mask: pass attention_mask, or use "
-            "attn_implementation='sdpa'"
-        )
-    if isinstance(attention_mask, PatternMask) and not attention_mask.none_in_sdpa:
-        _check_sizes(name, attention_mask, query.shape[2], keys)
-        used_keys, options = attention_mask.used_keys, _pattern_options(attention_mask, layer)
-    elif isinstance(attention_mask, torch.Tensor):
-        used_keys, options = keys, _full_mask_options(name, attention_mask, batch)
+    batch, keys, packed = key.shape[0], key.shape[2], is_packed(kwargs)
+    if isinstance(attention_mask, PatternMask) and attention_mask.none_in_sdpa:
+        attention_mask = sliding_window = None
+    if attention_mask is not None:
+        used_keys, options = _options_of_mask(name, layer, attention_mask, query, key)
     else:
         causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-        used_keys, options = _causal_options(query, key) if causal else (keys, {})
+        used_keys, options = _options_without_mask(name, causal, sliding_window, packed, query, key)
     indices = kwargs.get("indices")
     if isinstance(indices, torch.Tensor) and indices.shape[:-1] == (batch, query.shape[2]):
         _restrict(options, indices, keys, used_keys)
+    if position_bias is not None:
+        _check_bias(name, module, position_bias, layer)
+        _add_bias(options, position_bias.detach()[..., :used_keys])
     key, value = key[:, :, :used_keys], value[:, :, :used_keys]
     if query.shape[0] == 1 != batch:
         query = query.expand(batch, -1, -1, -1)  # learned queries, shared by the batch
     options.update(scale=scaling, enable_gqa=query.shape[1] != key.shape[1], layout="BNHD")
     if layer is not None:
         options.update(layer.dials, method=layer.method)
-    if dropout:
-        options.update(_dropout_options(name, dropout, options.get("method")))
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
-    return _call(name, module, query, key, value, options), None
+    call = functools.partial(_call, name, module, dropout)
+    if packed:
+        rows = cuts_of(name, kwargs, batch, query.shape[1], key.shape[1])
+        out = attend_texts(rows, query, key, value, options, call)
+    else:
+        out = call(query, key, value, options)
+    if position_bias is not None and position_bias.requires_grad and torch.is_grad_enabled():
+        out = out + _Refusal.apply(position_bias, name)  # type: ignore[no-untyped-call]
+    return out, None
 
 
 def _call(
     name: str,
     module: nn.Module,
+    dropout: float,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     options: dict[str, Any],
 ) -> torch.Tensor:
+    if dropout:
+        options = options | _dropout_options(name, dropout, options.get("method"))
     try:
         return attend(name, query, key, value, options)
     except NotImplementedError as error:
@@ -138,6 +152,42 @@ def _dropout_options(name: str, dropout: float, method: str | None) -> dict[str,
     return {"dropout_p": dropout, "seed": int(torch.randint(2**63 - 1, ()))}
 
 
+class _Refusal(torch.autograd.Function):
+    """0, which raises where a gradient by the bias is asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, bias: torch.Tensor, name: str) -> torch.Tensor:
+        ctx.name = name
+        return bias.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, _: torch.Tensor) -> Any:
+        raise NotImplementedError(_NO_BIAS_GRADIENT.format(ctx.name))
+
+
+def _check_bias(name: str, module: nn.Module, bias: torch.Tensor, layer: Layer | None) -> None:
+    if layer is not None and layer.method in ("tree", "lsh"):
+        raise NotImplementedError(
+            f"{name}: got position_bias, which method {layer.method} can't add to the logits"
+            f"{_advice(name, module, {'method': layer.method})}"
+        )
+    # Outside training a gradient is rarely wanted where PyTorch keeps a graph: backward says so.
+    early = module.training or torch.compiler.is_compiling()
+    if early and bias.requires_grad and torch.is_grad_enabled():
+        raise NotImplementedError(_NO_BIAS_GRADIENT.format(name))
+
+
+def _add_bias(options: dict[str, Any], bias: torch.Tensor) -> None:
+    """Make the bias part of the options' mask, as `sdpa` does."""
+    mask = options.get("attn_mask")
+    if mask is None:
+        options["attn_mask"] = bias
+    elif mask.dtype == torch.bool:
+        options["attn_mask"] = torch.where(mask, bias, torch.finfo(bias.dtype).min)
+    else:
+        options["attn_mask"] = mask + bias
+
+
 def _check_keywords(name: str, kwargs: Mapping[str, Any], *, enabled: bool) -> None:
     for keyword, remedy in _REFUSED.items():
         if kwargs.get(keyword) is not None:
@@ -150,10 +200,41 @@ def _check_keywords(name: str, kwargs: Mapping[str, Any], *, enabled: bool) -> N
         )
 
 
-def _causal_options(query: torch.Tensor, key: torch.Tensor) -> tuple[int, dict[str, Any]]:
-    """The keys used, and the options, of a causal layer without a mask: what `sdpa` makes of it."""
+def _options_of_mask(
+    name: str,
+    layer: Layer | None,
+    mask: torch.Tensor | PatternMask,
+    query: torch.Tensor,
+    key: torch.Tensor,
+) -> tuple[int, dict[str, Any]]:
+    """The number of keys used, and the options."""
+    if isinstance(mask, PatternMask):
+        _check_sizes(name, mask, query.shape[2], key.shape[2])
+        return mask.used_keys, _pattern_options(mask, layer)
+    return key.shape[2], _full_mask_options(name, mask, key.shape[0])
+
+
+def _options_without_mask(
+    name: str,
+    causal: bool,
+    window: int | None,
+    packed: bool,
+    query: torch.Tensor,
+    key: torch.Tensor,
+) -> tuple[int, dict[str, Any]]:
+    """The number of keys used, and the options: `sdpa`'s, or for packed rows flash attention's."""
     queries, keys = query.shape[2], key.shape[2]
-    if queries == 1:
+    if packed:
+        options: dict[str, Any] = {"is_causal": True} if causal else {}
+        if window is not None:
+            options["window"] = (window - 1, UNBOUNDED if causal else window - 1)
+        return keys, options
+    if window is not None and keys > window:
+        raise NotImplementedError(
+            f"{name}: got sliding_window={window} and no mask for {keys} keys; smyrf takes the "
+            "window from the mask: pass attention_mask, or use attn_implementation='sdpa'"
+        )
+    if not causal or queries == 1:
         return keys, {}
     if keys >= queries:  # more keys are a static cache's unused rows
         return queries, {"is_causal": True}

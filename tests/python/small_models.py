@@ -37,6 +37,7 @@ BART = {
     "eos_token_id": 2,
     "decoder_start_token_id": 3,
 }
+T5 = {"vocab_size": 100, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2}
 VISION = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -76,7 +77,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "begin_suppress_tokens": None,
         },
     ),
-    "T5": ("T5Model", {"vocab_size": 100, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2}),
+    "T5": ("T5Model", T5),
+    "UMT5": ("UMT5Model", T5),
     # Chunked and mixed patterns: masks that are no plain pattern.
     "Llama4": (
         "Llama4ForCausalLM",
@@ -92,10 +94,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 BATCH, LENGTH = 3, 11
 
 
-def build(name: str) -> Any:
+def build(name: str, kind: str | None = None) -> Any:
+    """A model by its short name; `kind`: another class that takes the same config."""
     torch.manual_seed(7)
-    kind, settings = MODELS[name]
-    model_class = getattr(transformers, kind)
+    usual, settings = MODELS[name]
+    model_class = getattr(transformers, kind or usual)
     config = model_class.config_class(**settings)
     return model_class(config).eval()
 
@@ -125,7 +128,7 @@ def inputs_for(name: str, side: str) -> dict[str, torch.Tensor]:
     if name == "Whisper":
         inputs = {"input_features": features(), "decoder_input_ids": ids}
         return inputs | {f"decoder_{key}": mask for key, mask in masked.items()}
-    if name in ("Bart", "T5"):
+    if name in ("Bart", "T5", "UMT5"):
         decoder = {"decoder_input_ids": ids.flip(0)}
         if side != "none":
             other = {"left": "right", "right": "left"}[side]

@@ -34,7 +34,7 @@ from smyrf.models import find_model, load_model
 PADDED = [
     (name, side)
     for name in MODELS
-    if name not in ("T5", "Gemma2")
+    if name != "Gemma2"
     for side in (("none",) if name == "ViT" else ("none", "right", "left"))
 ]
 
@@ -194,10 +194,6 @@ def test_unsupported_features_of_models_raise() -> None:
         NotImplementedError, match=r"model\.layers\.0\.self_attn: got softcap.*disable\(model\)"
     ):
         run(capped, inputs_for("Gemma2", "none"))
-    biased = build("T5")
-    smyrf.transformers.enable(biased)
-    with pytest.raises(NotImplementedError, match="SelfAttention: got position_bias"):
-        run(biased, inputs_for("T5", "none"))
 
 
 @pytest.mark.parametrize("name", ["Bert", "Llama", "Mistral"])
