@@ -1,10 +1,18 @@
-"""PyTorch: calls with tensors, by the operator `smyrf::attention` where they can be."""
+"""PyTorch: `replace_sdpa`, and `smyrf.attention` of tensors.
+
+Calls are those of the operator `smyrf::attention` where they can be.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
+try:
+    import torch
+except ModuleNotFoundError as missing:
+    if missing.name != "torch":
+        raise
+    raise ImportError("smyrf.torch needs PyTorch; type: pip install 'smyrf[torch]'") from None
 from torch.autograd import forward_ad
 
 from smyrf import _core
@@ -20,7 +28,10 @@ from smyrf._operator import (
     refuse_nested,
     run,
 )
+from smyrf._replace_sdpa import Replacement, replace_sdpa
 from smyrf._shapes import is_plain, shaped, shaped_parts
+
+__all__ = ["Replacement", "replace_sdpa"]
 
 _NO_TANGENT = (
     "smyrf.attention has no forward-mode derivative; use reverse mode (backward), or "
