@@ -51,9 +51,10 @@ def attention_forward(
 
     Args:
         module: the calling layer; `enable` may have kept options for it, else `method="auto"`.
-        query: (B, Hq, Nq, D). key, value: (B, Hkv, Nk, D or Dv).
-        attention_mask: None; a `PatternMask`; or a full mask (B or 1, Hq or 1, Nq or 1, Nk), bool
-            (True takes part) or additive. A bool one of shape (B or 1, 1, 1, Nk) is padding.
+        query: (B, Hq, Nq, D). key, value: (B, Hkv, Nk, D or Dv). A batch, or heads, of one stand
+            for those of the others.
+        attention_mask: None; a `PatternMask`; or a full mask (B or 1, Hq or 1, Nq or 1, Nk or 1),
+            bool (True takes part) or additive. A bool one of shape (B or 1, 1, 1, Nk) is padding.
         dropout: each weight is dropped with this probability, chosen by PyTorch's generator;
             layers pass 0 unless they train. Not for `tree`.
         scaling: factor on the logits, default 1/sqrt(D).
@@ -76,11 +77,14 @@ def attention_forward(
     layer = kept(module)
     name = layer.name if layer is not None else _default_name(module)
     _check_keywords(name, kwargs, enabled=layer is not None)
-    batch, keys, packed = key.shape[0], key.shape[2], is_packed(kwargs)
+    # Each of the three may have a batch of one that stands for all, as learned queries have.
+    batch = next((x.shape[0] for x in (query, key, value) if x.shape[0] != 1), 1)
+    keys, packed = key.shape[2], is_packed(kwargs)
     if isinstance(attention_mask, PatternMask) and attention_mask.none_in_sdpa:
         attention_mask = sliding_window = None
     if attention_mask is not None:
-        used_keys, options = _options_of_mask(name, layer, attention_mask, query, key)
+        sizes = batch, query.shape[2], keys
+        used_keys, options = _options_of_mask(name, layer, attention_mask, sizes)
     else:
         causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
         used_keys, options = _options_without_mask(name, causal, sliding_window, packed, query, key)
@@ -91,9 +95,7 @@ def attention_forward(
         _check_bias(name, module, position_bias, layer)
         _add_bias(options, position_bias.detach()[..., :used_keys])
     key, value = key[:, :, :used_keys], value[:, :, :used_keys]
-    if query.shape[0] == 1 != batch:
-        query = query.expand(batch, -1, -1, -1)  # learned queries, shared by the batch
-    options.update(scale=scaling, enable_gqa=query.shape[1] != key.shape[1], layout="BNHD")
+    options.update(scale=scaling, enable_gqa=query.shape[1] > key.shape[1], layout="BNHD")
     if layer is not None:
         options.update(layer.dials, method=layer.method)
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
@@ -204,14 +206,14 @@ def _options_of_mask(
     name: str,
     layer: Layer | None,
     mask: torch.Tensor | PatternMask,
-    query: torch.Tensor,
-    key: torch.Tensor,
+    sizes: tuple[int, int, int],
 ) -> tuple[int, dict[str, Any]]:
-    """The number of keys used, and the options."""
+    """The number of keys used, and the options. Sizes: batch, queries, keys."""
+    batch, queries, keys = sizes
     if isinstance(mask, PatternMask):
-        _check_sizes(name, mask, query.shape[2], key.shape[2])
-        return mask.used_keys, _pattern_options(mask, layer)
-    return key.shape[2], _full_mask_options(name, mask, key.shape[0])
+        _check_sizes(name, mask, queries, keys)
+        return mask.used_keys, _pattern_options(mask, layer, batch)
+    return keys, _full_mask_options(name, mask, batch, keys)
 
 
 def _options_without_mask(
@@ -250,9 +252,10 @@ def _check_sizes(name: str, mask: PatternMask, queries: int, keys: int) -> None:
         )
 
 
-def _pattern_options(mask: PatternMask, layer: Layer | None) -> dict[str, Any]:
+def _pattern_options(mask: PatternMask, layer: Layer | None, batch: int) -> dict[str, Any]:
     left, right = mask.band
-    options: dict[str, Any] = {"key_padding_mask": mask.padding}
+    padding = None if mask.padding is None else mask.padding.expand(batch, -1)
+    options: dict[str, Any] = {"key_padding_mask": padding}
     if right == 0:
         options["is_causal"] = True
         right = UNBOUNDED
@@ -262,7 +265,7 @@ def _pattern_options(mask: PatternMask, layer: Layer | None) -> dict[str, Any]:
     # would let them take part in its order, so it is told which they are, where that is certain.
     plain_self = layer is not None and layer.self_attention and layer.method != "dense"
     if plain_self and mask.shape[2] == mask.used_keys and mask.band == Band(UNBOUNDED, UNBOUNDED):
-        options["query_padding_mask"] = mask.padding
+        options["query_padding_mask"] = padding
     return options
 
 
@@ -283,14 +286,14 @@ def _restrict(options: dict[str, Any], indices: torch.Tensor, keys: int, used_ke
         options["attn_mask"] = mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)
 
 
-def _full_mask_options(name: str, mask: torch.Tensor, batch: int) -> dict[str, Any]:
+def _full_mask_options(name: str, mask: torch.Tensor, batch: int, keys: int) -> dict[str, Any]:
     if mask.ndim != 4:
         raise NotImplementedError(
             f"{name}: got an attention mask of shape {tuple(mask.shape)}, a layer takes None or "
             "(batch, heads or 1, queries, keys); give a 2-D mask to the model, not to the layer"
         )
     if mask.dtype == torch.bool and mask.shape[1:3] == (1, 1):
-        return {"key_padding_mask": mask[:, 0, 0].expand(batch, -1)}
+        return {"key_padding_mask": mask[:, 0, 0].expand(batch, keys)}
     return {"attn_mask": mask}
 
 

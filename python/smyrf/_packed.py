@@ -89,7 +89,7 @@ def attend_texts(
 
     Args:
         rows: the cuts of each row of the batch.
-        query, key, value: (B, N, H, D).
+        query, key, value: (B or 1, N, H, D).
         options: for `attend`. Masks are those of whole rows; causality and window are aligned to
             the last query and key of each text.
         attend: what computes one text, (1, n, H, D).
@@ -97,6 +97,7 @@ def attend_texts(
     Returns:
         (B, Nq, H, Dv).
     """
+    query, key, value = (x.expand(len(rows), -1, -1, -1) for x in (query, key, value))
     outputs = []
     for row, cuts in enumerate(rows):
         ends = list(zip(*cuts, strict=True))

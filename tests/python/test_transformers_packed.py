@@ -135,6 +135,10 @@ def test_lengths_count_all_rows_of_a_batch() -> None:
     flat = q.transpose(0, 1).reshape(1, 4, 10, 8)
     want, _ = _forward.attention_forward(layer, flat, flat, flat, None, cu_seq_lens_q=cuts)
     torch.testing.assert_close(got.flatten(0, 1)[None], want)
+    shared, _ = _forward.attention_forward(layer, q, q[:1], q[:1], None, cu_seq_lens_k=cuts)
+    k = q[:1].expand(2, -1, -1, -1)
+    want, _ = _forward.attention_forward(layer, q, k, k, None, cu_seq_lens_k=cuts)
+    assert torch.equal(shared, want)
 
 
 @pytest.mark.parametrize(
