@@ -29,8 +29,9 @@ _REFUSED = {
 }
 
 _NO_BIAS_GRADIENT = (
-    "{}: got a position_bias that requires a gradient, which smyrf doesn't give; freeze the "
-    "weights that it comes from (requires_grad_(False)), or train with attn_implementation='sdpa'"
+    "{}: got a position_bias that requires a gradient, which smyrf doesn't give; train with "
+    "attn_implementation='sdpa', or, where weights alone make the bias, freeze those "
+    "(requires_grad_(False))"
 )
 
 
