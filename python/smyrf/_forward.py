@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from smyrf._dials import attend
 from smyrf._layers import Layer, kept
-from smyrf._masks import UNBOUNDED, Band, PatternMask
+from smyrf._masks import UNBOUNDED, Band, PatternMask, as_layers_see
 from smyrf._packed import attend_texts, cuts_of, is_packed
 
 logger = logging.get_logger(__name__)
@@ -81,6 +81,7 @@ def attention_forward(
     # Each of the three may have a batch of one that stands for all, as learned queries have.
     batch = next((x.shape[0] for x in (query, key, value) if x.shape[0] != 1), 1)
     keys, packed = key.shape[2], is_packed(kwargs)
+    attention_mask = as_layers_see(attention_mask)
     if isinstance(attention_mask, PatternMask) and attention_mask.none_in_sdpa:
         attention_mask = sliding_window = None
     if attention_mask is not None:

@@ -2,16 +2,18 @@
 
 transformers describes a mask by a function of absolute positions and a padding mask (batch, keys).
 Where the function is plainly causal, bidirectional or a sliding window, layers get a `PatternMask`;
-anything else becomes transformers' own full boolean mask.
+anything else becomes transformers' own full boolean mask, as a `BoolMask`.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import transformers
+from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import masking_utils
 
 if not hasattr(masking_utils, "sliding_window_bidirectional_overlay"):
@@ -30,15 +32,54 @@ class Band(NamedTuple):
     right: int
 
 
-class PatternMask:
-    """A band and a padding mask in place of a full mask.
+class BoolMask(torch.Tensor):
+    """A boolean mask (True takes part) that can't be added to scores.
 
-    Layers that know it read `band`, `keys` and `padding`. To any other code it behaves as the full
-    boolean mask (batch, 1, queries, keys) of transformers' `sdpa`: slicing it, calling a tensor's
-    method or passing it to a torch function builds that mask.
+    A layer that computes attention itself, without transformers' attention interface, adds its mask
+    to floating scores: silently wrong with a boolean one. That raises; in all else this is a
+    boolean tensor. Boolean tensors made from it are such masks, too.
+    """
+
+    origin: PatternMask | None = None
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = (args, kwargs or {})
+        name = _name(function)
+        if name.strip("_") in _ADDITIONS:
+            _refuse_scores(name.strip("_"), *given)
+        writes = name in _WRITES or (name.endswith("_") and not name.endswith("__"))
+        for origin in _origins(((args[:1] if writes else ()), given[1].get("out"))):
+            origin.written = True
+        if all(issubclass(kind, BoolMask) for kind in types):
+            args, kwargs = tree_map_only(PatternMask, _readable, given)
+            with torch._C.DisableTorchFunctionSubclass():
+                result = function(*args, **kwargs)
+        else:  # others have their own way with it
+            args, kwargs = tree_map_only(BoolMask, _full, given)
+            result = function(*args, **kwargs)
+        # A mask made of `_base` would have one, too, without end.
+        if name in ("tolist", "_base.__get__"):
+            return result
+        origins = _origins(given)
+        return tree_map_only(torch.Tensor, lambda x: _guarded(x, origins), result)
+
+    def full(self) -> torch.Tensor:
+        """The mask as a plain tensor, in the same memory."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.detach()  # compilers don't take as_subclass(torch.Tensor)
+
+
+class PatternMask(BoolMask):
+    """A full mask (batch, 1, queries, keys) that is known to be a band and padding.
+
+    Layers that know it read `band`, `used_keys` and `padding`. For any other code it is the full
+    mask, which outside graphs is made when it is first needed, O(queries keys): until then the
+    tensor lies on the meta device, where nobody can read it by accident.
 
     Attributes:
-        shape: (batch, 1, queries, keys) of the full mask.
         band: aligned to the lower right of the first `used_keys` keys.
         used_keys: keys from here on are in the future of every query (a static cache's unused
             rows) and must be cut off.
@@ -47,51 +88,40 @@ class PatternMask:
             `is_causal`, whatever the band.
     """
 
-    def __init__(
-        self,
-        shape: torch.Size,
-        band: Band,
-        used_keys: int,
-        padding: torch.Tensor | None,
-        full: Callable[[], torch.Tensor],
-        none_in_sdpa: bool = False,
-    ) -> None:
-        self.shape = shape
-        self.ndim = len(shape)
-        self.dtype = torch.bool
-        self.band = band
-        self.used_keys = used_keys
-        self.padding = padding
-        self.full = full
-        self.none_in_sdpa = none_in_sdpa
-
-    def contiguous(self) -> PatternMask:
-        # `generate` calls it on every mask it prepares; there is nothing to copy.
-        return self
-
-    def to(self, *args: Any, **kwargs: Any) -> Any:
-        # accelerate's hooks move every argument of a layer to the layer's device.
-        if args and not kwargs.get("dtype") and str(args[0]) == "cpu" and len(args) == 1:
-            return self
-        return self.full().to(*args, **kwargs)
-
-    def __getitem__(self, index: Any) -> torch.Tensor:
-        return self.full()[index]
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "full":  # not there yet, while copying
-            raise AttributeError(name)
-        return getattr(self.full(), name)
+    band: Band
+    used_keys: int
+    padding: torch.Tensor | None
+    none_in_sdpa: bool
+    device_of_full: torch.device
+    make: Callable[[], torch.Tensor] | None = None  # None: the tensor itself is the full mask
+    made: torch.Tensor | None = None  # by `make`
+    written = True  # by others; False for masks of `smyrf_mask` until somebody may have
 
     @classmethod
     def __torch_function__(
         cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        def tensor(argument: Any) -> Any:
-            return argument.full() if isinstance(argument, PatternMask) else argument
+        mask = args[0] if args else None
+        if isinstance(mask, PatternMask) and mask.make is not None:
+            name = _name(function)
+            if name in _SIZES:
+                with torch._C.DisableTorchFunctionSubclass():
+                    return function(*args, **(kwargs or {}))
+            small = torch.empty(0, dtype=torch.bool, device=mask.device_of_full)
+            if name in _PLACES:
+                return function(small)
+            if name in _MOVES:
+                moved = function(small, *args[1:], **(kwargs or {}))
+                if moved.dtype == small.dtype and moved.device == small.device:
+                    return mask  # as tensors do where there is nothing to do
+        return super().__torch_function__(function, types, args, kwargs)
 
-        named = {name: tensor(argument) for name, argument in (kwargs or {}).items()}
-        return function(*(tensor(argument) for argument in args), **named)
+    def full(self) -> torch.Tensor:
+        if self.make is None:
+            return super().full()
+        if self.made is None:
+            self.made = self.make()
+        return self.made
 
 
 def smyrf_mask(
@@ -101,9 +131,9 @@ def smyrf_mask(
     q_offset: int | torch.Tensor = 0,
     kv_offset: int = 0,
     mask_function: Callable[..., Any] = masking_utils.causal_mask_function,
-    attention_mask: torch.Tensor | PatternMask | None = None,
+    attention_mask: torch.Tensor | None = None,
     **kwargs: Any,
-) -> PatternMask | torch.Tensor | None:
+) -> torch.Tensor:
     """The mask function registered with transformers under the name "smyrf".
 
     Args:
@@ -112,10 +142,11 @@ def smyrf_mask(
         mask_function: transformers' description of the pattern, in positions.
         attention_mask: (batch, positions) bool, True = valid; a `PatternMask` is returned as it is
             (`generate` prepares masks before it calls the model).
-        kwargs: passed on to transformers' `sdpa_mask`.
+        kwargs: passed on to transformers' `sdpa_mask`. None takes the place of no mask, whatever
+            they allow: layers that don't dispatch would see no difference from "all may be seen".
 
     Returns:
-        A `PatternMask` where the pattern is plain; otherwise what `sdpa_mask` returns.
+        A `PatternMask` where the pattern is plain, otherwise the full mask.
     """
     if isinstance(attention_mask, PatternMask):
         return attention_mask
@@ -129,33 +160,166 @@ def smyrf_mask(
         mask_function=mask_function,
         attention_mask=attention_mask,
     )
+
+    def make() -> torch.Tensor:
+        full: torch.Tensor = masking_utils.sdpa_mask(**{**arguments, **_NEVER_NONE})
+        return full.contiguous()  # expanded memory can't be written to
+
+    in_graph = _in_graph(attention_mask, q_offset)
     band = plain_band(mask_function)
-    # A static cache counts its rows in a tensor. A compiler can't read it.
-    unread = isinstance(q_offset, torch.Tensor) and torch.compiler.is_compiling()
     flat = attention_mask is None or attention_mask.ndim == 2
     used_keys = None
-    if band is not None and flat and not unread:
+    # A static cache counts its rows in a tensor, which graphs can't read.
+    if band is not None and flat and not (in_graph and isinstance(q_offset, torch.Tensor)):
         used_keys = _used_keys(band, q_length, kv_length, int(q_offset) - kv_offset)
-    if band is None or used_keys is None:
-        full: torch.Tensor | None = masking_utils.sdpa_mask(**arguments)
-        return full
+    if in_graph or band is None or used_keys is None:
+        full = make()
+        if type(full) is not torch.Tensor:
+            return full  # a fake tensor, which can't be made another type
+        if band is None or used_keys is None:
+            # Compiled graphs take no subclasses as inputs, and get the masks of static caches.
+            guarded = not (torch.compiler.is_compiling() or isinstance(q_offset, torch.Tensor))
+            return full.as_subclass(BoolMask) if guarded else full
+        mask = full.as_subclass(PatternMask)  # what nobody reads is removed from the graph
+        mask.make = None  # a compiler doesn't see the class's
+    else:
+        shape = (batch_size, 1, q_length, kv_length)
+        mask = torch.empty(shape, dtype=torch.bool, device="meta").as_subclass(PatternMask)
+        mask.make = make
+        mask.device_of_full = torch.device(kwargs.get("device", "cpu"))
+    mask.band, mask.used_keys, mask.written = band, used_keys, False
+    mask.padding = _padding(attention_mask, kv_offset, used_keys, read=not in_graph)
     # Without its pattern the mask is small: transformers decides, and nothing is built.
-    skipped = masking_utils.sdpa_mask(**{**arguments, **_ANY_KEY}) is None
-    arguments.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
-    return PatternMask(
-        torch.Size((batch_size, 1, q_length, kv_length)),
-        band,
-        used_keys,
-        _padding(attention_mask, kv_offset, used_keys),
-        lambda: masking_utils.sdpa_mask(**arguments),
-        skipped,
-    )
+    mask.none_in_sdpa = masking_utils.sdpa_mask(**{**arguments, **_ANY_KEY}) is None
+    return mask
 
 
+_NEVER_NONE = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
 _ANY_KEY: dict[str, Any] = {
     "mask_function": lambda batch, head, query, key: query[:, :, :1] >= 0,
     "use_vmap": False,
 }
+
+
+def as_layers_see(mask: torch.Tensor | None) -> torch.Tensor | None:
+    """A layer's mask: None, a `PatternMask` that still is what it says, or a plain tensor."""
+    if isinstance(mask, PatternMask) and not mask.written:
+        return mask
+    return mask.full() if isinstance(mask, BoolMask) else mask
+
+
+def _in_graph(*given: Any) -> bool:
+    """Whether a graph is being made, so that no value may decide what is computed."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return True
+    probe = torch.empty(0, device="meta")  # other than a tensor while FakeTensorMode is on
+    known = (torch.Tensor, torch.nn.Parameter, BoolMask, PatternMask)
+    return any(isinstance(x, torch.Tensor) and type(x) not in known for x in (probe, *given))
+
+
+def _full(mask: BoolMask) -> torch.Tensor:
+    return mask.full()  # of its own class
+
+
+def _readable(mask: PatternMask) -> torch.Tensor:
+    return mask if mask.make is None else mask.full()
+
+
+def _guarded(result: torch.Tensor, origins: list[PatternMask]) -> torch.Tensor:
+    if result.dtype != torch.bool or isinstance(result, BoolMask):
+        return result
+    mask = result.as_subclass(BoolMask)
+    mask.origin = origins[0] if origins else None
+    return mask
+
+
+def _origins(given: Any) -> list[PatternMask]:
+    """The patterns whose memory these tensors may share."""
+    masks = [x for x in tree_leaves(given) if isinstance(x, BoolMask)]
+    found = [x if isinstance(x, PatternMask) else x.origin for x in masks]
+    return [x for x in found if x is not None]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _name(function: Any) -> str:
+    """E.g. "add", "add_", "__setitem__" or, of a property, "shape.__get__"."""
+    name: str = getattr(function, "__name__", "").partition(".")[0]
+    if name in ("__get__", "__set__"):
+        return f"{function.__self__.__name__}.{name}"
+    return name
+
+
+def _refuse_scores(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise where a mask is added to a floating tensor, or a product is added to a mask."""
+    added: Any = (args, kwargs)
+    if name not in _SUMS:
+        added = args[0] if args else kwargs.get("input")
+    masks = [x for x in tree_leaves(added) if isinstance(x, BoolMask)]
+    given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+    if masks and any(x.is_floating_point() or x.is_complex() for x in given):
+        raise ValueError(
+            f"{_caller()} adds smyrf's boolean mask (True takes part) to floating scores: it "
+            "computes attention itself, not by transformers' attention interface, so smyrf can't "
+            "be switched on in this model; load it with attn_implementation='eager' (a model that "
+            "was enabled: call smyrf.transformers.disable(model))"
+        )
+
+
+def _caller() -> str:
+    """The class of the module whose code runs."""
+    if not torch.compiler.is_compiling():
+        frame = inspect.currentframe()
+        while frame is not None:
+            module = frame.f_locals.get("self")
+            if isinstance(module, torch.nn.Module):
+                return type(module).__name__
+            frame = frame.f_back
+    return "attention_mask: the model"
+
+
+# Names, without underscores, of functions that add, and of those that add a product to their first
+# argument.
+_SUMS = frozenset(
+    {"add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "foreach_add", "foreach_sub"}
+)
+_ADDITIONS = _SUMS | {
+    "addbmm",
+    "addcdiv",
+    "addcmul",
+    "addmm",
+    "addmv",
+    "addr",
+    "baddbmm",
+}
+
+# Names of functions that write to an argument, besides those that end in one underscore.
+_WRITES = {name for name in dir(torch.Tensor) if name.startswith("__i")} - {
+    "__index__",
+    "__init__",
+    "__init_subclass__",
+    "__int__",
+    "__invert__",
+    "__iter__",
+} | {"__setitem__", "data.__set__"}
+
+# Names of functions that a mask on the meta device answers itself; that ask where it lies; that
+# return it where there is nothing to do.
+_SIZES = frozenset(
+    f"{name}.__get__" for name in ("shape", "dtype", "ndim", "layout", "requires_grad", "is_leaf")
+) | {
+    "__len__",
+    "dim",
+    "element_size",
+    "is_complex",
+    "is_floating_point",
+    "ndimension",
+    "nelement",
+    "numel",
+    "requires_grad.__set__",
+    "size",
+}
+_PLACES = {"device.__get__", "get_device", "is_cpu.__get__", "is_cuda.__get__", "is_meta.__get__"}
+_MOVES = {"bool", "contiguous", "cpu", "detach", "to"}
 
 
 def plain_band(mask_function: Callable[..., Any]) -> Band | None:
@@ -215,14 +379,15 @@ def _used_keys(band: Band, queries: int, keys: int, offset: int) -> int | None:
     return None
 
 
-def _padding(mask: torch.Tensor | None, kv_offset: int, used_keys: int) -> torch.Tensor | None:
+def _padding(
+    mask: torch.Tensor | None, kv_offset: int, used_keys: int, *, read: bool
+) -> torch.Tensor | None:
     if mask is None:
         return None
     mask = mask[:, kv_offset : kv_offset + used_keys].to(torch.bool)
     # As in transformers, positions that the mask doesn't reach are padding.
     if (missing := used_keys - mask.shape[1]) > 0:
         mask = torch.nn.functional.pad(mask, (0, missing))
-    # A compiler can't read the mask's values.
-    if not torch.compiler.is_compiling() and bool(mask.all()):
+    if read and bool(mask.all()):
         return None
     return mask
