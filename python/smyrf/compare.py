@@ -24,6 +24,7 @@ import smyrf
 from smyrf.choice import Choice
 from smyrf.finite import FiniteWatch
 from smyrf.measure import PeakMemory, collect_in
+from smyrf.models import naming_the_model
 from smyrf.problem import Problem
 from smyrf.task import Figure, Pictures, Task
 
@@ -150,7 +151,8 @@ def compare(
     task.narrow(changed)
     runs = [_Run(task.switch.own, task.switch.own), _Run("dense", "dense")]
     progress.start((len(runs) + len(choices)) * (task.batches + ROUNDS * task.timed))
-    keys = _run_own(task, runs[0], changed, progress)
+    with naming_the_model(name):
+        keys = _run_own(task, runs[0], changed, progress)
     for choice in choices:
         runs.append(_Run(choice.label, choice.method, choice.resolve(keys)))
         with _enabled(task, choice.method, runs[-1].dials, changed):
@@ -278,6 +280,8 @@ def _enabled(
         raise Problem(f"method {method}: {error}") from error
     try:
         yield names
+    except NotImplementedError as error:  # what can be known at the call only
+        raise Problem(f"method {method}: {error}") from error
     finally:
         task.switch.disable(task.model)
 

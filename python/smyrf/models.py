@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import itertools
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -113,6 +116,32 @@ class Model:
         return "pretrained weights" if self.source.name in EMBEDDED else "the weights of its folder"
 
 
+def check_ids(model: Model, largest: int) -> None:
+    """Raises Problem where a token's number is beyond the model's embeddings."""
+    rows = model.module.get_input_embeddings().num_embeddings
+    if largest >= rows:
+        raise Problem(
+            f"model {model.source.name}: its tokenizer gives token {largest} and its weights have "
+            f"{rows} tokens; the tokenizer is another model's"
+        )
+
+
+@contextmanager
+def naming_the_model(name: str) -> Iterator[None]:
+    """Around what runs a model with its own attention, where smyrf has no part in a failure.
+
+    Raises Problem for any.
+    """
+    try:
+        yield
+    except Problem:
+        raise
+    except Exception as error:
+        raise Problem(
+            f"model {name}: fails with its own attention ({first_line(error)})"
+        ) from error
+
+
 RANDOM = "random weights"
 
 
@@ -150,6 +179,8 @@ def find_model(name: str) -> Source:
             )
     else:
         folder = Path(name)
+        if os.path.islink(name) and not os.path.exists(name):
+            raise Problem(f"model {name}: is a link to {os.readlink(name)}, which is not there")
         if not os.path.exists(name):  # Path.exists raises where a name is too long
             there = ", ".join(
                 f"{n} ({e.says}; package {e.package}, {e.licence})" for n, e in EMBEDDED.items()
@@ -160,9 +191,16 @@ def find_model(name: str) -> Source:
                 "any folder in transformers' format works too, and BigGAN's"
             )
     if not folder.is_dir():
-        raise Problem(f"model {folder}: is a file or missing, expected the folder it lies in")
+        raise Problem(
+            f"model {folder}: is a file or missing, expected the folder it lies in (the model "
+            "comes first, then the input)"
+        )
     if (folder / "model.bin").is_file():
         return Source(name, "speech", folder, "ctranslate2")
+    if not (folder / "config.json").exists():
+        raise Problem(
+            f"model {folder}: has no config.json, expected a folder as save_pretrained writes it"
+        )
     config = read_json(folder / "config.json")
     if "attention_layer_position" in config:
         return Source(name, "generator", folder, "biggan")
@@ -181,7 +219,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise Problem(f"{path}: can't be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Problem(f"{path}: is no JSON ({error})") from error
     if not isinstance(content, dict):
         raise Problem(f"{path}: holds a {type(content).__name__}, expected a JSON object")
@@ -211,6 +249,7 @@ def load_model(source: Source) -> Model:
     if source.layout == "ctranslate2":
         from smyrf.whisper import load_ctranslate2
 
+        _check_not_pointer(source.folder / "model.bin")
         return Model(source, *load_ctranslate2(source.folder))
 
     if source.layout == "biggan":
@@ -277,3 +316,16 @@ def _check_files(source: Source) -> None:
     for what, names in needed.items():
         if not any((source.folder / name).is_file() for name in names):
             raise Problem(f"model {source.folder}: has no {what}, expected {' or '.join(names)}")
+    for name in itertools.chain(*needed.values()):
+        _check_not_pointer(source.folder / name)
+
+
+def _check_not_pointer(path: Path) -> None:
+    """A clone without Git LFS has small texts in place of large files."""
+    begins = b"version https://git-lfs"
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(len(begins)) == begins:
+                raise Problem(
+                    f"{path}: is a pointer of Git LFS and not the file itself; type: git lfs pull"
+                )

@@ -61,6 +61,8 @@ def read_sound(path: Path, content: bytes) -> Sound:
         import soxr
     except ModuleNotFoundError as error:
         raise Problem(not_installed(error, "sound")) from error
+    except OSError as error:  # a wheel of soundfile for every system, whose library comes apart
+        raise Problem(f"soundfile finds no libsndfile ({error}); install it") from error
 
     class Once(soundfile.SoundFile):  # type: ignore[misc]
         def seekable(self) -> bool:

@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from smyrf import inputs
 from smyrf.finite import FiniteWatch
-from smyrf.models import Model
+from smyrf.models import Model, check_ids
 from smyrf.problem import Problem
 from smyrf.switch import TRANSFORMERS
 from smyrf.task import Figure, at_least
@@ -79,6 +79,7 @@ class AttendOldText:
         half = min(len(ids), MOST_TOKENS, model.module.config.max_position_embeddings) // 2
         if half == 0:
             raise Problem(f"input {text.title}: holds {len(ids)} token, expected at least 2")
+        check_ids(model, max(ids[: 2 * half]))
         self.weights = model.weights
         with (
             _squares_of(model.module, half) as squares,

@@ -15,7 +15,7 @@ import torch
 
 from smyrf import inputs
 from smyrf.generate import GenerateImages
-from smyrf.models import KIND_NAMES, TAKES, Model
+from smyrf.models import KIND_NAMES, TAKES, Model, check_ids, naming_the_model
 from smyrf.problem import Problem
 from smyrf.sound import SAMPLE_RATE, Samples
 from smyrf.squares import AttendOldText
@@ -41,11 +41,24 @@ class EncodeText:
         self.model, self.weights = model.module, model.weights
         self.pooled_first = _pools_first_token(model)
         config = model.module.config
-        offset = config.pad_token_id + 1 if config.model_type == "roberta" else 0
+        if config.is_decoder:
+            raise Problem(
+                f"model {model.source.name}: its config.json says is_decoder, so its attention is "
+                "causal, which tree and lsh don't take"
+            )
+        offset = 0
+        if config.model_type == "roberta":
+            if config.pad_token_id is None:
+                raise Problem(
+                    f"model {model.source.name}: its config.json has no pad_token_id, and RoBERTa "
+                    "counts positions from it"
+                )
+            offset = config.pad_token_id + 1
         length = config.max_position_embeddings - offset
         pieces = model.tokenizer(
             text.text, truncation=True, max_length=length, return_overflowing_tokens=True
         )["input_ids"]
+        check_ids(model, max(map(max, pieces)))
         # A shorter rest has another density and another cost; it counts only if it is all.
         full = [piece for piece in pieces if len(piece) == length] or pieces
         step = max(1.0, len(full) / MOST_DOCUMENTS)
@@ -184,7 +197,15 @@ class Transcribe:
 
 
 def make_task(model: Model, given: inputs.Input) -> Task:
-    """Pairs a model with an input of its kind; raises Problem if they don't fit."""
+    """Pairs a model with an input of its kind.
+
+    Raises Problem if they don't fit, or if a model that reads its input here can't.
+    """
+    with naming_the_model(model.source.name):
+        return _make_task(model, given)
+
+
+def _make_task(model: Model, given: inputs.Input) -> Task:
     if model.source.kind == "encoder" and isinstance(given, inputs.Text):
         return EncodeText(model, given)
     if model.source.kind == "language" and isinstance(given, inputs.Text):

@@ -22,7 +22,7 @@ import soundfile
 
 from smyrf.inputs import MOST_TEXT, Speech, Text, read_input
 from smyrf.models import find_model
-from smyrf.output_file import OutputFile
+from smyrf.output_file import OutputFile, deliver
 from smyrf.problem import Problem
 from smyrf.sound import SAMPLE_RATE
 
@@ -394,6 +394,40 @@ with ending_cleanly():
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
     assert ran.returncode in (128 + getattr(signal, name), -getattr(signal, name)), ran.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_or_closed_stdout_is_told_and_python_says_no_more() -> None:
+    code = """
+from smyrf.output_file import deliver, print_bytes
+import sys
+sys.stderr.write("; ".join(deliver({"the table": lambda: print_bytes(b"x")})))
+"""
+    for how, says in [(">/dev/full", "No space left on device"), (">&-", "stdout is closed")]:
+        command = ["sh", "-c", f'"$0" -c "$1" {how}', sys.executable, code]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert ran.stderr == f"the table: can't be written ({says})"
+        assert ran.returncode == 0
+
+
+def test_each_output_is_delivered_for_itself() -> None:
+    done = []
+
+    def refuse() -> None:
+        raise Problem("--json a: can't be written there")
+
+    def fail() -> None:
+        raise KeyError("font")
+
+    def leave() -> None:
+        raise BrokenPipeError
+
+    outputs = {"json": refuse, "plot": fail, "sheet": lambda: done.append("sheet")}
+    says = ["--json a: can't be written there", "plot: can't be made (KeyError: 'font')"]
+    assert deliver(outputs) == says
+    assert done == ["sheet"]
+    with pytest.raises(BrokenPipeError):
+        deliver({"table": leave, "sheet": lambda: done.append("more")})
+    assert done == ["sheet", "more"]
 
 
 def test_output_follows_links_and_keeps_the_mode(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from transformers import LlamaConfig, LlamaModel, RobertaConfig, RobertaModel
 
 from smyrf.ctranslate2_file import read_model_file
 from smyrf.inputs import Speech, Text, read_input
-from smyrf.models import EMBEDDED, find_model, load_model
+from smyrf.models import EMBEDDED, find_model, load_model, naming_the_model
 from smyrf.problem import Problem
 from smyrf.sound import SAMPLE_RATE
 from smyrf.tasks import make_task
@@ -118,10 +119,59 @@ def test_llama_in_transformers_format(minilm_copy: Path) -> None:
     assert [out.shape for out in task.run(task.batches, lambda: None)] == [(4, 32)] * 2
 
 
+def llama(folder: Path, vocabulary: int) -> LlamaModel:
+    """In the folder, with the tokenizer that is there."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=vocabulary, intermediate_size=16, **sizes)
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    model = LlamaModel(config)
+    model.save_pretrained(folder)
+    return model
+
+
+def test_a_language_model_that_reads_nan_names_the_layer(minilm_copy: Path) -> None:
+    model = llama(minilm_copy, 30522)
+    with torch.no_grad():
+        model.layers[0].mlp.down_proj.weight[0, 0] = torch.nan
+    model.save_pretrained(minilm_copy)
+    with pytest.raises(Problem, match=r"NaN or infinite, .* in layer layers\.0\.mlp\.down_proj;"):
+        make_task(load_model(find_model(str(minilm_copy))), Text("words", "many words " * 20))
+
+
+def test_a_tokenizer_of_another_model_is_named(minilm_copy: Path) -> None:
+    llama(minilm_copy, 1000)
+    with pytest.raises(Problem, match=r"gives token \d+ and its weights have 1000 tokens"):
+        make_task(load_model(find_model(str(minilm_copy))), Text("words", "many words " * 20))
+
+
+def test_random_weights_are_told_from_trained_ones(minilm_copy: Path) -> None:
+    trained = find_model(str(minilm_copy))
+    assert load_model(trained).weights == "the weights of its folder"
+    assert load_model(find_model("minilm")).weights == "pretrained weights"
+    llama(minilm_copy, 30522)
+    assert load_model(find_model(str(minilm_copy))).weights == "random weights"
+
+
+def test_an_encoder_that_is_a_decoder_is_refused(minilm_copy: Path) -> None:
+    path = minilm_copy / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "is_decoder": True}))
+    with pytest.raises(Problem, match="says is_decoder, so its attention is causal"):
+        make_task(load_model(find_model(str(minilm_copy))), Text("words", "many words " * 20))
+
+
+def test_a_model_that_does_not_run_is_a_problem_of_the_model() -> None:
+    with (
+        pytest.raises(Problem, match=r"model m: fails with its own attention \(KeyError: 'x'\)"),
+        naming_the_model("m"),
+    ):
+        raise KeyError("x")
+
+
 def test_error_rate() -> None:
     assert error_rate("Mr. Dashwood, I am here", "mister dashwood I'm here") == 0.0
     assert error_rate("red green blue black", "red blue black white") == 0.5
     assert error_rate("(laughter)", "words") is None
+    assert error_rate("(laughter)", "") == 0.0
 
 
 def test_truncated_model_file(whisper_file: Path, tmp_path: Path) -> None:
@@ -200,18 +250,29 @@ def test_minilm_folder_without_weights_or_with_broken_ones(tmp_path: Path) -> No
     (folder / "model.safetensors").write_bytes(weights[:100_000])
     with pytest.raises(Problem, match="damaged"):
         load_model(find_model(str(folder)))
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 90868376\n"
+    (folder / "model.safetensors").write_text(pointer)
+    with pytest.raises(Problem, match=r"model\.safetensors: is a pointer of Git LFS"):
+        load_model(find_model(str(folder)))
     (folder / "tokenizer.json").unlink()
     (folder / "vocab.txt").unlink()
     with pytest.raises(Problem, match="has no tokenizer, expected"):
         load_model(find_model(str(folder)))
-    (folder / "config.json").write_text("{not json")
-    with pytest.raises(Problem, match="is no JSON"):
+    for bad in ("{not json", "[" * 100_000, "\xe9"):
+        (folder / "config.json").write_text(bad, "latin-1")
+        with pytest.raises(Problem, match="is no JSON"):
+            find_model(str(folder))
+    (folder / "config.json").unlink()
+    with pytest.raises(Problem, match=r"has no config\.json"):
         find_model(str(folder))
 
 
 def test_unknown_model(tmp_path: Path) -> None:
     with pytest.raises(Problem, match="did you mean whisper"):
         find_model("wisper")
+    (tmp_path / "link").symlink_to("gone")
+    with pytest.raises(Problem, match="link: is a link to gone, which is not there"):
+        find_model(str(tmp_path / "link"))
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     with pytest.raises(Problem, match="compares bert, roberta, whisper, llama"):
         find_model(str(tmp_path))

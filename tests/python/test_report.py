@@ -15,12 +15,15 @@ import pytest
 from rich.console import Console
 
 from smyrf.compare import Comparison, Errors, Heads, Row
+from smyrf.generate import GenerateImages
 from smyrf.models import RANDOM
 from smyrf.plot import check_plot, draw
 from smyrf.problem import Problem
 from smyrf.report import as_json, closing, table
+from smyrf.squares import AttendOldText
 from smyrf.switch import TRANSFORMERS
 from smyrf.task import Figure, at_least
+from smyrf.tasks import EncodeText, Transcribe
 
 
 class Task:
@@ -141,6 +144,37 @@ def test_the_same_work_gets_no_verdict(same: dict[str, float]) -> None:
     assert "It did every pair as dense does, so its times say nothing of the method." in said
     for verdict in ("Its attention takes", "less time", "saves time"):
         assert verdict not in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "values", "dense", "close"),
+    [
+        (EncodeText, None, (0.999, 0.98), (1, 1), True),
+        (EncodeText, None, (0.98, 0.98), (1, 1), False),
+        (EncodeText, None, (0.999, 0.9), (1, 1), False),
+        (AttendOldText, None, (0.999, 0.9), (1, 1), False),
+        (Transcribe, None, (0.04,), (0,), True),
+        (Transcribe, None, (0.06,), (0,), False),
+        (Transcribe, None, (None,), (0,), False),
+        (Transcribe, "words", (0.11, 0.04), (0.10, 0), True),
+        (Transcribe, "words", (0.13, 0.04), (0.10, 0), False),
+        (Transcribe, "words", (0.10, 0.06), (0.10, 0), False),
+        (GenerateImages, None, (0.05, 0.1), (0, 0), True),
+        (GenerateImages, None, (0.05, 0.3), (0, 0), False),
+        (GenerateImages, None, (math.nan, math.nan), (0, 0), False),
+    ],
+)
+def test_what_counts_as_close(
+    kind: Any, said: str | None, values: tuple[float | None, ...], dense: tuple[float, ...],
+    close: bool,
+) -> None:  # fmt: skip
+    task = kind.__new__(kind)
+    task.said = said
+
+    def figures(of: Sequence[float | None]) -> list[Figure]:
+        return [Figure("", "", value, "") for value in of]
+
+    assert task.close(figures(values), figures(dense)) is close
 
 
 def test_random_weights_are_not_called_pretrained() -> None:
