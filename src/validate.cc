@@ -9,29 +9,10 @@
 #include <utility>
 
 #include "message.h"
+#include "overlap.h"
 
 namespace smyrf {
 namespace {
-
-template <class Void>
-std::pair<std::intptr_t, std::intptr_t> ByteRange(const BasicTensorView<Void>& view) {
-  std::int64_t low = 0;
-  std::int64_t high = 0;
-  for (std::size_t i = 0; i < static_cast<std::size_t>(view.rank); ++i) {
-    if (view.shape[i] == 0) return {0, 0};
-    const std::int64_t reach = (view.shape[i] - 1) * view.strides[i];
-    (reach < 0 ? low : high) += reach;
-  }
-  const auto base = reinterpret_cast<std::intptr_t>(view.data);
-  return {base + low * SizeOf(view.dtype), base + (high + 1) * SizeOf(view.dtype)};
-}
-
-template <class Void, class OtherVoid>
-bool Overlap(const BasicTensorView<Void>& view, const BasicTensorView<OtherVoid>& other) {
-  const auto [begin, end] = ByteRange(view);
-  const auto [other_begin, other_end] = ByteRange(other);
-  return begin < other_end && other_begin < end;
-}
 
 template <class Void>
 void CheckMemory(const char* name, const BasicTensorView<Void>& view) {
@@ -60,6 +41,19 @@ void CheckMemory(const char* name, const BasicTensorView<Void>& view) {
   }
 }
 
+/// Later code multiplies such counts without a look, and a stride of 0 makes any of them possible.
+/// An empty dimension counts as 1: the others are multiplied too.
+void CheckRowCount(const char* name, std::int64_t batch, std::int64_t heads, std::int64_t rows) {
+  double count = 1.0;
+  for (const std::int64_t size : {batch, heads, rows}) {
+    count *= static_cast<double>(std::max<std::int64_t>(1, size));
+  }
+  if (count > kMaxAllRows) {
+    Fail(ErrorKind::kValue, name, ": got ", batch, " x ", heads, " x ", rows,
+         " rows (batch x heads x N), at most ", kMaxAllRows, "; pass fewer at a time");
+  }
+}
+
 template <class Void>
 void CheckRows(const char* name, const BasicTensorView<Void>& view) {
   if (view.rank != 4) {
@@ -82,6 +76,7 @@ void CheckRows(const char* name, const BasicTensorView<Void>& view) {
   if (view.shape[2] > kMaxRows) {
     Fail(ErrorKind::kValue, name, ": got N = ", view.shape[2], ", at most ", kMaxRows);
   }
+  CheckRowCount(name, view.shape[0], view.shape[1], view.shape[2]);
   CheckMemory(name, view);
 }
 
@@ -169,12 +164,19 @@ void CheckRowsLike(const char* name, const BasicTensorView<Void>& view, const Pr
 }
 
 template <class Void>
+TensorView ReadOnly(const BasicTensorView<Void>& view) {
+  return {view.data, view.dtype, view.rank, view.shape, view.strides};
+}
+
+template <class Void>
 void CheckApart(const char* name, const MutableTensorView& output, const char* other_name,
                 const BasicTensorView<Void>& other) {
-  if (Overlap(output, other)) {
-    Fail(ErrorKind::kValue, name, ": overlaps the memory of ", other_name,
-         "; pass a tensor of its own");
-  }
+  const Sharing sharing = SharedMemory(ReadOnly(output), ReadOnly(other));
+  if (sharing == Sharing::kNone) return;
+  Fail(ErrorKind::kValue, name, sharing == Sharing::kSome ? ": overlaps" : ": may overlap",
+       " the memory of ", other_name,
+       sharing == Sharing::kSome ? "" : " (their strides are too irregular to tell)",
+       "; pass a tensor of its own");
 }
 
 /// An output apart from every input that is read while it is written.
@@ -292,6 +294,7 @@ Problem CheckProblem(const Arguments& arguments, const Options& options, bool wi
   const auto [batch, query_heads, queries, depth] = query.shape;
   const auto [key_batch, key_heads, keys, key_depth] = key.shape;
   CheckDepth("query", depth);
+  CheckRowCount("key", batch, query_heads, keys);  // a plan may list every query head's keys
   if (key_batch != batch || key_depth != depth) {
     Fail(ErrorKind::kValue, "key: got shape ", Shape(key), ", expected (", batch, ", heads, Nk, ",
          depth, "): the batch and head dimension of query ", Shape(query));
@@ -403,6 +406,7 @@ void CheckMerge(const MutableTensorView& out, const MutableTensorView& lse,
                 const TensorView& other_out, const TensorView& other_lse, int num_threads) {
   CheckThreads(num_threads);
   CheckRows("out", out);
+  CheckDepth("out", out.shape[3]);
   CheckRowsApart("out", out);
   CheckRows("other_out", other_out);
   if (other_out.dtype != out.dtype) {
@@ -413,15 +417,13 @@ void CheckMerge(const MutableTensorView& out, const MutableTensorView& lse,
     Fail(ErrorKind::kValue, "other_out: got shape ", Shape(other_out), ", expected ", Shape(out),
          " like out: the same queries over other keys");
   }
-  const auto check = [&](const char* name, const auto& view) {
-    CheckLse(name, view, out.shape);
-    if (Overlap(out, view)) Fail(ErrorKind::kValue, name, ": overlaps the memory of out");
-  };
-  check("lse", lse);
-  check("other_lse", other_lse);
-  if (Overlap(out, other_out) || Overlap(lse, other_lse) || Overlap(lse, other_out)) {
-    Fail(ErrorKind::kValue, "other_out, other_lse: overlap what is written; pass other tensors");
-  }
+  CheckLse("lse", lse, out.shape);
+  CheckLse("other_lse", other_lse, out.shape);
+  CheckApart("out", out, "other_out", other_out);
+  CheckApart("out", out, "other_lse", other_lse);
+  CheckApart("lse", lse, "out", out);
+  CheckApart("lse", lse, "other_out", other_out);
+  CheckApart("lse", lse, "other_lse", other_lse);
 }
 
 }  // namespace smyrf

@@ -16,6 +16,10 @@ namespace smyrf {
 /// Queries or keys of a call.
 inline constexpr std::int64_t kMaxRows = std::numeric_limits<std::int32_t>::max();
 
+/// Queries or keys of all heads and batch entries: more than any memory holds, and few enough that
+/// no count or offset overflows.
+inline constexpr double kMaxAllRows = 0x1p40;
+
 /// A call that was found to be sound. Planners and executors take it and check nothing.
 struct Problem {
   TensorView query, key, value;
@@ -44,6 +48,10 @@ void CheckNoDropout(const Options& options);
 
 /// An empty plan with its method, reason, dials and padding filled in.
 Plan CheckMethod(const Arguments& arguments, const Options& options, const Problem& problem);
+
+/// Throws unless the plan keeps what smyrf/plan.h says of it. Cost: one look at each of its
+/// numbers.
+void CheckStructure(const Plan& plan);
 
 /// Throws unless the plan was made for such a problem and the call asks for nothing else.
 void CheckPlan(const Plan& plan, const Arguments& arguments, const Options& options,

@@ -37,7 +37,8 @@ struct Node {
   std::int32_t child_count = 0;  ///< 0: a leaf
 };
 
-/// The keys of one (batch, key head) as `tree` sees them.
+/// The keys of one (batch, key head) as `tree` sees them. Roots cut the keys behind the sinks from
+/// the first to the last, and children the keys of their parent.
 struct KeyTree {
   std::vector<std::int32_t> key_order;  ///< original indices of the valid keys, sinks first
   std::int32_t sinks = 0;               ///< keys that are always exact and under no node
@@ -53,7 +54,13 @@ struct KeyTree {
   std::vector<float> profiles;
 };
 
-/// One round of one (batch, query head). Rows that are in no block give 0 and lse -inf.
+/// One round of one (batch, query head).
+///
+/// A head has blocks unless it is `dense` (`tree`, and rounds of `lsh` after the first) or
+/// `non_finite`, or has no valid query or no valid key. Blocks cut query_order, which holds every
+/// valid query once, from its begin to its end. Of the valid keys, `lsh` puts each into one block:
+/// the ranges of the blocks cut key_order. In `tree` every block evaluates each key once, in a
+/// range or under a node. A call refuses a plan that breaks this.
 struct HeadPlan {
   std::vector<std::int32_t> query_order;  ///< original indices of the valid queries
   std::vector<std::int32_t> key_order;    ///< of the valid keys; `tree`: empty, the KeyTree has it
@@ -85,7 +92,7 @@ struct Plan {
   bool is_causal = false;
   bool has_attn_mask = false;  ///< the call must pass it: plans hold no mask
   std::optional<Window> window{};
-  /// Original indices of the valid rows, a list a batch entry; empty vectors: all rows are valid.
+  /// Original indices of the valid rows, ascending, a list a batch entry; no lists: all are valid.
   std::vector<std::vector<std::int32_t>> valid_queries;
   std::vector<std::vector<std::int32_t>> valid_keys;
 

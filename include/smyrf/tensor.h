@@ -5,6 +5,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <limits>
+#include <string>
+
+#include "smyrf/error.h"
 
 namespace smyrf {
 
@@ -39,17 +43,39 @@ struct BasicTensorView {
 using TensorView = BasicTensorView<const void>;
 using MutableTensorView = BasicTensorView<void>;
 
-/// A C-contiguous view: `Contiguous(data, DType::kFloat32, {B, H, N, D})`.
+namespace internal {
+
+[[noreturn]] inline void RefuseShape(std::initializer_list<std::int64_t> shape, const char* why) {
+  std::string text = "Contiguous: got shape (";
+  for (const std::int64_t n : shape) text += std::to_string(n) + ", ";
+  if (shape.size() > 0) text.resize(text.size() - (shape.size() > 1 ? 2 : 1));
+  throw Error(ErrorKind::kValue, text + "), " + why);
+}
+
+}  // namespace internal
+
+/// A C-contiguous view: `Contiguous(data, DType::kFloat32, {B, H, N, D})`. Throws Error for more
+/// than four dimensions, a negative size, and more bytes than 64 bits count (sizes of 0 count as 1
+/// there, since strides are products of the others).
 template <class Void>
 constexpr BasicTensorView<Void> Contiguous(Void* data, DType dtype,
                                            std::initializer_list<std::int64_t> shape) {
   BasicTensorView<Void> view{data, dtype, static_cast<int>(shape.size()), {}, {}};
-  int i = 0;
-  for (std::int64_t n : shape) view.shape[static_cast<std::size_t>(i++)] = n;
+  if (shape.size() > view.shape.size()) internal::RefuseShape(shape, "at most 4 dimensions");
+  std::int64_t bytes = SizeOf(dtype) > 0 ? SizeOf(dtype) : 1;
+  std::size_t i = 0;
+  for (const std::int64_t n : shape) {
+    if (n < 0) internal::RefuseShape(shape, "sizes must be 0 or more");
+    if (n > 0 && bytes > std::numeric_limits<std::int64_t>::max() / n) {
+      internal::RefuseShape(shape, "which is more than any memory holds");
+    }
+    bytes *= n > 0 ? n : 1;
+    view.shape[i++] = n;
+  }
   std::int64_t stride = 1;
   while (i-- > 0) {
-    view.strides[static_cast<std::size_t>(i)] = stride;
-    stride *= view.shape[static_cast<std::size_t>(i)];
+    view.strides[i] = stride;
+    stride *= view.shape[i];
   }
   return view;
 }

@@ -285,6 +285,18 @@ def test_memory_that_is_not_aligned_is_refused() -> None:
         check(lambda changed=changed, bad=bad: smyrf.attention(**changed), bad)
 
 
+@pytest.mark.parametrize("call", [smyrf.plan, smyrf.estimate])
+@pytest.mark.parametrize("kind", [np.asarray, to_torch], ids=["numpy", "torch"])
+def test_more_rows_than_any_memory_are_refused(
+    call: Callable[..., Any], kind: Callable[[Any], Any]
+) -> None:
+    row = kind(np.zeros((1, 1, 1, 8), np.float32))
+    for shape in ((2**28, 2**25, 1, 8), (2**40, 2, 1, 8), (1, 2**31, 2**20, 8)):
+        many = row.expand(shape) if kind is to_torch else np.broadcast_to(row, shape)
+        bad = Bad({}, ValueError, "query", str(shape[1]), "pass fewer at a time")
+        check(lambda many=many, bad=bad: call(many, many, many), bad)
+
+
 def test_frameworks_do_not_mix() -> None:
     arrays = arguments()
     arrays |= {"attn_mask": SEEN, "key_padding_mask": KEPT, "out": normal(2, 3, 5, 4)}

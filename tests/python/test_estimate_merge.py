@@ -89,6 +89,8 @@ def test_merge_says_what_is_wrong() -> None:
         smyrf.merge(out, lse, np.ma.MaskedArray(out, out == 0), lse)
     with pytest.raises(ValueError, match="num_threads: got -1"):
         smyrf.merge(out, lse, out, lse, num_threads=-1)
+    with pytest.raises(ValueError, match="out: got head dimension 0, accepted are 1 to 512"):
+        smyrf.merge(out[..., :0], lse, out[..., :0], lse)
     tensors = [torch.from_numpy(x.copy()) for x in (out, lse, out, lse)]
     with pytest.raises(TypeError, match="lse: got ndarray"):
         smyrf.merge(tensors[0], lse, *tensors[2:])
