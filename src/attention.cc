@@ -94,17 +94,6 @@ void CountDenseHeads(Statistics& statistics) {
                                                   "no threshold meets the tolerance");
 }
 
-/// `tree` plans and carries out head by head, several at once: planning's part of their times.
-double PlanningShare(const Statistics& statistics) {
-  double planning = 0.0;
-  double all = 0.0;
-  for (const Statistics::Head& head : statistics.heads) {
-    planning += head.planning_seconds;
-    all += head.seconds;
-  }
-  return all > 0.0 ? planning / all : 0.0;
-}
-
 /// Later rounds only add pairs.
 void AddDensity(const Plan& plan, Statistics& statistics) {
   for (std::int64_t b = 0; b < plan.batch; ++b) {
@@ -126,6 +115,7 @@ void attention(const Arguments& arguments, const Options& options, const Outputs
   CheckOutputs(outputs, problem);
   const auto start = std::chrono::steady_clock::now();
   double planning = 0.0;
+  double planning_share = 0.0;  // of the whole: `tree` plans and carries out head by head
   Plan made;
   if (plan == nullptr) made = CheckMethod(arguments, options, problem);
   const Plan& current = plan != nullptr ? *plan : made;
@@ -147,14 +137,18 @@ void attention(const Arguments& arguments, const Options& options, const Outputs
   };
   if (current.method == Method::kTree) {
     if (outputs.statistics != nullptr) FillStatistics(current, *outputs.statistics);
-    plan != nullptr ? AttendTreePlan(problem, *plan, outputs) : AttendTree(problem, made, outputs);
+    if (plan != nullptr) {
+      AttendTreePlan(problem, *plan, outputs);
+    } else {
+      planning_share = AttendTree(problem, made, outputs);
+    }
   } else {
     ExecuteForward(problem, rounds, plan_of_rounds, outputs);
   }
   if (outputs.statistics != nullptr) {
     CountDenseHeads(*outputs.statistics);
     const double all = SecondsSince(start);
-    if (made.method == Method::kTree) planning = all * PlanningShare(*outputs.statistics);
+    if (made.method == Method::kTree) planning = all * planning_share;
     outputs.statistics->planning_seconds = planning;
     outputs.statistics->execution_seconds = all - planning;
   }

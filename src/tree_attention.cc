@@ -50,6 +50,26 @@ TreeBlock BlockOfPlan(const Problem& problem, const kernels::NodesView& nodes, c
   return result;
 }
 
+/// Wall seconds of one head.
+struct HeadTimes {
+  double planning = 0.0;  ///< before its first block
+  double whole = 0.0;     ///< planning included
+};
+
+/// body(i) for every block of a head. Gives the sum of the times that they took, each on its
+/// thread, where statistics are asked for.
+template <class Body>
+double TimedBlocks(const HeadPlan& head, int threads, const Outputs& outputs, const Body& body) {
+  std::vector<double> seconds(outputs.statistics != nullptr ? head.blocks.size() : 0);
+  ParallelFor(std::ssize(head.blocks), threads, [&](std::int64_t i) {
+    if (seconds.empty()) return body(i);
+    const double start = Now();
+    body(i);
+    seconds[static_cast<std::size_t>(i)] = Now() - start;
+  });
+  return std::accumulate(seconds.begin(), seconds.end(), 0.0);
+}
+
 /// Of a head whose blocks evaluate so many pairs.
 double DensityOf(const std::vector<std::int64_t>& pairs, const HeadPlan& head,
                  const KeyTree& tree) {
@@ -60,13 +80,15 @@ double DensityOf(const std::vector<std::int64_t>& pairs, const HeadPlan& head,
 
 }  // namespace
 
-void AttendTree(const Problem& problem, const Plan& header, const Outputs& outputs) {
+double AttendTree(const Problem& problem, const Plan& header, const Outputs& outputs) {
   const bool keep = outputs.plan != nullptr;
   Plan kept;
   if (keep) {
     kept = header;
     MakeRoomForTrees(problem, kept);
   }
+  std::vector<HeadTimes> times(static_cast<std::size_t>(
+      outputs.statistics != nullptr ? problem.batch * problem.query_heads : 0));
   ForEachGroup(problem, [&](const HeadGroup& group) {
     const std::int64_t b = group.batch;
     const int threads = group.threads;
@@ -81,11 +103,12 @@ void AttendTree(const Problem& problem, const Plan& header, const Outputs& outpu
       const std::size_t blocks = head.plan.blocks.size();
       std::vector<std::int64_t> pairs(blocks);
       std::vector<Opening> openings(keep ? blocks : 0);
+      double seconds = 0.0;
       if (head.plan.dense) {
-        ExecuteDenseHead(problem, header, b, h, threads, outputs);
+        seconds = ExecuteDenseHead(problem, header, b, h, threads, outputs);
       } else {
         FillUncovered(header, &head.plan, output);
-        ParallelFor(static_cast<std::int64_t>(blocks), threads, [&](std::int64_t i) {
+        seconds = TimedBlocks(head.plan, threads, outputs, [&](std::int64_t i) {
           const auto at = static_cast<std::size_t>(i);
           const TreeBlock block = OpenedBlock(problem, planner, b, h, head, i);
           pairs[at] = block.lanes.rows * block.size();
@@ -100,8 +123,9 @@ void AttendTree(const Problem& problem, const Plan& header, const Outputs& outpu
       if (outputs.statistics != nullptr) {
         Statistics::Head& to = outputs.statistics->heads[of_head];
         DescribeHead(head.plan, to);
-        to.seconds = shared + Now() - head_start;
+        to.seconds = seconds;
         to.planning_seconds = planning;
+        times[of_head] = {planning, shared + Now() - head_start};
         if (head.plan.non_finite) to.density = 0.0;
         if (blocks > 0) to.density = DensityOf(pairs, head.plan, planner.key_tree());
       }
@@ -116,6 +140,12 @@ void AttendTree(const Problem& problem, const Plan& header, const Outputs& outpu
     }
   });
   if (keep) *outputs.plan = std::move(kept);
+  HeadTimes all;
+  for (const HeadTimes& head : times) {
+    all.planning += head.planning;
+    all.whole += head.whole;
+  }
+  return all.whole > 0.0 ? all.planning / all.whole : 0.0;
 }
 
 void EstimateTree(const Problem& problem, const Plan& header, Statistics& statistics) {
@@ -139,17 +169,17 @@ void AttendTreePlan(const Problem& problem, const Plan& plan, const Outputs& out
     const KeyTree& tree = plan.key_tree(b, group.key_head);
     std::unique_ptr<Summaries> summaries;
     for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
-      const double start = Now();
       const HeadPlan& head = plan.head(0, b, h);
+      double seconds = 0.0;
       if (head.dense) {
-        ExecuteDenseHead(problem, plan, b, h, threads, outputs);
+        seconds = ExecuteDenseHead(problem, plan, b, h, threads, outputs);
       } else {
         const HeadOutput output{outputs, b, h};
         FillUncovered(plan, &head, output);
         if (!head.blocks.empty() && summaries == nullptr) {
           summaries = std::make_unique<Summaries>(problem, b, group.key_head, tree, threads);
         }
-        ParallelFor(std::ssize(head.blocks), threads, [&](std::int64_t i) {
+        seconds = TimedBlocks(head, threads, outputs, [&](std::int64_t i) {
           const QueryBlock& block = head.blocks[static_cast<std::size_t>(i)];
           ExecuteNodes(summaries->view(),
                        BlockOfPlan(problem, summaries->view(), tree, b, h, head, block), output);
@@ -157,7 +187,7 @@ void AttendTreePlan(const Problem& problem, const Plan& plan, const Outputs& out
       }
       if (outputs.statistics != nullptr) {
         outputs.statistics->heads[static_cast<std::size_t>(b * problem.query_heads + h)].seconds =
-            Now() - start;
+            seconds;
       }
     }
   });

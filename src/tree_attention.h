@@ -9,7 +9,8 @@ namespace smyrf {
 
 /// `header`: an empty plan with dials and padding. Plans each block and carries it out at once, so
 /// that pseudo-logits are computed once; what it planned is stored where outputs.plan is given.
-void AttendTree(const Problem& problem, const Plan& header, const Outputs& outputs);
+/// Returns the share of its time that went by before blocks; 0 where no statistics are asked for.
+double AttendTree(const Problem& problem, const Plan& header, const Outputs& outputs);
 
 /// Fills in what to expect of each head of a `tree` plan. Carries nothing out.
 void EstimateTree(const Problem& problem, const Plan& header, Statistics& statistics);

@@ -14,11 +14,12 @@ struct Statistics {
   struct Head {
     /// Evaluated pairs over allowed pairs; `lsh` counts a pair as often as it is evaluated.
     double density = 1.0;
-    /// Thread seconds of execution; `tree`: wall seconds of planning and execution, the key head's
-    /// share included.
+    /// Thread seconds of the head's blocks of queries: each block's time on the thread that did
+    /// it, added up, so that it may be more than the time that passed. In `tree` a block includes
+    /// its choice of nodes. What is done once for several blocks is not in it.
     double seconds = 0.0;
-    /// `tree`: the part of `seconds` that came before the first block: basis, trees, summaries,
-    /// calibration.
+    /// `tree`: wall seconds, before the head's first block, of basis, trees, summaries and
+    /// calibration; of what query heads share, an equal part. 0 where a plan was passed in.
     double planning_seconds = 0.0;
     /// Done as dense attention: `lsh` with a single cluster, `tree` with few valid rows, where
     /// dense is cheaper, no threshold meets the tolerance or means overflow.
@@ -38,7 +39,7 @@ struct Statistics {
   std::vector<Head> heads;
   double planning_seconds = 0.0;   ///< wall time; 0 where a plan was passed in
   double execution_seconds = 0.0;  ///< wall time
-  const char* instruction_set = "";
+  std::string instruction_set;
 };
 
 }  // namespace smyrf

@@ -16,8 +16,8 @@ void ExecuteNodes(const kernels::NodesView& nodes, const TreeBlock& block,
   }
 }
 
-void ExecuteDenseHead(const Problem& problem, const Plan& plan, std::int64_t batch,
-                      std::int64_t head, int threads, const Outputs& outputs) {
+double ExecuteDenseHead(const Problem& problem, const Plan& plan, std::int64_t batch,
+                        std::int64_t head, int threads, const Outputs& outputs) {
   const auto slice = [](auto view, std::int64_t b, std::int64_t h) {
     using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(view.data)>>,
                                     const std::byte, std::byte>;
@@ -51,7 +51,11 @@ void ExecuteDenseHead(const Problem& problem, const Plan& plan, std::int64_t bat
                    (batch * problem.query_heads + head) * problem.queries;
     to.lse->shape[0] = to.lse->shape[1] = 1;
   }
+  Statistics statistics;
+  statistics.heads.resize(1);
+  if (outputs.statistics != nullptr) to.statistics = &statistics;
   ExecuteForward(one, 1, [&](std::int64_t) -> const Plan& { return dense; }, to);
+  return statistics.heads[0].seconds;
 }
 
 }  // namespace smyrf

@@ -29,8 +29,9 @@ struct TreeBlock {
 void ExecuteNodes(const kernels::NodesView& nodes, const TreeBlock& block,
                   const HeadOutput& output);
 
-/// Dense attention of one (batch, query head) over valid rows.
-void ExecuteDenseHead(const Problem& problem, const Plan& plan, std::int64_t batch,
-                      std::int64_t head, int threads, const Outputs& outputs);
+/// Dense attention of one (batch, query head) over valid rows. Returns its thread seconds where
+/// statistics are asked for.
+double ExecuteDenseHead(const Problem& problem, const Plan& plan, std::int64_t batch,
+                        std::int64_t head, int threads, const Outputs& outputs);
 
 }  // namespace smyrf

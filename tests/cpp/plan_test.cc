@@ -117,6 +117,33 @@ TEST(Plan, ThatACallKeepsIsTheOneMadeApart) {
   EXPECT_GT(blocks, 0U);
 }
 
+TEST(Plan, OrNoneSecondsAreThoseOfBlocks) {
+  // On one thread they add up to no more than the execution, whatever planning took.
+  Random random(131);
+  for (const Method method : {Method::kDense, Method::kLsh, Method::kTree}) {
+    for (const double max_density : {0.5, 1.0}) {  // all heads sparse, all dense
+      Call call({2, 3, 3, 200, 300, 16, 16});
+      call.FillNormal(random);
+      call.options.method = method;
+      call.options.num_threads = 1;
+      if (method == Method::kTree) call.options.tolerance = max_density < 1.0 ? 0.5 : 0.0;
+      if (method == Method::kTree && max_density < 1.0) call.options.max_density = max_density;
+      const Plan made = PlanOf(call);
+      for (const Plan* plan : {static_cast<const Plan*>(nullptr), &made}) {
+        const Statistics statistics = Attend(call, plan).statistics;
+        double seconds = 0.0;
+        for (const Statistics::Head& head : statistics.heads) {
+          EXPECT_GT(head.seconds, 0.0) << call;
+          EXPECT_EQ(head.planning_seconds > 0.0, method == Method::kTree && plan == nullptr);
+          EXPECT_EQ(head.dense, method == Method::kTree && max_density == 1.0) << call;
+          seconds += head.seconds;
+        }
+        EXPECT_LE(seconds, statistics.execution_seconds) << call;
+      }
+    }
+  }
+}
+
 TEST(Plan, OfAutoTakesTheOptionsItWasMadeWith) {
   Random random(128);
   Call call({1, 2, 2, 10, 20, 8, 3});

@@ -44,7 +44,7 @@ TEST(Tree, RandomCalls) {
       ASSERT_EQ(head.expected_lse_error, made.head(0, b, h).expected_lse_error);
       ASSERT_FALSE(head.non_finite);
       ASSERT_GE(head.planning_seconds, 0.0);
-      ASSERT_GE(head.seconds, head.planning_seconds);
+      ASSERT_GE(head.seconds, 0.0);
     });
     for (const HeadPlan& head : made.heads) sparse += head.blocks.empty() ? 0 : 1;
   }
