@@ -4,7 +4,6 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
-#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 
 #include <algorithm>
@@ -83,11 +82,12 @@ class Import {
       view_.shape[i] = static_cast<std::int64_t>(array_.shape(i));
       view_.strides[i] = array_.stride(i);
     }
-    // Without elements NumPy's strides are 0 and mean nothing; the core looks at them.
+    // Without elements NumPy's strides are 0 and mean nothing; the core looks at them. The sizes
+    // may be any, so that only unsigned numbers can be multiplied.
     if (array_.size() == 0) {
-      std::int64_t stride = 1;
-      for (std::size_t i = array_.ndim(); i-- > 0; stride *= view_.shape[i]) {
-        view_.strides[i] = stride;
+      std::uint64_t stride = 1;
+      for (std::size_t i = array_.ndim(); i-- > 0; stride *= array_.shape(i)) {
+        view_.strides[i] = static_cast<std::int64_t>(stride);
       }
     }
   }
@@ -110,35 +110,91 @@ class Import {
 using Input = Import<nb::ndarray<nb::ro>>;
 using Output = Import<nb::ndarray<>>;
 
-template <class T>
-std::optional<T> ToNumber(const char* name, nb::handle object, const char* expected) {
-  if (object.is_none()) return std::nullopt;
-  T value{};
-  if (!nb::try_cast(object, value)) {
-    const bool too_large = std::is_integral_v<T> && nb::isinstance<nb::int_>(object);
-    Fail(too_large ? ErrorKind::kValue : ErrorKind::kType, name, ": got ",
-         nb::cast<std::string>(nb::repr(object)), ", expected ", expected);
+[[noreturn]] inline void FailWith(ErrorKind kind, const char* name, nb::handle object,
+                                  const char* expected) {
+  Fail(kind, name, ": got ", nb::cast<std::string>(nb::repr(object)), ", expected ", expected);
+}
+
+/// An integer of Python's or NumPy's, or whatever counts as one (`__index__`): nothing is rounded.
+/// Messages show `whole`, which it is a part of.
+template <class Integer>
+Integer ToInteger(const char* name, nb::handle object, const char* expected, nb::handle whole) {
+  const nb::object index = nb::steal(PyNumber_Index(object.ptr()));
+  if (!index.is_valid()) {
+    PyErr_Clear();
+    FailWith(ErrorKind::kType, name, whole, expected);
+  }
+  int overflow = 0;
+  const long long value = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
+  if (overflow != 0 || !std::in_range<Integer>(value)) {
+    FailWith(ErrorKind::kValue, name, whole, expected);
+  }
+  return static_cast<Integer>(value);
+}
+template <class Integer>
+Integer ToInteger(const char* name, nb::handle object, const char* expected) {
+  return ToInteger<Integer>(name, object, expected, object);
+}
+
+/// A real number of Python's or NumPy's, or a tensor that holds one. Complex numbers and text would
+/// turn into one too, and lose a part or surprise.
+inline double ToReal(const char* name, nb::handle object, const char* expected) {
+  double value = -1.0;
+  bool is_real = PyFloat_Check(object.ptr()) != 0 || PyLong_Check(object.ptr()) != 0;
+  if (!is_real && !PyUnicode_Check(object.ptr())) {
+    const std::string dtype = nb::hasattr(object, "dtype") ? Attribute(object, "dtype") : "float";
+    is_real = dtype.find("float") != std::string::npos || dtype.find("int") != std::string::npos;
+  }
+  if (is_real) value = PyFloat_AsDouble(object.ptr());
+  if (!is_real || PyErr_Occurred() != nullptr) {
+    const bool too_large =
+        PyErr_Occurred() != nullptr && PyErr_ExceptionMatches(PyExc_OverflowError) != 0;
+    PyErr_Clear();
+    FailWith(too_large ? ErrorKind::kValue : ErrorKind::kType, name, object, expected);
   }
   return value;
 }
 
-inline bool ToBool(const char* name, nb::handle object) {
-  bool value = false;
-  if (!nb::try_cast(object, value)) {
-    Fail(ErrorKind::kType, name, ": got ", nb::cast<std::string>(nb::repr(object)),
-         ", expected True or False");
+template <class T>
+std::optional<T> ToNumber(const char* name, nb::handle object, const char* expected) {
+  if (object.is_none()) return std::nullopt;
+  if constexpr (std::is_integral_v<T>) {
+    return ToInteger<T>(name, object, expected);
+  } else {
+    return ToReal(name, object, expected);
   }
-  return value;
+}
+
+/// True and False of Python and NumPy.
+inline bool ToBool(const char* name, nb::handle object) {
+  if (object.ptr() == Py_True) return true;
+  if (object.ptr() == Py_False) return false;
+  const nb::object numpy_bool = nb::module_::import_("numpy").attr("bool_");
+  if (!nb::isinstance(object, numpy_bool)) {
+    FailWith(ErrorKind::kType, name, object, "True or False");
+  }
+  return PyObject_IsTrue(object.ptr()) == 1;
 }
 
 /// PyTorch's operators have signed integers only, so half of the core's seeds are for C++.
 inline std::uint64_t ToSeed(nb::handle object) {
-  std::int64_t seed = -1;
-  if (!nb::try_cast(object, seed) || seed < 0) {
-    Fail(nb::isinstance<nb::int_>(object) ? ErrorKind::kValue : ErrorKind::kType, "seed: got ",
-         nb::cast<std::string>(nb::repr(object)), ", expected an integer from 0 to 2^63 - 1");
-  }
+  constexpr const char* kExpected = "an integer from 0 to 2^63 - 1";
+  const auto seed = ToInteger<std::int64_t>("seed", object, kExpected);
+  if (seed < 0) FailWith(ErrorKind::kValue, "seed", object, kExpected);
   return static_cast<std::uint64_t>(seed);
+}
+
+inline Window ToWindow(nb::handle object) {
+  constexpr const char* kExpected = "(left, right), two integers from 0 up or -1 for no bound";
+  if (!PyUnicode_Check(object.ptr()) && PySequence_Check(object.ptr()) != 0 &&
+      PySequence_Size(object.ptr()) == 2) {
+    const auto side = [&](int i) {
+      return ToInteger<std::int64_t>("window", nb::object(object[i]), kExpected, object);
+    };
+    return {side(0), side(1)};
+  }
+  PyErr_Clear();
+  FailWith(ErrorKind::kType, "window", object, kExpected);
 }
 
 inline const Plan* ToPlan(nb::handle object) {
@@ -252,12 +308,7 @@ struct Call {
         ToNumber<int>("num_threads", option.Get<"num_threads">(), "a number of threads or None")
             .value_or(0);
     if (const nb::handle window = option.Get<"window">(); !window.is_none()) {
-      std::pair<std::int64_t, std::int64_t> sides;
-      if (!nb::try_cast(window, sides)) {
-        Fail(ErrorKind::kType, "window: got ", nb::cast<std::string>(nb::repr(window)),
-             ", expected (left, right), two integers from 0 up or -1 for no bound");
-      }
-      options.window = Window{sides.first, sides.second};
+      options.window = ToWindow(window);
     }
     if (option.taken() < options_.size()) {
       Fail(ErrorKind::kType, "options: got a name that is unknown");

@@ -21,6 +21,7 @@
 #include "call.h"
 #include "kernels/nodes.h"
 #include "message.h"
+#include "pickle.h"
 #include "smyrf/smyrf.h"
 #include "validate.h"
 
@@ -56,9 +57,10 @@ Array<T> HeadArray(const smyrf::Statistics& statistics, Get get) {
 /// `made`, where given, becomes the plan that was carried out.
 std::optional<smyrf::Statistics> Attend(nb::handle query, nb::handle key, nb::handle value,
                                         nb::handle out, nb::handle lse, const smyrf::Plan* plan,
-                                        smyrf::Plan* made, bool with_statistics,
+                                        smyrf::Plan* made, nb::handle with_statistics,
                                         const nb::dict& options) {
   const Call call(query, key, value, options);
+  const bool counts = ToBool("return_stats", with_statistics);
   const Output out_array("out", out);
   std::optional<Output> lse_array;
   smyrf::Outputs outputs{.out = out_array.view(call.heads_last), .plan = made};
@@ -67,7 +69,7 @@ std::optional<smyrf::Statistics> Attend(nb::handle query, nb::handle key, nb::ha
     outputs.lse = lse_array->view();
   }
   std::optional<smyrf::Statistics> statistics;
-  if (with_statistics) outputs.statistics = &statistics.emplace();
+  if (counts) outputs.statistics = &statistics.emplace();
   const nb::gil_scoped_release release;
   smyrf::attention(call.arguments, call.options, outputs, plan);
   return statistics;
@@ -75,13 +77,13 @@ std::optional<smyrf::Statistics> Attend(nb::handle query, nb::handle key, nb::ha
 
 std::optional<smyrf::Statistics> Attention(nb::handle query, nb::handle key, nb::handle value,
                                            nb::handle out, nb::handle lse, nb::handle plan,
-                                           bool with_statistics, const nb::dict& options) {
+                                           nb::handle with_statistics, const nb::dict& options) {
   return Attend(query, key, value, out, lse, ToPlan(plan), nullptr, with_statistics, options);
 }
 
 std::pair<std::optional<smyrf::Statistics>, smyrf::Plan> AttentionAndPlan(
     nb::handle query, nb::handle key, nb::handle value, nb::handle out, nb::handle lse,
-    bool with_statistics, const nb::dict& options) {
+    nb::handle with_statistics, const nb::dict& options) {
   smyrf::Plan made;
   auto statistics = Attend(query, key, value, out, lse, nullptr, &made, with_statistics, options);
   return {std::move(statistics), std::move(made)};
@@ -146,7 +148,9 @@ void Reference(nb::handle query, nb::handle key, nb::handle value,
   const smyrf::Plan* plan = ToPlan(plan_);
   const Call call(query, key, value, options);
   const auto& [b, h, n, d] = call.arguments.query.shape;
-  const std::size_t rows = static_cast<std::size_t>(b * h * n);
+  // Unsigned: sizes that overflow are refused below.
+  const auto rows =
+      static_cast<std::size_t>(b) * static_cast<std::size_t>(h) * static_cast<std::size_t>(n);
   if (call.arguments.query.rank == 4 && call.arguments.value.rank == 4 &&
       (lse.size() != rows ||
        out.size() != rows * static_cast<std::size_t>(call.arguments.value.shape[3]))) {
@@ -309,10 +313,10 @@ NB_MODULE(_core, m) {
 
   // A property's own policy would tie an array that owns its memory to the object it is of.
   constexpr auto kOwned = nb::rv_policy::automatic;
-  nb::class_<smyrf::Plan>(m, "Plan",
-                          R"(What a call will compute: made by `smyrf.plan`, carried out by
-`smyrf.attention(..., plan=plan)`. Holds indices, no rows of key or value.)")
-      .def_prop_ro(
+  nb::class_<smyrf::Plan> plan(m, "Plan",
+                               R"(What a call will compute: made by `smyrf.plan`, carried out by
+`smyrf.attention(..., plan=plan)`. Holds indices, no rows of key or value. Can be pickled.)");
+  plan.def_prop_ro(
           "method", [](const smyrf::Plan& p) { return smyrf::Name(p.method); },
           "'dense', 'lsh' or 'tree', never 'auto'.")
       .def_ro("reason", &smyrf::Plan::reason, "Why this method.")
@@ -374,8 +378,11 @@ Returns float32 copies (query_basis (D, 32), key_basis (D, 32), directions (node
 coordinates along which the variance of its keys is exact; and for each of the first nodes, which are
 the roots, the parts of the coordinates in what directions leave, of it and all nodes under it.
 Constants under differentiation.)");
+  DefinePickling(plan, "Plan", &LoadPlan);
 
-  nb::class_<smyrf::Statistics>(m, "Statistics", "What a call did, by (batch, query head).")
+  nb::class_<smyrf::Statistics> statistics(
+      m, "Statistics", "What a call did, by (batch, query head). Can be pickled.");
+  statistics
       .def_prop_ro(
           "method", [](const smyrf::Statistics& s) { return smyrf::Name(s.method); },
           "The method taken: 'dense', 'lsh' or 'tree'.")
@@ -393,7 +400,10 @@ Constants under differentiation.)");
           [](const smyrf::Statistics& s) {
             return HeadArray<double>(s, [](const auto& head) { return head.seconds; });
           },
-          kOwned, "(B, Hq) float64: thread seconds of execution.")
+          kOwned,
+          "(B, Hq) float64: thread seconds of a head's blocks of queries: each block's time on the "
+          "thread that did it, added up. In `tree` a block includes its choice of nodes. What is "
+          "done once for several blocks is not in it.")
       .def_prop_ro(
           "expected_error",
           [](const smyrf::Statistics& s) {
@@ -421,7 +431,10 @@ Constants under differentiation.)");
           [](const smyrf::Statistics& s) {
             return HeadArray<double>(s, [](const auto& head) { return head.planning_seconds; });
           },
-          kOwned, "(B, Hq) float64: wall seconds of `tree` before a head's first block.")
+          kOwned,
+          "(B, Hq) float64: wall seconds of `tree` before a head's first block, of what query "
+          "heads "
+          "share an equal part; 0 where a plan was passed in.")
       .def_prop_ro(
           "dense_heads",
           [](const smyrf::Statistics& s) {
@@ -443,6 +456,7 @@ Constants under differentiation.)");
       .def_ro("execution_seconds", &smyrf::Statistics::execution_seconds, "Wall seconds.")
       .def_ro("instruction_set", &smyrf::Statistics::instruction_set)
       .def("__repr__", [](const smyrf::Statistics& s) { return Describe(s); });
+  DefinePickling(statistics, "Statistics", &LoadStatistics);
 
   // One dict of options: keywords would be gathered into one, and cost microseconds a call.
   m.def("attention", &Attention, "query"_a.none(), "key"_a.none(), "value"_a.none(), "out"_a.none(),

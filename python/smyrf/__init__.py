@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from smyrf import _arrays, _core, reference
-from smyrf._call import is_tensor
+from smyrf._call import is_tensor, plain
 from smyrf._core import Plan, Statistics
 from smyrf.collector import Record, collect
 
@@ -149,7 +149,7 @@ def attention(
         from smyrf import torch as smyrf_torch
 
         return smyrf_torch.attention(
-            query, key, value, options, plan, out, return_lse, return_stats
+            query, key, value, plain(options), plan, out, return_lse, return_stats
         )
     return _arrays.attention(query, key, value, options, plan, out, return_lse, return_stats)
 

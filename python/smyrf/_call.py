@@ -22,6 +22,11 @@ def detached(array: Any) -> Any:
     return array.detach().resolve_neg() if array.is_neg() else array.detach()
 
 
+def like(array: Any, mask: Any) -> Any:
+    """A mask that is a NumPy array as what `array` is: a tensor, or itself."""
+    return sys.modules["torch"].from_numpy(mask) if is_tensor(array) else mask
+
+
 def check_arrays(
     kind: type, required: tuple[str, ...] = ("query", "key", "value"), **arrays: Any
 ) -> None:
@@ -39,6 +44,19 @@ def check_arrays(
                 f"{name}: got a masked array, whose mask would be ignored; pass its data, and "
                 "key_padding_mask or attn_mask for what takes no part"
             )
+
+
+def plain(options: dict[str, Any]) -> dict[str, Any]:
+    """The options with NumPy's numbers as Python's: PyTorch's operators take no others."""
+
+    def converted(option: Any) -> Any:
+        is_scalar = isinstance(option, (np.generic, np.ndarray)) and option.ndim == 0
+        return option.item() if is_scalar else option
+
+    window = options["window"]
+    if isinstance(window, (tuple, list)):
+        window = tuple(converted(side) for side in window)
+    return {name: converted(option) for name, option in options.items()} | {"window": window}
 
 
 # The tensors among the options.

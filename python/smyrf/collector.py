@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from smyrf._call import detached
+from smyrf._call import detached, like
 
 if TYPE_CHECKING:
     from smyrf import Statistics
@@ -86,9 +86,6 @@ class Collector:
             statistics: of the call.
             query, key, value, out: arrays or tensors as they were passed, in the call's layout.
             options: keywords of the call (`smyrf.attention`'s names); absent ones are defaults.
-
-        Raises:
-            NotImplementedError: errors are asked for and the call has a plan.
         """
         collectors = [self]
         while (outer := collectors[-1].outer) is not None:
@@ -122,8 +119,8 @@ def collect(errors: bool = False) -> Iterator[list[Record]]:
 
     Args:
         errors: also compute dense attention on every call's inputs and record the relative error.
-            This costs a dense call and float64 sums each time: not for timing. Calls with `plan`
-            raise then.
+            This costs a dense call and float64 sums each time: not for timing. Of a call with
+            `plan`, dense attention has the padding, causality and window that the plan holds.
 
     Yields:
         The list that grows by one record a call.
@@ -219,10 +216,7 @@ def _error_against_dense(
     import smyrf  # not at the top: smyrf imports this module
 
     if options.get("plan") is not None:
-        raise NotImplementedError(
-            "collect(errors=True): got a call with a plan, whose masks dense attention would need; "
-            "call without plan=, or collect with errors=False"
-        )
+        options = _with_what_the_plan_holds(query, options)
     query, key, value, out = (detached(array) for array in (query, key, value, out))
     carried = {name: options[name] for name in _CARRIED if name in options}
     if options.get("dropout_p"):  # the seed then says which pairs are dropped
@@ -237,6 +231,20 @@ def _error_against_dense(
         key_padding_mask=options.get("key_padding_mask"),
         query_padding_mask=options.get("query_padding_mask"),
     )
+
+
+def _with_what_the_plan_holds(query: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The call's options and, of its plan, what a call with a plan may leave out."""
+    plan = options["plan"]
+    held: dict[str, Any] = {"is_causal": plan.is_causal, "window": plan.window}
+    for name, valid in (
+        ("key_padding_mask", plan.valid_keys),
+        ("query_padding_mask", plan.valid_queries),
+    ):
+        held[name] = None if valid.all() else like(query, valid)
+    if plan.method == "lsh":  # its seed drops pairs too
+        held["seed"] = plan.seed
+    return {**options, **held}
 
 
 def _shape(query: Any, key: Any, value: Any, options: Mapping[str, Any]) -> Shape:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextvars
+import copy
+import pickle
 import threading
 from typing import Any
 
@@ -163,21 +165,65 @@ def test_blocks_nest_and_only_those_that_asked_get_errors() -> None:
     assert outer[1].statistics is inner[0].statistics
 
 
-def test_a_call_with_a_plan_is_collected_but_not_compared() -> None:
-    q, k, v = arrays()
-    padding = np.arange(48) < [[48], [20]]
-    plan = smyrf.plan(q, k, method="lsh", cluster_size=8, key_padding_mask=padding)
-    with smyrf.collect() as records:
-        smyrf.attention(q, k, v, plan=plan)
-    assert records[0].statistics.method == "lsh"
-    # The plan holds the masks: dense attention without them would be another question.
-    out, statistics = smyrf.attention(q, k, v, plan=plan, return_stats=True)
+PLANNED: list[dict[str, Any]] = [
+    {"method": "dense", "is_causal": True, "window": (12, -1), "padding": True},
+    {"method": "dense", "window": (3, 5), "attn_mask": True},
+    {"method": "lsh", "cluster_size": 8, "seed": 5, "padding": True},
+    {"method": "lsh", "cluster_size": 8, "seed": 5, "dropout_p": 0.3},
+    {"method": "tree", "tolerance": 0.5, "max_density": 0.8, "padding": True},
+    {"method": "auto", "padding": True, "dropout_p": 0.3, "seed": 9},
+]
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+@pytest.mark.parametrize("layout", ["BHND", "BNHD"])
+@pytest.mark.parametrize("options", PLANNED, ids=lambda options: " ".join(options))
+def test_a_call_with_a_plan_has_the_error_of_the_call_without(
+    kind: str, layout: str, options: dict[str, Any]
+) -> None:
+    q, k, v = arrays(queries=40, keys=300)
+    if layout == "BNHD":
+        q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    options = {**options, "layout": layout, "scale": 0.4}
+    masks: dict[str, Any] = {}
+    if options.pop("padding", False):
+        masks["key_padding_mask"] = np.arange(300) < [[300], [200]]
+        masks["query_padding_mask"] = np.arange(40) < [[40], [30]]
+    if options.get("attn_mask"):
+        options["attn_mask"] = RNG.standard_normal((40, 300), np.float32)
+    if kind == "torch":
+        q, k, v = (torch.from_numpy(np.ascontiguousarray(x)) for x in (q, k, v))
+        masks = {name: torch.from_numpy(mask) for name, mask in masks.items()}
+        if "attn_mask" in options:
+            options["attn_mask"] = torch.from_numpy(options["attn_mask"])
+    plan = smyrf.plan(q, k, value=v, **options, **masks)
+    # What the plan does not hold.
+    left = {n: options[n] for n in ("layout", "scale", "attn_mask", "dropout_p") if n in options}
+    if plan.method == "dense" and "seed" in options:
+        left["seed"] = options["seed"]  # of dropout
     with smyrf.collect(errors=True) as records:
-        receiving = collector.active()
-        assert receiving is not None
-        with pytest.raises(NotImplementedError, match="without plan="):
-            receiving.add(statistics, q, k, v, out, {"plan": plan})
-    assert records == []
+        smyrf.attention(q, k, v, **options, **masks)
+        smyrf.attention(q, k, v, plan=plan, **left)
+        smyrf.attention(q, k, v, plan=plan, **left, **masks)
+    assert [record.statistics.method for record in records] == [plan.method] * 3
+    errors = [record.relative_error for record in records]
+    assert errors[0] is not None
+    assert np.array_equal(errors[1], errors[2])
+    np.testing.assert_allclose(errors[1], errors[0], rtol=1e-3, atol=1e-6)
+    if plan.method == "dense":
+        assert errors[1].max() == 0.0
+    else:
+        assert errors[1].min() > 1e-4
+
+
+def test_records_can_be_pickled_and_copied() -> None:
+    q, k, v = arrays()
+    with smyrf.collect(errors=True) as records:
+        smyrf.attention(q, k, v, method="lsh", cluster_size=8)
+    for again in (pickle.loads(pickle.dumps(records[0])), copy.deepcopy(records[0])):
+        assert (again.layer, again.shape) == (records[0].layer, records[0].shape)
+        assert np.array_equal(again.relative_error, records[0].relative_error)
+        assert repr(again.statistics) == repr(records[0].statistics)
 
 
 def test_a_block_that_raises_stops_collecting() -> None:

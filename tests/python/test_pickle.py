@@ -1,0 +1,179 @@
+"""Plans and statistics that are pickled and copied: exact, and hostile where bytes are damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import smyrf
+
+RNG = np.random.default_rng(21)
+Q, K, V = (RNG.standard_normal((2, 2, rows, 16), np.float32) for rows in (150, 300, 300))
+MASKS = {
+    "key_padding_mask": np.arange(300) < [[300], [250]],
+    "query_padding_mask": np.arange(150) < [[150], [140]],
+}
+DIALS: dict[str, dict[str, Any]] = {
+    "dense": {"method": "dense", "is_causal": True, "window": (40, 3)},
+    "lsh": {"method": "lsh", "n_hashes": 3, "cluster_size": 20, "seed": 7},
+    "tree": {"method": "tree", "tolerance": 0.5, "max_density": 0.7},
+    "padded": {"method": "tree", "tolerance": 0.5, "max_density": 0.7, **MASKS},
+    "auto": MASKS,
+}
+WAYS: dict[str, Callable[[Any], Any]] = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    **{
+        f"pickle {protocol}": lambda x, p=protocol: pickle.loads(pickle.dumps(x, p))  # type: ignore[misc]
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+    },
+}
+
+
+def plan_of(name: str) -> smyrf.Plan:
+    return smyrf.plan(Q, K, value=V, **DIALS[name])
+
+
+def state_of(value: Any) -> tuple[Any, int, bytes]:
+    load, (version, state) = value.__reduce__()
+    return load, version, state
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", DIALS)
+def test_a_plan_that_comes_back_is_the_plan(name: str, way: str) -> None:
+    plan = plan_of(name)
+    again = WAYS[way](plan)
+    assert type(again) is smyrf.Plan
+    assert again is not plan
+    assert state_of(again)[1:] == state_of(plan)[1:]  # all that it holds
+    assert repr(again) == repr(plan)
+    assert again.window == plan.window
+    out, lse = smyrf.attention(Q, K, V, plan=plan, return_lse=True)
+    for found, wanted in zip(
+        smyrf.attention(Q, K, V, plan=again, return_lse=True), (out, lse), strict=True
+    ):
+        assert np.array_equal(found, wanted)
+    assert again.density(1, 1) == plan.density(1, 1)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", DIALS)
+def test_statistics_that_come_back_say_the_same(name: str, way: str) -> None:
+    _, statistics = smyrf.attention(Q, K, V, **DIALS[name], return_stats=True)
+    again = WAYS[way](statistics)
+    public = [field for field in dir(statistics) if not field.startswith("_")]
+    assert "density" in public
+    for field in public:
+        assert np.array_equal(getattr(again, field), getattr(statistics, field)), field
+    assert repr(again) == repr(statistics)
+
+
+def test_a_plan_goes_to_another_process() -> None:
+    code = (
+        "import pickle, sys; plan = pickle.load(sys.stdin.buffer); "
+        "sys.stdout.buffer.write(pickle.dumps(plan))"
+    )
+    plan = plan_of("padded")
+    found = subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps(plan), capture_output=True, check=True
+    )
+    assert state_of(pickle.loads(found.stdout))[2] == state_of(plan)[2]
+
+
+def test_a_large_plan_takes_the_bytes_of_its_arrays() -> None:
+    rows = RNG.standard_normal((1, 2, 4096, 8), np.float32)
+    plan = smyrf.plan(rows, rows, method="lsh", n_hashes=4, cluster_size=32)
+    numbers = 4 * 2 * (2 * 4096)  # two orders a round and head
+    assert 4 * numbers < len(pickle.dumps(plan)) < 1.2 * 4 * numbers
+
+
+@pytest.mark.parametrize("name", ["lsh", "padded", "statistics"])
+def test_damaged_bytes_are_refused(name: str) -> None:
+    if name == "statistics":
+        value: Any = smyrf.attention(Q, K, V, method="lsh", return_stats=True)[1]
+    else:
+        value = plan_of(name)
+    load, version, state = state_of(value)
+    sentence = "pickled bytes are damaged or not smyrf's; make it again"
+    places = RNG.integers(0, len(state), 400).tolist() + list(range(100)) + [-1, -8, -9]
+    for place in places:
+        damaged = bytearray(state)
+        damaged[place] ^= 1 << int(RNG.integers(8))
+        with pytest.raises(ValueError, match=sentence):
+            load(version, bytes(damaged))
+    lengths = RNG.integers(0, len(state), 100).tolist() + list(range(20)) + [len(state) - 1]
+    for length in lengths:
+        with pytest.raises(ValueError, match=sentence):
+            load(version, state[:length])
+    for foreign in (b"", b"\0" * 1000, state + b"\0", state[1:], state * 2, pickle.dumps(3)):
+        with pytest.raises(ValueError, match=sentence):
+            load(version, foreign)
+
+
+def with_checksum(name: bytes, fields: bytes) -> bytes:
+    """As the bindings' own: FNV-1a."""
+    total = 0xCBF29CE484222325
+    for byte in name + fields:
+        total = ((total ^ byte) * 0x100000001B3) % 2**64
+    return fields + total.to_bytes(8, sys.byteorder)
+
+
+@pytest.mark.parametrize("name", ["dense", "lsh", "tree"])
+def test_damage_that_the_checksum_agrees_with_is_found_or_harmless(name: str) -> None:
+    arrays = [array[:1, :1, :70, :4] for array in (Q, K, V)]
+    load, version, state = state_of(smyrf.plan(*arrays[:2], value=arrays[2], **DIALS[name]))
+    assert with_checksum(b"Plan", state[:-8]) == state
+    fields = state[:-8]
+    taken = 0
+    messages: list[str] = []
+    generator = np.random.default_rng(3)
+    for n in range(200):
+        damaged = bytearray(fields)
+        place = n if n < 120 else int(generator.integers(len(fields)))  # the header, or anywhere
+        damaged[place] = int(generator.integers(256))
+        if n % 10 == 9:
+            damaged = damaged[: int(generator.integers(len(fields)))]
+        try:
+            plan = load(version, with_checksum(b"Plan", bytes(damaged)))
+        except ValueError as error:
+            messages.append(str(error))
+            continue
+        taken += 1
+        # Constants of another value, or sizes of another call: every use must hold.
+        for use in (
+            lambda plan=plan: smyrf.attention(*arrays, plan=plan),
+            lambda plan=plan: plan.density(0, 0),
+            lambda plan=plan: plan.head(0, 0, 0),
+            lambda plan=plan: repr(plan),
+        ):
+            with contextlib.suppress(ValueError, NotImplementedError):
+                use()
+    assert taken + len(messages) == 200
+    assert len(messages) > 30
+    assert all(message.startswith(("Plan: ", "plan: ")) for message in messages)
+
+
+def test_what_is_no_state_is_refused() -> None:
+    load, version, state = state_of(plan_of("lsh"))
+    with pytest.raises(ValueError, match=r"Plan: was pickled in version 99, .* reads version 1"):
+        load(99, state)
+    for bad in (None, "1", 1.5, b""):
+        with pytest.raises(TypeError, match=r"Plan: got .*version number"):
+            load(bad, state)
+    for bad in (None, "text", 3, [1, 2], bytearray(state)):
+        with pytest.raises(TypeError, match=r"Plan: got .* expected bytes"):
+            load(version, bad)
+    _, statistics = smyrf.attention(Q, K, V, return_stats=True)
+    with pytest.raises(ValueError, match="Plan: its pickled bytes"):
+        load(version, state_of(statistics)[2])
+    with pytest.raises(ValueError, match="Statistics: its pickled bytes"):
+        smyrf.Statistics(version, state)
