@@ -8,9 +8,7 @@ switches a loaded model in place to any method, and `disable` switches it back.
 from __future__ import annotations
 
 import inspect
-import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -23,7 +21,17 @@ from transformers import (
 
 from smyrf._dials import Layers, check_dials, choose
 from smyrf._forward import attention_forward
-from smyrf._layers import Layer, forget, keep, kept
+from smyrf._layers import (
+    Enabled,
+    Layer,
+    forget,
+    keep,
+    keep_enabled,
+    kept,
+    kept_enabled,
+    set_implementation,
+    switched,
+)
 from smyrf._masks import smyrf_mask
 
 NAME = "smyrf"
@@ -46,22 +54,6 @@ _SELF_ATTENTION_PARAMETERS = frozenset(
 )
 
 
-@dataclass
-class _Switched:
-    """A config that models were enabled on: what it said before, and how many models those are."""
-
-    config: PreTrainedConfig
-    original: str | None
-    owners: int = 0
-
-
-_switched: dict[int, _Switched] = {}  # by id of the config
-# What gives an enabled model's configs back, called by `disable` or when the model dies.
-_ends: weakref.WeakKeyDictionary[nn.Module, weakref.finalize[..., nn.Module]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
 def enable(
     model: nn.Module,
     method: str = "auto",
@@ -70,9 +62,10 @@ def enable(
 ) -> list[str]:
     """Switch a loaded model's attention to smyrf, in place.
 
-    Only `_attn_implementation` of the model's configs changes; the options are kept beside the
-    model. Another model built on the same config objects runs smyrf's `auto` meanwhile, and so
-    does a copy of the model. Enabling again replaces method, layers and dials. A model that is
+    `_attn_implementation` of the model's configs changes, and an attribute of the model and of each
+    attention module keeps method and dials: a copy of the model (`copy.deepcopy`, pickle) is
+    enabled in the same way, on configs of its own. Another model built on the same config objects
+    runs smyrf's `auto` meanwhile. Enabling again replaces method, layers and dials. A model that is
     deleted while enabled counts as disabled.
 
     Args:
@@ -105,23 +98,14 @@ def enable(
             "interface; smyrf can't be switched on in it"
         )
     chosen = choose(found, layers)
-    for name, module in found.items():
-        known = kept(module)
-        owner = None if known is None else known.owner()
-        if owner is not None and owner is not model:
-            raise ValueError(
-                f"model: {name} is already enabled through another model object, a "
-                f"{type(owner).__name__}; call smyrf.transformers.disable on that first"
-            )
-    if model in _ends:
-        _ends.pop(model)()
-    configs = _configs(model, list(found.values()))
-    for config in configs:
-        before = _Switched(config, config._attn_implementation)
-        _switched.setdefault(id(config), before).owners += 1
-        _set_implementation(config, NAME)
-    _ends[model] = weakref.finalize(model, _give_back, configs)
-    _ends[model].atexit = False
+    before = _replaced(model, found)
+    for enabled in before:
+        forget(model, enabled)
+    configs = [switched(config) for config in _configs(model, list(found.values()))]
+    for one in configs:
+        set_implementation(one.config, NAME)
+    enabled = Enabled(configs, model)
+    keep_enabled(model, enabled)
     for name, module in found.items():
         taken = name in chosen
         layer = Layer(
@@ -129,7 +113,7 @@ def enable(
             method=method if taken else "dense",
             dials=dials if taken else {},
             self_attention=_is_self_attention(name, module),
-            owner=weakref.ref(model),
+            enabled=enabled,
         )
         keep(module, layer)
     return chosen
@@ -138,13 +122,20 @@ def enable(
 def disable(model: nn.Module) -> None:
     """Give a model back the attention implementation it had before `enable`.
 
-    Configs that it shares with other enabled models follow when the last of those is disabled; it
-    runs smyrf's `auto` until then.
+    A module that holds enabled models disables them. Configs that it shares with other enabled
+    models follow when the last of those is disabled; it runs smyrf's `auto` until then.
 
     Raises:
-        ValueError: the model is not enabled.
+        ValueError: the model is not enabled, or it is a part of one that is.
     """
-    if model not in _ends:
+    inside = [kept_enabled(module) for module in model.modules()]
+    found = {id(enabled): enabled for enabled in inside if enabled is not None}
+    if not found:
+        # A copy of a part of an enabled model is enabled, too.
+        found = {id(enabled): enabled for enabled in _enabled_layers(model).values()}
+        for name, enabled in _enabled_layers(model).items():
+            _refuse_owner(model, name, enabled)
+    if not found:
         config = getattr(model, "config", None)
         if getattr(config, "_attn_implementation", None) == NAME:
             raise ValueError(
@@ -155,20 +146,35 @@ def disable(model: nn.Module) -> None:
             f"model: this {type(model).__name__} is not enabled; call "
             "smyrf.transformers.enable(model, ...) on this very object before disable"
         )
-    _ends.pop(model)()
-    for module in model.modules():
-        known = kept(module)
-        if known is not None and known.owner() is model:
-            forget(module)
+    for enabled in found.values():
+        forget(model, enabled)
 
 
-def _give_back(configs: Sequence[PreTrainedConfig]) -> None:
-    for config in configs:
-        switched = _switched[id(config)]
-        switched.owners -= 1
-        if switched.owners == 0:
-            _set_implementation(config, switched.original)
-            del _switched[id(config)]
+def _replaced(model: nn.Module, attention: Mapping[str, nn.Module]) -> list[Enabled]:
+    """What another `enable` of this model left; raises where it was of another one."""
+    own = kept_enabled(model)
+    found = {} if own is None else {id(own): own}
+    for name, enabled in _enabled_layers(model).items():
+        if enabled is not own:
+            _refuse_owner(model, name, enabled)
+        found[id(enabled)] = enabled
+    return list(found.values())
+
+
+def _enabled_layers(model: nn.Module) -> dict[str, Enabled]:
+    layers = {name: kept(module) for name, module in model.named_modules()}
+    return {name: layer.enabled for name, layer in layers.items() if layer is not None}
+
+
+def _refuse_owner(model: nn.Module, name: str, enabled: Enabled) -> None:
+    """Raise where another model object was given to `enable`, and is still there."""
+    inside = (m for m in model.modules() if m is not model and kept_enabled(m) is enabled)
+    owner = next(inside, enabled.model())
+    if owner is not None and owner is not model:
+        raise ValueError(
+            f"model: {name} is already enabled through another model object, a "
+            f"{type(owner).__name__}; call smyrf.transformers.disable on that first"
+        )
 
 
 def _dispatches(kind: type[nn.Module]) -> bool:
@@ -198,11 +204,6 @@ def _configs(model: nn.Module, attention: list[nn.Module]) -> list[PreTrainedCon
         if concerned and isinstance(config, PreTrainedConfig):
             configs[id(config)] = config
     return list(configs.values())
-
-
-def _set_implementation(config: PreTrainedConfig, implementation: str | None) -> None:
-    # A dict with the key "" sets this config alone; a string would go down into its sub-configs.
-    config._attn_implementation = {"": implementation}
 
 
 AttentionInterface.register(NAME, attention_forward)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
+import sys
+import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,12 +33,12 @@ import smyrf.transformers
 from smyrf import _layers
 
 
-def test_only_attn_implementation_differs_while_enabled() -> None:
+def test_only_attn_implementation_and_an_attribute_differ_while_enabled() -> None:
     model = build("Whisper")
 
     def state() -> Any:
         modules = {
-            name: {key: id(value) for key, value in vars(module).items()}
+            name: {k: id(value) for k, value in vars(module).items() if "smyrf" not in k}
             for name, module in model.named_modules()
         }
         hooks = {name: len(module._forward_hooks) for name, module in model.named_modules()}
@@ -47,6 +52,7 @@ def test_only_attn_implementation_differs_while_enabled() -> None:
     smyrf.transformers.disable(model)
     assert model.config._attn_implementation == "sdpa"
     assert state() == before
+    assert not any("smyrf" in key for module in model.modules() for key in vars(module))
 
 
 def composite() -> Any:
@@ -102,7 +108,7 @@ def test_a_shared_config_is_given_back_by_its_last_model() -> None:
     assert [record.statistics.method for record in records] == ["lsh", "lsh"]
     smyrf.transformers.disable(second)
     assert first.config._attn_implementation == "sdpa"
-    assert id(first.config) not in smyrf.transformers._switched
+    assert id(first.config) not in _layers._switched
 
 
 def test_a_deleted_model_gives_its_config_back() -> None:
@@ -139,7 +145,7 @@ def test_parts_without_the_interface_are_left_alone() -> None:
 def whisper() -> Iterator[Any]:
     model = build("Whisper")
     yield model
-    if model in smyrf.transformers._ends:
+    if _layers.kept_enabled(model) is not None:
         smyrf.transformers.disable(model)
 
 
@@ -249,13 +255,105 @@ def test_models_without_the_interface_are_refused() -> None:
 
 def test_nothing_keeps_a_dropped_model_alive() -> None:
     model: PreTrainedModel | None = build("Bert")
-    gc.collect()
-    before = len(_layers._layers), len(smyrf.transformers._ends)
+    assert model is not None
     smyrf.transformers.enable(model)
-    assert (len(_layers._layers), len(smyrf.transformers._ends)) == (
-        before[0] + 2,
-        before[1] + 1,
-    )
+    config, seen = weakref.ref(model.config), weakref.ref(model)
+    assert id(model.config) in _layers._switched
+    key = id(model.config)
     del model
     gc.collect()
-    assert (len(_layers._layers), len(smyrf.transformers._ends)) == before
+    assert seen() is None
+    assert config() is None
+    assert key not in _layers._switched
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "in a holder": lambda model: copy.deepcopy(torch.nn.ModuleList([model]))[0],
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_a_copy_is_enabled_by_the_same_method_and_dials(whisper: Any, way: str) -> None:
+    want = run(whisper, inputs_for("Whisper", "left"))
+    smyrf.transformers.enable(whisper, method="lsh", layers="model.encoder.*", cluster_size=3)
+    taken, got = methods(whisper), run(whisper, inputs_for("Whisper", "left"))
+    assert not torch.equal(got, want)
+    copied = COPIES[way](whisper)
+    smyrf.transformers.disable(whisper)
+    assert methods(copied) == taken
+    assert torch.equal(run(copied, inputs_for("Whisper", "left")), got)
+    # And by configs of its own.
+    smyrf.transformers.disable(copied)
+    assert copied.config._attn_implementation == "sdpa"
+    assert torch.equal(run(copied, inputs_for("Whisper", "left")), want)
+    smyrf.transformers.enable(copied, method="dense")
+    assert whisper.config._attn_implementation == "sdpa"
+    assert set(methods(copied).values()) == {"dense"}
+    smyrf.transformers.disable(copied)
+    with pytest.raises(ValueError, match="not enabled"):
+        smyrf.transformers.disable(copied)
+
+
+def test_copies_of_models_that_share_a_config() -> None:
+    first = build("Bert")
+    second = transformers.BertModel(first.config).eval()
+    smyrf.transformers.enable(first, method="dense")
+    smyrf.transformers.enable(second, method="lsh", cluster_size=4)
+    alone = copy.deepcopy(first)
+    both = copy.deepcopy([first, second])
+    smyrf.transformers.disable(alone)  # its config has no other owner
+    assert alone.config._attn_implementation == "sdpa"
+    smyrf.transformers.disable(both[0])
+    assert both[1].config._attn_implementation == "smyrf"
+    smyrf.transformers.disable(both[1])
+    assert both[0].config._attn_implementation == "sdpa"
+    assert first.config._attn_implementation == "smyrf"
+    smyrf.transformers.disable(first)
+    smyrf.transformers.disable(second)
+    assert first.config._attn_implementation == "sdpa"
+
+
+def test_parts_and_their_copies() -> None:
+    model = build("Whisper")
+    encoder = model.model.encoder
+    smyrf.transformers.enable(model, method="lsh", layers="model.encoder.*", cluster_size=4)
+    for call in (smyrf.transformers.disable, smyrf.transformers.enable):
+        with pytest.raises(ValueError, match="through another model object, a WhisperForC"):
+            call(encoder)
+    copied = copy.deepcopy(encoder)
+    with smyrf.collect() as records:
+        copied(inputs_for("Whisper", "none")["input_features"])
+    assert [record.statistics.method for record in records] == ["lsh", "lsh"]
+    smyrf.transformers.disable(copied)
+    assert copied.config._attn_implementation == "sdpa"
+    assert encoder.config._attn_implementation == "smyrf"
+    # What holds enabled models gives all of them back.
+    smyrf.transformers.disable(torch.nn.ModuleList([model]))
+    assert encoder.config._attn_implementation == "sdpa"
+
+
+def test_shallow_copies_attend_as_the_model(whisper: Any) -> None:
+    smyrf.transformers.enable(whisper, method="lsh", layers="model.encoder.*", cluster_size=3)
+    layer = whisper.model.encoder.layers[0].self_attn
+    replica = layer._replicate_for_data_parallel()
+    assert _layers.kept(replica) is _layers.kept(layer)
+
+
+def test_a_pickled_model_needs_no_import(monkeypatch: Any, tmp_path: Path) -> None:
+    model, inputs = build("Bert"), inputs_for("Bert", "right")
+    smyrf.transformers.enable(model, method="lsh", cluster_size=4)
+    want, pickled = run(model, inputs), pickle.dumps(model)
+    # As in a process that has not imported it.
+    for interface in (transformers.AttentionInterface, transformers.AttentionMaskInterface):
+        monkeypatch.delitem(interface._global_mapping, "smyrf")
+    monkeypatch.delitem(sys.modules, "smyrf.transformers")
+    monkeypatch.delattr(smyrf, "transformers")
+    copied = pickle.loads(pickled)
+    assert torch.equal(run(copied, inputs), want)
+    # What transformers saves says nothing of it.
+    model.save_pretrained(tmp_path / "saved")
+    assert "smyrf" not in (tmp_path / "saved" / "config.json").read_text()
+    loaded = transformers.BertModel.from_pretrained(tmp_path / "saved")
+    assert loaded.config._attn_implementation == "sdpa"
