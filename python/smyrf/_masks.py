@@ -12,15 +12,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import transformers
 from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import masking_utils
-
-if not hasattr(masking_utils, "sliding_window_bidirectional_overlay"):
-    raise ImportError(
-        f"transformers {transformers.__version__} describes masks in an older way, smyrf expects "
-        "5.4 or newer; type: pip install -U transformers"
-    )
+from transformers.masking_utils import sliding_window_bidirectional_overlay  # since 5.4
 
 UNBOUNDED = -1
 
@@ -351,7 +345,7 @@ def _code(function: Callable[..., Any]) -> Any:
 
 # transformers builds these as closures: two of one kind share their code, not their identity.
 _CAUSAL_WINDOW = _code(masking_utils.sliding_window_overlay(1))
-_BIDIRECTIONAL_WINDOW = _code(masking_utils.sliding_window_bidirectional_overlay(1))
+_BIDIRECTIONAL_WINDOW = _code(sliding_window_bidirectional_overlay(1))
 _AND = _code(masking_utils.and_masks(masking_utils.causal_mask_function))
 
 

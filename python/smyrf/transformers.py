@@ -11,30 +11,41 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
-
-from smyrf._dials import Layers, check_dials, choose
-from smyrf._forward import attention_forward
-from smyrf._layers import (
-    Enabled,
-    Layer,
-    forget,
-    keep,
-    keep_enabled,
-    kept,
-    kept_enabled,
-    set_implementation,
-    switched,
-)
-from smyrf._masks import smyrf_mask
+from smyrf._extra import missing_extra
 
 NAME = "smyrf"
+
+try:
+    from torch import nn
+    from transformers import (
+        AttentionInterface,
+        AttentionMaskInterface,
+        PreTrainedConfig,
+        PreTrainedModel,
+    )
+
+    from smyrf._dials import Layers, check_dials, choose
+    from smyrf._forward import attention_forward
+    from smyrf._layers import (
+        Enabled,
+        Layer,
+        forget,
+        keep,
+        keep_enabled,
+        kept,
+        kept_enabled,
+        set_implementation,
+        switched,
+    )
+    from smyrf._masks import smyrf_mask
+
+    AttentionInterface.register(NAME, attention_forward)
+    AttentionMaskInterface.register(NAME, smyrf_mask)
+except ImportError as error:
+    needed = {"torch": "2.6", "transformers": "5.4"}
+    raise ImportError(
+        missing_extra("smyrf.transformers", "transformers", needed, error), name=error.name
+    ) from error
 
 # A forward that takes nothing but these can only attend from its states to themselves.
 _SELF_ATTENTION_PARAMETERS = frozenset(
@@ -204,7 +215,3 @@ def _configs(model: nn.Module, attention: list[nn.Module]) -> list[PreTrainedCon
         if concerned and isinstance(config, PreTrainedConfig):
             configs[id(config)] = config
     return list(configs.values())
-
-
-AttentionInterface.register(NAME, attention_forward)
-AttentionMaskInterface.register(NAME, smyrf_mask)

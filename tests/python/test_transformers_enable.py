@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import importlib.metadata
 import pickle
 import sys
 import weakref
@@ -357,3 +358,21 @@ def test_a_pickled_model_needs_no_import(monkeypatch: Any, tmp_path: Path) -> No
     assert "smyrf" not in (tmp_path / "saved" / "config.json").read_text()
     loaded = transformers.BertModel.from_pretrained(tmp_path / "saved")
     assert loaded.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("name", ["torch", "transformers"])
+def test_without_a_package_it_says_what_to_install(name: str, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "smyrf.transformers")
+    said = rf"^smyrf\.transformers: {name} is not installed; type: pip install '.*\[transformers\]'"
+    with pytest.raises(ImportError, match=said):
+        importlib.import_module("smyrf.transformers")
+
+
+def test_with_an_old_package_it_says_what_to_install(monkeypatch: Any) -> None:
+    monkeypatch.delattr(transformers.masking_utils, "sliding_window_bidirectional_overlay")
+    monkeypatch.setattr(importlib.metadata, "version", {"torch": "2.6", "transformers": "5.3"}.get)
+    for module in ("smyrf.transformers", "smyrf._masks"):
+        monkeypatch.delitem(sys.modules, module)
+    with pytest.raises(ImportError, match=r"transformers 5\.3 is too old, 5\.4 .*pip install"):
+        importlib.import_module("smyrf.transformers")
