@@ -13,7 +13,7 @@ from transformers.utils import logging
 from smyrf._dials import attend
 from smyrf._layers import Layer, kept
 from smyrf._masks import UNBOUNDED, Band, PatternMask, as_layers_see
-from smyrf._packed import attend_texts, cuts_of, is_packed
+from smyrf._packed import attend_texts, is_packed, rows_of
 
 logger = logging.get_logger(__name__)
 
@@ -53,7 +53,7 @@ def attention_forward(
     Args:
         module: the calling layer; `enable` may have kept options for it, else `method="auto"`.
         query: (B, Hq, Nq, D). key, value: (B, Hkv, Nk, D or Dv). A batch, or heads, of one stand
-            for those of the others.
+            for those of the others, as in learned queries.
         attention_mask: None; a `PatternMask`; or a full mask (B or 1, Hq or 1, Nq or 1, Nk or 1),
             bool (True takes part) or additive. A bool one of shape (B or 1, 1, 1, Nk) is padding.
         dropout: each weight is dropped with this probability, chosen by PyTorch's generator;
@@ -78,21 +78,17 @@ def attention_forward(
     layer = kept(module)
     name = layer.name if layer is not None else _default_name(module)
     _check_keywords(name, kwargs, enabled=layer is not None)
-    # Each of the three may have a batch of one that stands for all, as learned queries have.
     batch = next((x.shape[0] for x in (query, key, value) if x.shape[0] != 1), 1)
-    keys, packed = key.shape[2], is_packed(kwargs)
-    attention_mask = as_layers_see(attention_mask)
-    if isinstance(attention_mask, PatternMask) and attention_mask.none_in_sdpa:
-        attention_mask = sliding_window = None
-    if attention_mask is not None:
-        sizes = batch, query.shape[2], keys
-        used_keys, options = _options_of_mask(name, layer, attention_mask, sizes)
+    sizes, packed = (batch, query.shape[2], key.shape[2]), is_packed(kwargs)
+    mask = as_layers_see(attention_mask)
+    if isinstance(mask, PatternMask) and mask.none_in_sdpa:
+        mask = sliding_window = None
+    if mask is not None:
+        used_keys, options = _options_of_mask(name, layer, mask, sizes)
     else:
         causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
         used_keys, options = _options_without_mask(name, causal, sliding_window, packed, query, key)
-    indices = kwargs.get("indices")
-    if isinstance(indices, torch.Tensor) and indices.shape[:-1] == (batch, query.shape[2]):
-        _restrict(options, indices, keys, used_keys)
+    _restrict(options, kwargs.get("indices"), sizes, used_keys)
     if position_bias is not None:
         _check_bias(name, module, position_bias, layer)
         _add_bias(options, position_bias.detach()[..., :used_keys])
@@ -102,11 +98,10 @@ def attention_forward(
         options.update(layer.dials, method=layer.method)
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
     call = functools.partial(_call, name, module, dropout)
-    if packed:
-        rows = cuts_of(name, kwargs, batch, query.shape[1], key.shape[1])
-        out = attend_texts(rows, query, key, value, options, call)
-    else:
-        out = call(query, key, value, options)
+    texts = mask.texts if isinstance(mask, PatternMask) else None
+    rows = rows_of(name, kwargs, texts, (batch, query.shape[1], used_keys))
+    attended = query, key, value, options
+    out = call(*attended) if rows is None else attend_texts(rows, *attended, call)
     if position_bias is not None and position_bias.requires_grad and torch.is_grad_enabled():
         out = out + _Refusal.apply(position_bias, name)  # type: ignore[no-untyped-call]
     return out, None
@@ -271,13 +266,17 @@ def _pattern_options(mask: PatternMask, layer: Layer | None, batch: int) -> dict
     return options
 
 
-def _restrict(options: dict[str, Any], indices: torch.Tensor, keys: int, used_keys: int) -> None:
+def _restrict(
+    options: dict[str, Any], indices: Any, sizes: tuple[int, int, int], used_keys: int
+) -> None:
     """Allow the keys (batch, queries, count) that DeepSeek's indexer chose, and no other.
 
-    Models fold them into the mask themselves where the implementation is called "sdpa".
+    Models fold them into the mask themselves where the implementation is called "sdpa". Whatever
+    else is called so is ignored, as there.
     """
-    shape = (*indices.shape[:2], keys)
-    allowed = torch.zeros(shape, dtype=torch.bool, device=indices.device)
+    if not isinstance(indices, torch.Tensor) or indices.shape[:-1] != sizes[:2]:
+        return
+    allowed = torch.zeros(sizes, dtype=torch.bool, device=indices.device)
     allowed = allowed.scatter(-1, indices.long(), True)[:, None, :, :used_keys]
     mask = options.get("attn_mask")
     if mask is None:

@@ -78,6 +78,8 @@ class PatternMask(BoolMask):
         used_keys: keys from here on are in the future of every query (a static cache's unused
             rows) and must be cut off.
         padding: (batch, used_keys) bool, True = valid, or None where nothing is padded.
+        texts: for each row of the batch where its texts begin, and where the last one ends; the
+            band holds in each text alone. None: one text.
         none_in_sdpa: transformers' `sdpa` gives layers no mask here. They then follow their own
             `is_causal`, whatever the band.
     """
@@ -85,6 +87,7 @@ class PatternMask(BoolMask):
     band: Band
     used_keys: int
     padding: torch.Tensor | None
+    texts: list[list[int]] | None
     none_in_sdpa: bool
     device_of_full: torch.device
     make: Callable[[], torch.Tensor] | None = None  # None: the tensor itself is the full mask
@@ -160,7 +163,8 @@ def smyrf_mask(
         return full.contiguous()  # expanded memory can't be written to
 
     in_graph = _in_graph(attention_mask, q_offset)
-    band = plain_band(mask_function)
+    pattern, texts = (mask_function, None) if in_graph else _unpacked(mask_function)
+    band = plain_band(pattern)
     flat = attention_mask is None or attention_mask.ndim == 2
     used_keys = None
     # A static cache counts its rows in a tensor, which graphs can't read.
@@ -181,7 +185,7 @@ def smyrf_mask(
         mask = torch.empty(shape, dtype=torch.bool, device="meta").as_subclass(PatternMask)
         mask.make = make
         mask.device_of_full = torch.device(kwargs.get("device", "cpu"))
-    mask.band, mask.used_keys, mask.written = band, used_keys, False
+    mask.band, mask.used_keys, mask.texts, mask.written = band, used_keys, texts, False
     mask.padding = _padding(attention_mask, kv_offset, used_keys, read=not in_graph)
     # Without its pattern the mask is small: transformers decides, and nothing is built.
     mask.none_in_sdpa = masking_utils.sdpa_mask(**{**arguments, **_ANY_KEY}) is None
@@ -347,6 +351,12 @@ def _code(function: Callable[..., Any]) -> Any:
 _CAUSAL_WINDOW = _code(masking_utils.sliding_window_overlay(1))
 _BIDIRECTIONAL_WINDOW = _code(sliding_window_bidirectional_overlay(1))
 _AND = _code(masking_utils.and_masks(masking_utils.causal_mask_function))
+_PACKED = _code(masking_utils.packed_sequence_mask_function(torch.zeros(1, 1)))
+_REMAPPED = _code(
+    masking_utils.remap_positions_for_packed_sequence(
+        masking_utils.causal_mask_function, torch.zeros(1, 1)
+    )
+)
 
 
 def _captured(function: Callable[..., Any], name: str) -> Any:
@@ -354,6 +364,22 @@ def _captured(function: Callable[..., Any], name: str) -> Any:
         return None  # a compiler can't read closures: the full mask, then
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     return cells[name].cell_contents if name in cells else None
+
+
+def _unpacked(function: Callable[..., Any]) -> tuple[Callable[..., Any], list[list[int]] | None]:
+    """The pattern inside texts, and the texts, of rows packed as their position ids tell.
+
+    Positions count up by one inside a text, so a band in positions is one in places.
+    """
+    if _code(function) is not _AND:
+        return function, None
+    parts = _captured(function, "mask_functions")
+    if [_code(part) for part in parts] != [_PACKED, _REMAPPED]:
+        return function, None
+    numbers = _captured(parts[0], "packed_sequence_mask")
+    length = numbers.shape[1]
+    begins = [(row.diff().nonzero().flatten() + 1).tolist() for row in numbers]
+    return _captured(parts[1], "mask_function"), [[0, *cuts, length] for cuts in begins]
 
 
 def _tighter(bounds: list[int]) -> int:

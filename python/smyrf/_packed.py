@@ -19,10 +19,45 @@ def is_packed(kwargs: Mapping[str, Any]) -> bool:
     return kwargs.get("cu_seq_lens_q") is not None or kwargs.get("cu_seq_lens_k") is not None
 
 
-def cuts_of(
+def rows_of(
+    name: str,
+    kwargs: Mapping[str, Any],
+    texts: Sequence[Sequence[int]] | None,
+    sizes: tuple[int, int, int],
+) -> Sequence[Cuts] | None:
+    """The cuts of each row, from the lengths that a layer got and the texts of its mask.
+
+    Args:
+        name: of the layer, for messages.
+        kwargs: may have cu_seq_lens_q and cu_seq_lens_k.
+        texts: for each row, or for all rows, where texts begin and the last one ends, in queries
+            and keys alike.
+        sizes: batch, queries, keys.
+
+    Raises:
+        NotImplementedError, ValueError: as `_rows_of_lengths`; lengths and mask that disagree.
+    """
+    rows = _rows_of_lengths(name, kwargs, *sizes) if is_packed(kwargs) else None
+    if texts is None:
+        return rows
+    batch = sizes[0]
+    if len(texts) not in (1, batch):
+        raise ValueError(f"{name}: got a batch of {batch}, the model's mask is for {len(texts)}")
+    of_mask = [[(cut, cut) for cut in cuts] for cuts in texts] * (batch // len(texts))
+    if rows is None:
+        return of_mask
+    if any(query != key for cuts in rows for query, key in cuts):
+        raise ValueError(
+            f"{name}: cu_seq_lens_q and cu_seq_lens_k differ, and position_ids that begin anew say "
+            "that they don't; leave position_ids or lengths out"
+        )
+    return [sorted({*lengths, *cuts}) for lengths, cuts in zip(rows, of_mask, strict=True)]
+
+
+def _rows_of_lengths(
     name: str, kwargs: Mapping[str, Any], batch: int, queries: int, keys: int
 ) -> list[Cuts]:
-    """The cuts of each row, from the lengths that a layer got.
+    """The cuts of each row.
 
     Args:
         name: of the layer, for messages.

@@ -115,15 +115,6 @@ def test_several_queries_after_a_filled_cache(name: str, cache: str) -> None:
     assert_close(got[mask[:, 6:].bool()], want[mask[:, 6:].bool()])
 
 
-def test_packed_sequences_by_position_ids_arrive_as_a_full_mask() -> None:
-    model = build("Llama")
-    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6]]).expand(BATCH, -1)
-    inputs = {"input_ids": tokens(), "position_ids": positions, "use_cache": False}
-    want = run(model, inputs)
-    smyrf.transformers.enable(model)
-    assert_close(run(model, inputs), want)
-
-
 def test_a_4d_mask_from_the_user_reaches_dense() -> None:
     model = build("Bert")
     allowed = torch.rand(BATCH, 1, LENGTH, LENGTH, generator=torch.Generator().manual_seed(1)) > 0.4

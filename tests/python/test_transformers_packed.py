@@ -5,12 +5,13 @@ Relative: models and layers against the same texts, one call each.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from small_models import assert_close, build, tokens
+from small_models import assert_close, build, run, tokens
 from test_transformers_layer import module, rows
 from test_transformers_training import assert_near
 
@@ -24,7 +25,8 @@ TEXTS = [tokens()[row, :length] for row, length in enumerate(LENGTHS)]
 
 def packed(**settings: Any) -> dict[str, Any]:
     """The texts in one row, as transformers' collator packs them for flash attention."""
-    collator = transformers.DataCollatorWithFlattening(return_flash_attn_kwargs=True, **settings)
+    settings = {"return_flash_attn_kwargs": True} | settings
+    collator = transformers.DataCollatorWithFlattening(**settings)
     batch: dict[str, Any] = collator([{"input_ids": text.tolist()} for text in TEXTS])
     del batch["labels"]
     return batch
@@ -41,19 +43,49 @@ def gradients(model: Any, out: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: w.grad.clone() for name, w in model.named_parameters() if w.grad is not None}
 
 
-@pytest.mark.parametrize("use_cache", [False, True])
-@pytest.mark.parametrize("name", ["Llama", "Mistral", "LlamaBothWays", "Bert"])
-def test_models_give_each_text_as_alone(name: str, use_cache: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "lengths", "use_cache"),
+    [
+        *itertools.product(["Llama", "Mistral", "LlamaBothWays"], [True], [False, True]),
+        ("Bert", True, False),
+        # Transformers looks for positions that begin anew only where there is no cache.
+        ("Llama", False, False),
+        ("Mistral", False, False),
+    ],
+)
+def test_models_give_each_text_as_alone(name: str, lengths: bool, use_cache: bool) -> None:
     model = build(name)
     more = {} if name == "Bert" else {"use_cache": use_cache}
     want = alone(model, **more)
     expected = gradients(model, want)
     smyrf.transformers.enable(model)
+    batch = packed(return_flash_attn_kwargs=lengths)
     with smyrf.collect() as records:
-        got = model(**packed(), **more)[0]
+        got = model(**batch, **more)[0]
     assert_close(got.detach(), want.detach())
     assert [record.shape.queries for record in records] == 2 * list(LENGTHS)
     assert_near(gradients(model, got), expected)
+
+
+def test_rows_of_a_batch_have_texts_of_their_own() -> None:
+    model, ids = build("Mistral"), tokens()
+    positions = torch.stack([torch.arange(11), torch.arange(11) % 4, torch.arange(11) % 7])
+    inputs = {"input_ids": ids, "position_ids": positions, "use_cache": False}
+    want = run(model, inputs)
+    smyrf.transformers.enable(model)
+    with smyrf.collect() as records:
+        assert_close(run(model, inputs), want)
+    assert [record.shape.queries for record in records] == 2 * [11, 4, 4, 3, 7, 4]
+
+
+def test_lengths_and_positions_that_disagree_say_so() -> None:
+    model, batch = build("Llama"), packed()
+    smyrf.transformers.enable(model)
+    batch["cu_seq_lens_k"] = torch.tensor([0, 2, 5, 11])
+    with pytest.raises(
+        ValueError, match=r"self_attn: cu_seq_lens_q and .* differ, and position_ids"
+    ):
+        model(**batch, use_cache=False)
 
 
 @pytest.mark.parametrize("options", [{"method": "lsh", "n_hashes": 2, "cluster_size": 2}, {}])
