@@ -39,7 +39,13 @@ def check_arrays(
             first = required[0]
             hint = " or a PyTorch tensor" if name == first else f" like {first}"
             raise TypeError(f"{name}: got {type(array).__name__}, expected {expected}{hint}")
-        if isinstance(array, np.ma.MaskedArray):
+        if kind is not np.ndarray:
+            if array.is_nested:  # type: ignore[attr-defined]  # it has no shape to look at
+                raise TypeError(
+                    f"{name}: got a nested tensor, expected a padded one; call "
+                    ".to_padded_tensor(0.0) and pass key_padding_mask and query_padding_mask"
+                )
+        elif isinstance(array, np.ma.MaskedArray):
             raise TypeError(
                 f"{name}: got a masked array, whose mask would be ignored; pass its data, and "
                 "key_padding_mask or attn_mask for what takes no part"

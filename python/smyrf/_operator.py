@@ -36,6 +36,10 @@ _NAMES = (
     "dropout_p",
 )
 
+NO_TANGENT = (
+    "smyrf.attention has no forward-mode derivative; use reverse mode (backward), or "
+    "torch.nn.functional.scaled_dot_product_attention"
+)
 _NO_SECOND_DERIVATIVE = (
     "smyrf.attention has no second derivative; leave create_graph out, or use "
     "torch.nn.functional.scaled_dot_product_attention"
@@ -239,14 +243,49 @@ class _DirectBackward(torch.autograd.Function):
     backward = staticmethod(_second_derivative)
 
 
-def refuse_nested(**tensors: torch.Tensor) -> None:
-    """Raise for nested tensors, which have no shape to look at."""
-    for name, tensor in tensors.items():
-        if tensor.is_nested:
-            raise TypeError(
-                f"{name}: got a nested tensor, expected a padded one; call .to_padded_tensor(0.0) "
-                "and pass key_padding_mask and query_padding_mask"
-            )
+def _no_tangent(ctx: Any, *grad_inputs: Any) -> Any:
+    raise NotImplementedError(NO_TANGENT)
+
+
+class Transformed(torch.autograd.Function):
+    """A call inside transforms of torch.func, which take no operator whose memory they must see."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*values: Any) -> Any:
+        return torch.ops.smyrf.attention(*values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        count = 3 + len(MASKS)
+        ctx.values = inputs[count:]
+        ctx.save_for_backward(*inputs[:3], *output, *inputs[3:count])
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: torch.Tensor, grad_lse: torch.Tensor) -> Any:
+        saved = ctx.saved_tensors
+        gradients = _TransformedBackward.apply(grad_out, grad_lse, *saved, *ctx.values)  # type: ignore[no-untyped-call]
+        return *gradients, *[None] * len(_NAMES)
+
+    jvp = staticmethod(_no_tangent)
+
+
+class _TransformedBackward(torch.autograd.Function):
+    """Its derivative, which has none."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*values: Any) -> Any:
+        return torch.ops.smyrf.attention_backward(*values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    backward = staticmethod(_second_derivative)
+    jvp = staticmethod(_no_tangent)
 
 
 def export(name: str, tensor: torch.Tensor | None, *, rows: bool = False) -> Any:
@@ -268,12 +307,16 @@ def export(name: str, tensor: torch.Tensor | None, *, rows: bool = False) -> Any
         if tensor.requires_grad or tensor.is_neg():
             tensor = detached(tensor)
         return to_dlpack(tensor)
-    except RuntimeError:
-        if tensor.is_quantized:
-            raise TypeError(f"{name}: got a quantized tensor; call .dequantize()") from None
+    except BufferError:
+        remedy = "call .dequantize()" if tensor.is_quantized else "convert it"
         raise TypeError(
-            f"{name}: has no memory of its own, as inside transforms of torch.func; of these only "
-            "vmap is supported, without plan, out and return_stats"
+            f"{name}: got dtype {str(tensor.dtype).removeprefix('torch.')}, expected float32, "
+            f"float16 or bfloat16; {remedy}"
+        ) from None
+    except RuntimeError:
+        raise TypeError(
+            f"{name}: has no memory of its own, as inside transforms of torch.func; call "
+            "without plan, out and return_stats there, and outside compiled graphs"
         ) from None
 
 
@@ -399,6 +442,8 @@ def call_operator(
 ) -> Any:
     """(out, lse) of the operator, whose plan is kept for backward where it has one."""
     values = [options[name] for name in _NAMES]
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return Transformed.apply(query, key, value, *values)  # type: ignore[no-untyped-call]
     if not needs_gradient or torch.compiler.is_compiling() or not _plan_is_worth_keeping(options):
         return torch.ops.smyrf.attention(query, key, value, *values)
     with _keeping_plan():

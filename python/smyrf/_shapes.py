@@ -8,6 +8,7 @@ PyTorch tensors alike; for tensors everything is an operation that autograd know
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,9 +22,9 @@ def is_plain(query: Any, key: Any, value: Any, options: dict[str, Any]) -> bool:
     """Whether the core takes the shapes as they are. `value` may be None."""
     q, k = query.shape, key.shape
     v = k if value is None else value.shape
-    if q == k == v and len(q) == 4:  # most calls; each is worth a microsecond
-        return True
-    if not len(q) == len(k) == len(v) == 4:
+    if q == k == v and len(q) == 4:  # most calls; their microseconds count
+        return bool(q[3] > 0)
+    if not len(q) == len(k) == len(v) == 4 or q[3] == 0 or v[3] == 0:
         return False
     heads = 2 if options["layout"] == "BNHD" else 1
     if q[0] != k[0] or q[0] != v[0] or k[heads] != v[heads]:
@@ -47,6 +48,7 @@ class Form(NamedTuple):
         heads: query heads.
         has_heads: whether one of the dimensions counts heads; otherwise there is one head.
         heads_last: layout BNHD.
+        no_values: Dv is 0, and the core computes with one column.
     """
 
     rank: int
@@ -54,6 +56,7 @@ class Form(NamedTuple):
     heads: int
     has_heads: bool
     heads_last: bool
+    no_values: bool = False
 
     def out_shape(self, queries: int, depth: int) -> Sizes:
         if not self.has_heads:
@@ -81,13 +84,15 @@ class Shaped(NamedTuple):
     @property
     def _sizes(self) -> tuple[int, int]:
         rows_axis = 1 if self.form.heads_last else 2
-        return self.query.shape[rows_axis], self.value.shape[3]
+        return self.query.shape[rows_axis], 0 if self.form.no_values else self.value.shape[3]
 
     def view_of_out(self, out: Any) -> Any:
-        """The caller's out, in the core's shape and the same memory."""
+        """The caller's out, in the core's shape and the same memory; None if it has none."""
         expected = self.form.out_shape(*self._sizes)
         if tuple(out.shape) != expected:
             raise ValueError(f"out: got shape {tuple(out.shape)}, expected {expected}")
+        if self.form.no_values:
+            return None
         shape = self.form.core_shape(*self._sizes)
         try:
             view = out.view(shape) if is_tensor(out) else out.reshape(shape)
@@ -102,6 +107,8 @@ class Shaped(NamedTuple):
 
     def restored(self, out: Any, lse: Any) -> tuple[Any, Any]:
         """The core's results in the shapes of the call; contiguous, as PyTorch's are there."""
+        if self.form.no_values:
+            out = out[..., :0]
         out = out.reshape(self.form.out_shape(*self._sizes))
         if is_tensor(out):
             out = out.contiguous()
@@ -135,6 +142,12 @@ def shaped(query: Any, key: Any, value: Any, options: dict[str, Any]) -> Shaped 
     if form is None:
         return None
     expanded = _expanded(headed, form, bool(options["enable_gqa"]))
+    if query.shape[-1] == 0 and key.shape[-1] == 0:  # all logits are 0
+        expanded |= {name: _column_of_zeros(expanded[name]) for name in ("query", "key")}
+        options = {**options, "scale": 1.0 if options["scale"] is None else options["scale"]}
+    if value is not None and value.shape[-1] == 0:
+        expanded["value"] = _column_of_zeros(expanded["value"])
+        form = form._replace(no_values=True)
     options = {
         **options,
         "attn_mask": _attn_mask(options["attn_mask"], form),
@@ -238,6 +251,13 @@ def _expanded(headed: dict[str, Any], form: Form, grouped: bool) -> dict[str, An
         array = _expand(array, (*form.batch, *inner))
         expanded[name] = array.reshape((math.prod(form.batch), *inner))
     return expanded
+
+
+def _column_of_zeros(array: Any) -> Any:
+    """For an array without columns."""
+    if is_tensor(array):
+        return sys.modules["torch"].nn.functional.pad(array, (0, 1))
+    return np.zeros((*array.shape[:-1], 1), array.dtype)
 
 
 def _expand(array: Any, shape: Sizes) -> Any:

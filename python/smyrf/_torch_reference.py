@@ -67,7 +67,9 @@ def attention(
     plan: _core.Plan | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """out and lse of float64 tensors, in their layout; options as the core takes them."""
-    check_arrays(torch.Tensor, key=key, value=value, **{name: options[name] for name in MASKS})
+    check_arrays(
+        torch.Tensor, query=query, key=key, value=value, **{name: options[name] for name in MASKS}
+    )
     call = None if is_plain(query, key, value, options) else shaped(query, key, value, options)
     if call is not None:
         query, key, value, options, _ = call

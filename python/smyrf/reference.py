@@ -111,7 +111,12 @@ def _by_core(
         shape = (shape[0], shape[2], shape[1], shape[3])
     out = np.empty(shape, np.float64)
     lse = np.empty(lse_shape(query, options["layout"]), np.float64)
-    query, key, value = (x.contiguous() if is_tensor(x) else rows(x) for x in (query, key, value))
+    if is_tensor(query):
+        from smyrf._operator import export_rows
+
+        query, key, value = export_rows(query, key, value)
+    else:
+        query, key, value = rows(query), rows(key), rows(value)
     _core.reference(query, key, value, out, lse, plan, options)
     if heads_last:
         out = np.ascontiguousarray(out.swapaxes(1, 2))

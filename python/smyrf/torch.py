@@ -19,24 +19,19 @@ from smyrf import _core
 from smyrf._call import MASKS, PARTS, check_arrays, lse_shape, pack
 from smyrf._operator import (
     NO_MASK_GRADIENT,
+    NO_TANGENT,
     Direct,
     call_operator,
     empty_out,
     export,
     export_rows,
     exported,
-    refuse_nested,
     run,
 )
 from smyrf._replace_sdpa import Replacement, replace_sdpa
 from smyrf._shapes import is_plain, shaped, shaped_parts
 
 __all__ = ["Replacement", "replace_sdpa"]
-
-_NO_TANGENT = (
-    "smyrf.attention has no forward-mode derivative; use reverse mode (backward), or "
-    "torch.nn.functional.scaled_dot_product_attention"
-)
 
 
 def attention(
@@ -55,15 +50,18 @@ def attention(
     the core directly, outside graphs.
     """
     masks = {name: options[name] for name in MASKS}
-    check_arrays(torch.Tensor, key=key, value=value, **masks, out=out)
+    check_arrays(torch.Tensor, query=query, key=key, value=value, **masks, out=out)
     _check_differentiation(query, key, value, options["attn_mask"])
     for name in ("is_causal", "enable_gqa"):
         if not isinstance(options[name], bool):  # the schema would take None for False
             raise TypeError(f"{name}: got {options[name]!r}, expected True or False")
-    if query.is_nested or key.is_nested or value.is_nested:
-        refuse_nested(query=query, key=key, value=value)
     if torch.is_autocast_enabled("cpu"):
         query, key, value = _autocast(query), _autocast(key), _autocast(value)
+    if query.dtype == torch.float64:
+        raise TypeError(
+            "query: got dtype float64, expected float32, float16 or bfloat16; convert it, or call "
+            "smyrf.reference.attention, which computes in float64"
+        )
     needs_gradient = torch.is_grad_enabled() and (
         query.requires_grad or key.requires_grad or value.requires_grad
     )
@@ -161,7 +159,7 @@ def _check_differentiation(
         if tensor is None:
             continue
         if forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
-            raise NotImplementedError(_NO_TANGENT)
+            raise NotImplementedError(NO_TANGENT)
 
 
 def planned(
@@ -173,8 +171,7 @@ def planned(
 ) -> Any:
     """`smyrf.plan` and `smyrf.estimate` for tensors: `call` is the core's function."""
     given: dict[str, Any] = {"key": key} if value is None else {"key": key, "value": value}
-    check_arrays(torch.Tensor, **given, **{name: options[name] for name in MASKS})
-    refuse_nested(query=query, **given)
+    check_arrays(torch.Tensor, query=query, **given, **{name: options[name] for name in MASKS})
     seen = None if is_plain(query, key, value, options) else shaped(query, key, value, options)
     if seen is not None:
         query, key, value, options, _ = seen
@@ -196,7 +193,6 @@ def merge(
     check_arrays(torch.Tensor, PARTS, out=out, **others)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (out, *others.values())):
         raise NotImplementedError("merge gives no gradient; call it under torch.no_grad()")
-    refuse_nested(out=out, **others)
     out = out.detach().clone(memory_format=torch.contiguous_format)
     lse = lse.detach().clone(memory_format=torch.contiguous_format)
     parts = shaped_parts((out, lse, other_out, other_lse), layout)

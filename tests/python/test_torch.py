@@ -407,21 +407,6 @@ def test_parameters_and_subclasses_are_tensors() -> None:
     assert torch.equal(smyrf.attention(query, key, value.as_subclass(Tagged)), expected)
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_vmap_works_and_other_transforms_say_what_does() -> None:
-    query, key, value = tensors()
-    both = torch.stack([query, 2 * query])
-    out = torch.vmap(smyrf.attention, in_dims=(0, None, None))(both, key, value)
-    for one, q in zip(out, both, strict=True):
-        assert torch.equal(one, smyrf.attention(q, key, value))
-    for call in (
-        lambda: torch.vmap(lambda q: smyrf.attention(q, key, value, return_stats=True)[0])(both),
-        lambda: torch.func.grad(lambda q: smyrf.attention(q, key, value).sum())(query),
-    ):
-        with pytest.raises(TypeError, match=r"^query: .*of these only vmap is supported, without"):
-            call()
-
-
 def test_no_queries_no_keys_no_batch() -> None:
     query, key, value = tensors()
     for options in ({}, {"method": "lsh"}, {"return_stats": True}):
