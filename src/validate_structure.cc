@@ -87,11 +87,11 @@ class Cover {
 
  private:
   struct Run {
-    std::int64_t cover = 0;
+    std::uint32_t cover = 0;  ///< small, for the caches: 2^32 blocks of a plan take 100 GB
     std::int32_t end = 0;
   };
   std::vector<Run> runs_;  ///< by their begin
-  std::int64_t cover_ = 0;
+  std::uint32_t cover_ = 0;
   std::int64_t count_ = 0;
 };
 
