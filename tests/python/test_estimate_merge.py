@@ -73,6 +73,17 @@ def test_a_part_without_keys_adds_nothing_and_layouts_agree() -> None:
     assert float((low - torch.from_numpy(expected[0])).norm() / low.float().norm()) < 0.01
 
 
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+def test_parts_without_columns_merge_as_attention_gives_them(kind: Any) -> None:
+    arrays = [np.random.default_rng(3).standard_normal((1, 2, 9, 4), np.float32)] * 3
+    query, key, value = (kind(array) for array in arrays)
+    _, lse = smyrf.attention(query, key, value, return_lse=True)
+    (left, left_lse), (right, right_lse) = parts((query, key, value[..., :0]), 4)
+    merged, merged_lse = smyrf.merge(left, left_lse, right, right_lse)
+    assert merged.shape == (1, 2, 9, 0)
+    np.testing.assert_allclose(merged_lse, lse, rtol=1e-5)
+
+
 def test_merge_says_what_is_wrong() -> None:
     out, lse = np.zeros((1, 2, 3, 4), np.float32), np.zeros((1, 2, 3), np.float32)
     with pytest.raises(TypeError, match="other_out: got list"):
@@ -89,8 +100,9 @@ def test_merge_says_what_is_wrong() -> None:
         smyrf.merge(out, lse, np.ma.MaskedArray(out, out == 0), lse)
     with pytest.raises(ValueError, match="num_threads: got -1"):
         smyrf.merge(out, lse, out, lse, num_threads=-1)
-    with pytest.raises(ValueError, match="out: got head dimension 0, accepted are 1 to 512"):
-        smyrf.merge(out[..., :0], lse, out[..., :0], lse)
+    wide = np.zeros((1, 2, 3, 513), np.float32)
+    with pytest.raises(ValueError, match="out: got head dimension 513, accepted are 1 to 512"):
+        smyrf.merge(wide, lse, wide, lse)
     tensors = [torch.from_numpy(x.copy()) for x in (out, lse, out, lse)]
     with pytest.raises(TypeError, match="lse: got ndarray"):
         smyrf.merge(tensors[0], lse, *tensors[2:])
