@@ -11,8 +11,9 @@ from torch import nn
 from transformers.utils import logging
 
 from smyrf._dials import attend
+from smyrf._exporters import refuse_exporters
 from smyrf._layers import Layer, kept
-from smyrf._masks import UNBOUNDED, Band, PatternMask, as_layers_see
+from smyrf._masks import UNBOUNDED, Band, PatternMask, as_layers_see, is_traced
 from smyrf._packed import attend_texts, is_packed, rows_of
 
 logger = logging.get_logger(__name__)
@@ -72,28 +73,30 @@ def attention_forward(
         (B, Nq, Hq, Dv) contiguous, and None in the place of the weights.
 
     Raises:
-        NotImplementedError: a keyword or a mask that smyrf, or the layer's method, can't take.
+        NotImplementedError: a keyword or a mask that smyrf, or the layer's method, can't take; an
+            export to ONNX or OpenVINO.
         ValueError: sizes of mask or of packed texts that are not those of queries and keys.
     """
     layer = kept(module)
     name = layer.name if layer is not None else _default_name(module)
     _check_keywords(name, kwargs, enabled=layer is not None)
-    batch = next((x.shape[0] for x in (query, key, value) if x.shape[0] != 1), 1)
+    refuse_exporters(name)
+    batch, query, key, value = _batch_of(query, key, value)
     sizes, packed = (batch, query.shape[2], key.shape[2]), is_packed(kwargs)
     mask = as_layers_see(attention_mask)
-    if isinstance(mask, PatternMask) and mask.none_in_sdpa:
+    causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+    if isinstance(mask, PatternMask) and _leaves_out(mask, causal):
         mask = sliding_window = None
     if mask is not None:
         used_keys, options = _options_of_mask(name, layer, mask, sizes)
     else:
-        causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
         used_keys, options = _options_without_mask(name, causal, sliding_window, packed, query, key)
     _restrict(options, kwargs.get("indices"), sizes, used_keys)
     if position_bias is not None:
         _check_bias(name, module, position_bias, layer)
         _add_bias(options, position_bias.detach()[..., :used_keys])
     key, value = key[:, :, :used_keys], value[:, :, :used_keys]
-    options.update(scale=scaling, enable_gqa=query.shape[1] > key.shape[1], layout="BNHD")
+    options.update(scale=scaling, enable_gqa=bool(query.shape[1] > key.shape[1]), layout="BNHD")
     if layer is not None:
         options.update(layer.dials, method=layer.method)
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
@@ -105,6 +108,26 @@ def attention_forward(
     if position_bias is not None and position_bias.requires_grad and torch.is_grad_enabled():
         out = out + _Refusal.apply(position_bias, name)  # type: ignore[no-untyped-call]
     return out, None
+
+
+def _batch_of(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The batch, and the three. A batch of one may stand for all, as learned queries have it."""
+    three = query, key, value
+    if is_traced():  # whichever has a batch of one in the example
+        sizes: Any = (x.shape[0] for x in three)
+        batch: Any = functools.reduce(torch.maximum, sizes)
+        return (batch, *(x.expand(batch, -1, -1, -1) for x in three))
+    return next((x.shape[0] for x in three if x.shape[0] != 1), 1), *three
+
+
+def _leaves_out(mask: PatternMask, causal: bool) -> bool:
+    """Whether a layer computes without this mask, as `sdpa` does.
+
+    Where the mask says the same, a trace keeps it: it holds for other sizes, too.
+    """
+    return mask.none_in_sdpa and not (is_traced() and causal == (mask.band.right == 0))
 
 
 def _call(
@@ -146,6 +169,11 @@ def _dropout_options(name: str, dropout: float, method: str | None) -> dict[str,
         raise NotImplementedError(
             f"{name}: got dropout={dropout}, which method tree can't apply; set the config's "
             "attention dropout to 0 before the model is made, or train with method='dense' or 'lsh'"
+        )
+    if is_traced():
+        raise NotImplementedError(
+            f"{name}: got dropout={dropout}, and a trace would drop the same weights in every "
+            "call; call model.eval() before torch.jit.trace"
         )
     # From the generator that torch.manual_seed seeds and checkpoints restore.
     return {"dropout_p": dropout, "seed": int(torch.randint(2**63 - 1, ()))}
@@ -210,7 +238,7 @@ def _options_of_mask(
     if isinstance(mask, PatternMask):
         _check_sizes(name, mask, queries, keys)
         return mask.used_keys, _pattern_options(mask, layer, batch)
-    return keys, _full_mask_options(name, mask, batch, keys)
+    return keys, _full_mask_options(name, mask, sizes)
 
 
 def _options_without_mask(
@@ -287,13 +315,18 @@ def _restrict(
         options["attn_mask"] = mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)
 
 
-def _full_mask_options(name: str, mask: torch.Tensor, batch: int, keys: int) -> dict[str, Any]:
+def _full_mask_options(
+    name: str, mask: torch.Tensor, sizes: tuple[int, int, int]
+) -> dict[str, Any]:
     if mask.ndim != 4:
         raise NotImplementedError(
             f"{name}: got an attention mask of shape {tuple(mask.shape)}, a layer takes None or "
             "(batch, heads or 1, queries, keys); give a 2-D mask to the model, not to the layer"
         )
-    if mask.dtype == torch.bool and mask.shape[1:3] == (1, 1):
+    batch, queries, keys = sizes
+    # A trace of one query can't tell its mask from padding.
+    known = queries > 1 or not is_traced()
+    if known and mask.dtype == torch.bool and mask.shape[1:3] == (1, 1):
         return {"key_padding_mask": mask[:, 0, 0].expand(batch, keys)}
     return {"attn_mask": mask}
 

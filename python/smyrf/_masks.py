@@ -206,9 +206,15 @@ def as_layers_see(mask: torch.Tensor | None) -> torch.Tensor | None:
     return mask.full() if isinstance(mask, BoolMask) else mask
 
 
+def is_traced() -> bool:
+    """Whether `torch.jit.trace` runs: sizes are tensors, and what they decide is kept for good."""
+    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return traced
+
+
 def _in_graph(*given: Any) -> bool:
     """Whether a graph is being made, so that no value may decide what is computed."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+    if torch.compiler.is_compiling() or is_traced():
         return True
     probe = torch.empty(0, device="meta")  # other than a tensor while FakeTensorMode is on
     known = (torch.Tensor, torch.nn.Parameter, BoolMask, PatternMask)

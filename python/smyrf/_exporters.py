@@ -1,0 +1,38 @@
+"""Exporters to formats that know no operator of smyrf say so, and what to do."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+
+from smyrf._masks import is_traced
+
+
+def refuse_exporters(layer: str) -> None:
+    """Raise where a layer runs so that an exporter sees its operations.
+
+    Exporters themselves fail later, on an operator that the user has never heard of.
+    """
+    if not (is_traced() or torch.compiler.is_compiling()):
+        return
+    exporter = _exporter()
+    if exporter:
+        raise NotImplementedError(
+            f"{layer}: {exporter} has no operator for smyrf's attention; before exporting call "
+            "smyrf.transformers.disable(model), or for a model loaded with "
+            "attn_implementation='smyrf' model.set_attn_implementation('sdpa')"
+        )
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _exporter() -> str:
+    """Whose export runs; "" if none, or one that takes any operator, as torch.export."""
+    if torch.onnx.is_in_onnx_export():
+        return "ONNX"
+    frame = inspect.currentframe()
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).startswith("openvino."):
+            return "OpenVINO"
+        frame = frame.f_back
+    return ""
