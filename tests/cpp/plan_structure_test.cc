@@ -84,68 +84,72 @@ void ExpectAllRefused(const Call& call, const std::vector<Damage>& damages) {
   }
 }
 
-const std::vector<Damage> kOfAny{
-    [](Plan& p) { p.valid_queries[1][3] = p.valid_queries[1][2]; },  // twice
-    [](Plan& p) { p.valid_keys[1].push_back(279); },
-    [](Plan& p) { p.valid_keys[1].push_back(300); },
-    [](Plan& p) { p.valid_keys[0][0] = -1; },
-    [](Plan& p) { std::swap(p.valid_keys[0][4], p.valid_keys[0][5]); },
-    [](Plan& p) { p.valid_queries.pop_back(); },
-    [](Plan& p) { p.valid_queries.emplace_back(); },
-    [](Plan& p) { p.heads.emplace_back(); },
-    [](Plan& p) { p.key_trees.emplace_back(); },
-    [](Plan& p) { p.method = Method::kAuto; },
-    [](Plan& p) { p.n_hashes = -1; },
-    [](Plan& p) { p.n_hashes = 3; },
-};
+std::vector<Damage> OfAny() {
+  return {
+      [](Plan& p) { p.valid_queries[1][3] = p.valid_queries[1][2]; },  // twice
+      [](Plan& p) { p.valid_keys[1].push_back(279); },
+      [](Plan& p) { p.valid_keys[1].push_back(300); },
+      [](Plan& p) { p.valid_keys[0][0] = -1; },
+      [](Plan& p) { std::swap(p.valid_keys[0][4], p.valid_keys[0][5]); },
+      [](Plan& p) { p.valid_queries.pop_back(); },
+      [](Plan& p) { p.valid_queries.emplace_back(); },
+      [](Plan& p) { p.heads.emplace_back(); },
+      [](Plan& p) { p.key_trees.emplace_back(); },
+      [](Plan& p) { p.method = Method::kAuto; },
+      [](Plan& p) { p.n_hashes = -1; },
+      [](Plan& p) { p.n_hashes = 3; },
+  };
+}
 
-const std::vector<Damage> kOfBlocks{
-    // Queries: in two blocks, in none, out of order, padded ones.
-    [](Plan& p) { p.heads[6].query_order[0] = p.heads[6].query_order[1]; },
-    [](Plan& p) { p.heads[6].query_order[0] = 55; },
-    [](Plan& p) { p.heads[6].query_order[0] = -1; },
-    [](Plan& p) { p.heads[6].query_order[0] = std::numeric_limits<std::int32_t>::min(); },
-    [](Plan& p) { p.heads[6].query_order[0] = 60; },
-    [](Plan& p) { p.heads[6].query_order.pop_back(); },
-    [](Plan& p) { p.heads[6].query_order.push_back(55); },
-    [](Plan& p) { p.heads[6].blocks.pop_back(); },
-    [](Plan& p) { p.heads[6].blocks.erase(p.heads[6].blocks.begin() + 1); },
-    [](Plan& p) { p.heads[6].blocks.erase(p.heads[6].blocks.begin()); },
-    [](Plan& p) { p.heads[6].blocks.push_back(p.heads[6].blocks[1]); },
-    [](Plan& p) { p.heads[6].blocks[1] = p.heads[6].blocks[0]; },
-    [](Plan& p) { std::swap(p.heads[6].blocks[0], p.heads[6].blocks[1]); },
-    [](Plan& p) { --p.heads[6].blocks[1].begin; },
-    [](Plan& p) { ++p.heads[6].blocks[1].begin; },
-    [](Plan& p) { p.heads[6].blocks[1].end = p.heads[6].blocks[1].begin; },
-    [](Plan& p) { p.heads[6].blocks.clear(); },
-    [](Plan& p) { p.heads[6].non_finite = true; },
-    [](Plan& p) { p.heads[6].dense = true; },
-    // A block that evaluates nothing.
-    [](Plan& p) {
-      p.heads[6].blocks[1].last_range = p.heads[6].blocks[1].first_range;
-      p.heads[6].blocks[1].last_node = p.heads[6].blocks[1].first_node;
-    },
-    // Keys: in two ranges, in none, ranges that are empty or past the end.
-    [](Plan& p) { ++p.heads[6].ranges[p.heads[6].blocks[1].first_range].begin; },
-    [](Plan& p) { --p.heads[6].ranges[p.heads[6].blocks[1].first_range].end; },
-    [](Plan& p) {
-      KeyRange& range = p.heads[6].ranges[p.heads[6].blocks[1].first_range];
-      range.end = range.begin;
-    },
-    [](Plan& p) { p.heads[6].ranges[p.heads[6].blocks[1].first_range].begin = -1; },
-    [](Plan& p) { p.heads[6].ranges[p.heads[6].blocks[1].first_range].end = 281; },
-    [](Plan& p) { p.heads[6].blocks[1].last_range = 1U << 31; },
-    [](Plan& p) { p.heads[6].blocks[1].last_node = 1U << 31; },
-    [](Plan& p) { p.heads[6].blocks[1].first_range = p.heads[6].blocks[1].last_range + 1; },
-    // What these methods don't take.
-    [](Plan& p) { p.is_causal = true; },
-    [](Plan& p) { p.window = Window{3, 3}; },
-    [](Plan& p) { p.has_attn_mask = true; },
-};
+std::vector<Damage> OfBlocks() {
+  return {
+      // Queries: in two blocks, in none, out of order, padded ones.
+      [](Plan& p) { p.heads[6].query_order[0] = p.heads[6].query_order[1]; },
+      [](Plan& p) { p.heads[6].query_order[0] = 55; },
+      [](Plan& p) { p.heads[6].query_order[0] = -1; },
+      [](Plan& p) { p.heads[6].query_order[0] = std::numeric_limits<std::int32_t>::min(); },
+      [](Plan& p) { p.heads[6].query_order[0] = 60; },
+      [](Plan& p) { p.heads[6].query_order.pop_back(); },
+      [](Plan& p) { p.heads[6].query_order.push_back(55); },
+      [](Plan& p) { p.heads[6].blocks.pop_back(); },
+      [](Plan& p) { p.heads[6].blocks.erase(p.heads[6].blocks.begin() + 1); },
+      [](Plan& p) { p.heads[6].blocks.erase(p.heads[6].blocks.begin()); },
+      [](Plan& p) { p.heads[6].blocks.push_back(p.heads[6].blocks[1]); },
+      [](Plan& p) { p.heads[6].blocks[1] = p.heads[6].blocks[0]; },
+      [](Plan& p) { std::swap(p.heads[6].blocks[0], p.heads[6].blocks[1]); },
+      [](Plan& p) { --p.heads[6].blocks[1].begin; },
+      [](Plan& p) { ++p.heads[6].blocks[1].begin; },
+      [](Plan& p) { p.heads[6].blocks[1].end = p.heads[6].blocks[1].begin; },
+      [](Plan& p) { p.heads[6].blocks.clear(); },
+      [](Plan& p) { p.heads[6].non_finite = true; },
+      [](Plan& p) { p.heads[6].dense = true; },
+      // A block that evaluates nothing.
+      [](Plan& p) {
+        p.heads[6].blocks[1].last_range = p.heads[6].blocks[1].first_range;
+        p.heads[6].blocks[1].last_node = p.heads[6].blocks[1].first_node;
+      },
+      // Keys: in two ranges, in none, ranges that are empty or past the end.
+      [](Plan& p) { ++p.heads[6].ranges[p.heads[6].blocks[1].first_range].begin; },
+      [](Plan& p) { --p.heads[6].ranges[p.heads[6].blocks[1].first_range].end; },
+      [](Plan& p) {
+        KeyRange& range = p.heads[6].ranges[p.heads[6].blocks[1].first_range];
+        range.end = range.begin;
+      },
+      [](Plan& p) { p.heads[6].ranges[p.heads[6].blocks[1].first_range].begin = -1; },
+      [](Plan& p) { p.heads[6].ranges[p.heads[6].blocks[1].first_range].end = 281; },
+      [](Plan& p) { p.heads[6].blocks[1].last_range = 1U << 31; },
+      [](Plan& p) { p.heads[6].blocks[1].last_node = 1U << 31; },
+      [](Plan& p) { p.heads[6].blocks[1].first_range = p.heads[6].blocks[1].last_range + 1; },
+      // What these methods don't take.
+      [](Plan& p) { p.is_causal = true; },
+      [](Plan& p) { p.window = Window{3, 3}; },
+      [](Plan& p) { p.has_attn_mask = true; },
+  };
+}
 
 TEST(PlanStructure, OfDense) {
   const Call call = PaddedCall(Method::kDense);
-  ExpectAllRefused(call, kOfAny);
+  ExpectAllRefused(call, OfAny());
   ExpectAllRefused(call, {
                              [](Plan& p) { p.n_hashes = 1; },
                              [](Plan& p) { p.cluster_size = 1; },
@@ -154,8 +158,8 @@ TEST(PlanStructure, OfDense) {
 
 TEST(PlanStructure, OfLsh) {
   const Call call = PaddedCall(Method::kLsh);
-  ExpectAllRefused(call, kOfAny);
-  ExpectAllRefused(call, kOfBlocks);
+  ExpectAllRefused(call, OfAny());
+  ExpectAllRefused(call, OfBlocks());
   ExpectAllRefused(call, {
                              [](Plan& p) { p.n_hashes = 1; },
                              [](Plan& p) { p.n_hashes = 0; },
@@ -194,8 +198,8 @@ TEST(PlanStructure, OfLsh) {
 
 TEST(PlanStructure, OfTree) {
   const Call call = PaddedCall(Method::kTree);
-  ExpectAllRefused(call, kOfAny);
-  ExpectAllRefused(call, kOfBlocks);
+  ExpectAllRefused(call, OfAny());
+  ExpectAllRefused(call, OfBlocks());
   ASSERT_GT(PlanOf(call).key_trees[3].roots, 1);
   ASSERT_FALSE(PlanOf(call).heads[6].nodes.empty());
   ExpectAllRefused(call,

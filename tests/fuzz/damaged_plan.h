@@ -47,10 +47,25 @@ T* AnyOf(Bytes& bytes, std::vector<T>& list) {
   return &list[bytes.Between<std::size_t>(0, list.size() - 1)];
 }
 
-/// Longer, shorter, or with two entries exchanged; true where the caller is to change an entry.
+/// Longer, shorter, an entry twice or two exchanged; true where the caller is to change an entry.
 template <class T>
 bool DamageList(Bytes& bytes, std::vector<T>& list) {
-  switch (bytes.Between(0, 7)) {
+  switch (bytes.Between(0, 10)) {
+    case 8:  // any entry, not only the last
+      if (!list.empty()) list.erase(list.begin() + (AnyOf(bytes, list) - list.data()));
+      return false;
+    case 9:
+      if (!list.empty()) {
+        const T copy = *AnyOf(bytes, list);
+        list.insert(list.begin() + (AnyOf(bytes, list) - list.data()), copy);
+      }
+      return false;
+    case 10:
+      if (!list.empty()) {
+        const T copy = *AnyOf(bytes, list);
+        *AnyOf(bytes, list) = copy;
+      }
+      return false;
     case 0:
       if (!list.empty()) list.pop_back();
       return false;
@@ -72,8 +87,59 @@ inline void DamageIndices(Bytes& bytes, std::vector<std::int32_t>& list) {
   if (DamageList(bytes, list)) DamageNumber(bytes, *AnyOf(bytes, list));
 }
 
-inline void DamageHead(Bytes& bytes, HeadPlan& head) {
+/// Damage of several numbers that agree with each other: each index stays within its list.
+inline void DamageBlocks(Bytes& bytes, HeadPlan& head) {
+  if (head.blocks.empty()) return;
+  QueryBlock& block = *AnyOf(bytes, head.blocks);
+  const QueryBlock other = *AnyOf(bytes, head.blocks);
   switch (bytes.Between(0, 6)) {
+    case 0:  // evaluates nothing
+      block.last_range = block.first_range;
+      block.last_node = block.first_node;
+      break;
+    case 1:  // the exact keys of another block
+      block.first_range = other.first_range;
+      block.last_range = other.last_range;
+      break;
+    case 2:  // the keys of another block
+      block.first_range = other.first_range;
+      block.last_range = other.last_range;
+      block.first_node = other.first_node;
+      block.last_node = other.last_node;
+      break;
+    case 3:  // the queries of another block
+      block.begin = other.begin;
+      block.end = other.end;
+      break;
+    case 4: {  // a query less, which the next block may take
+      --block.end;
+      const auto next = static_cast<std::size_t>(&block - head.blocks.data()) + 1;
+      if (next < head.blocks.size() && bytes.Rarely(1)) --head.blocks[next].begin;
+      break;
+    }
+    case 5: {  // a range split in two, or two of a list made one
+      if (head.ranges.empty() || block.first_range >= head.ranges.size()) break;
+      KeyRange& range = head.ranges[block.first_range];
+      const KeyRange rest{range.begin + (range.end - range.begin) / 2, range.end, range.partial};
+      range.end = rest.begin;
+      if (bytes.Rarely(1)) {
+        head.ranges.push_back(rest);
+        block.last_range = static_cast<std::uint32_t>(head.ranges.size());
+      }
+      break;
+    }
+    default:  // the whole block once more
+      head.blocks.insert(head.blocks.begin() + (&block - head.blocks.data()), other);
+      break;
+  }
+}
+
+inline void DamageHead(Bytes& bytes, HeadPlan& head) {
+  switch (bytes.Between(0, 8)) {
+    case 7:
+    case 8:
+      DamageBlocks(bytes, head);
+      break;
     case 0:
       DamageIndices(bytes, head.query_order);
       break;

@@ -50,6 +50,9 @@ inline void RequireRefusal(const Call& call, const Error& error, bool untouched)
   Require(untouched, call, "written before it was refused: " + message);
 }
 
+/// What rows of lse hold before a call.
+inline constexpr float kUnwritten = 12345.0F;
+
 /// The result, or nothing where the call was refused.
 inline std::optional<Result> Run(const Call& call, Layout layout, const Plan* plan = nullptr) {
   const Shape& s = call.shape;
@@ -57,7 +60,6 @@ inline std::optional<Result> Run(const Call& call, Layout layout, const Plan* pl
   result.out =
       Tensor(call.query.dtype(), {s.batch, s.query_heads, s.queries, s.value_depth}, layout);
   const std::vector<std::byte> before = result.out.memory();
-  constexpr float kUnwritten = 12345.0F;
   result.lse.assign(call.rows(), kUnwritten);
   const MutableTensorView lse =
       Contiguous<void>(result.lse.data(), DType::kFloat32, {s.batch, s.query_heads, s.queries});
@@ -257,6 +259,21 @@ inline void RequireGradients(const Call& call, const Result& result,
   if (sizes.value < 1e-30 && sizes.value > 0.0) return;
   Require(testing::CloseGradients(call, got, testing::ReferenceBackward(call, upstream), upstream),
           call, "gradients far from the reference");
+}
+
+/// Every row is written; and of what `dense` and `lsh` evaluate by a plan, the executor makes what
+/// the reference makes. (Constants of `tree` that were damaged may be of any size.)
+inline void RequireReferenceOfPlan(const Call& call, const Result& result, const Plan& made) {
+  for (const float lse : result.lse) Require(lse != kUnwritten, call, "a row was not written");
+  const Exact exact = testing::RunReference(call, &made);
+  const bool same_padding = made.valid_queries.empty() == !call.query_padding_mask &&
+                            made.valid_keys.empty() == !call.key_padding_mask;
+  if (made.method == Method::kTree || !same_padding || !Sizes(call).Ordinary()) return;
+  Call as_planned = call;  // whose masks tell which rows see nothing
+  as_planned.options.is_causal = made.is_causal;
+  as_planned.options.window = made.window;
+  Require(testing::Close(as_planned, result, exact, static_cast<double>(made.rounds())), call,
+          "far from the reference of a damaged plan");
 }
 
 /// The same `tree` plan with every key exact in every block.
