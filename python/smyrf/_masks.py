@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import masking_utils
 from transformers.masking_utils import sliding_window_bidirectional_overlay  # since 5.4
 
+from smyrf._interface import refuse_config
+
 UNBOUNDED = -1
 
 
@@ -144,9 +146,14 @@ def smyrf_mask(
 
     Returns:
         A `PatternMask` where the pattern is plain, otherwise the full mask.
+
+    Raises:
+        ValueError: the model computes attention itself.
     """
     if isinstance(attention_mask, PatternMask):
         return attention_mask
+    if not torch.compiler.is_compiling():
+        refuse_config(kwargs.get("config"))
     arguments = dict(
         kwargs,
         batch_size=batch_size,

@@ -13,8 +13,6 @@ from typing import Any
 
 from smyrf._extra import missing_extra
 
-NAME = "smyrf"
-
 try:
     from torch import nn
     from transformers import (
@@ -26,6 +24,8 @@ try:
 
     from smyrf._dials import Layers, check_dials, choose
     from smyrf._forward import attention_forward
+    from smyrf._interface import NAME as NAME
+    from smyrf._interface import dispatches, watch_loading
     from smyrf._layers import (
         Enabled,
         Layer,
@@ -41,6 +41,7 @@ try:
 
     AttentionInterface.register(NAME, attention_forward)
     AttentionMaskInterface.register(NAME, smyrf_mask)
+    watch_loading()
 except ImportError as error:
     needed = {"torch": "2.6", "transformers": "5.4"}
     raise ImportError(
@@ -102,7 +103,7 @@ def enable(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected a loaded model")
     check_dials(method, dials)
-    found = {name: module for name, module in model.named_modules() if _dispatches(type(module))}
+    found = {name: module for name, module in model.named_modules() if dispatches(type(module))}
     if not found:
         raise ValueError(
             f"model: {type(model).__name__} has no module that calls transformers' attention "
@@ -186,12 +187,6 @@ def _refuse_owner(model: nn.Module, name: str, enabled: Enabled) -> None:
             f"model: {name} is already enabled through another model object, a "
             f"{type(owner).__name__}; call smyrf.transformers.disable on that first"
         )
-
-
-def _dispatches(kind: type[nn.Module]) -> bool:
-    """Whether a module's forward looks its attention function up by `_attn_implementation`."""
-    code = getattr(inspect.unwrap(kind.forward), "__code__", None)
-    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
 
 
 def _is_self_attention(name: str, module: nn.Module) -> bool:

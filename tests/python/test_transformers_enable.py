@@ -254,6 +254,47 @@ def test_models_without_the_interface_are_refused() -> None:
         smyrf.transformers.enable(transformers.BloomModel(config))
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("Bloom", {"hidden_size": 32, "n_layer": 1, "n_head": 4}),
+        ("Mpt", {"d_model": 32, "n_layers": 1, "n_heads": 4}),
+        ("RoFormer", SIZES),
+        ("Falcon", SIZES),
+        ("Git", {**SIZES, "vision_config": VISION}),
+    ],
+)
+def test_models_that_compute_attention_themselves_can_not_be_loaded(
+    name: str, settings: dict[str, Any]
+) -> None:
+    config_class = getattr(transformers, f"{name}Config")
+    kind = getattr(transformers, f"{name}Model")
+    with pytest.raises(ValueError, match=rf"{name}.*(load it with attn|load it without, and)"):
+        kind(config_class(**settings, attn_implementation="smyrf"))
+    model = kind(config_class(**settings)).eval()
+    if name == "Git":
+        return  # its vision layers dispatch
+    model.config._attn_implementation = "smyrf"
+    with pytest.raises(ValueError, match=rf"{name}Config.*attn_implementation='eager'"):
+        run(model, {"input_ids": tokens(), "attention_mask": padding("left")})
+
+
+def test_layers_that_add_masks_to_scores_raise_in_a_model_that_dispatches_in_part() -> None:
+    torch.manual_seed(7)
+    model = transformers.GitModel(transformers.GitConfig(**SIZES, vision_config=VISION)).eval()
+    inputs = {
+        "input_ids": tokens(),
+        "attention_mask": padding("left"),
+        "pixel_values": inputs_for("ViT", "none")["pixel_values"],
+    }
+    want = run(model, inputs)
+    smyrf.transformers.enable(model)
+    with pytest.raises(ValueError, match=r"^GitSelfAttention adds .*disable\(model\)"):
+        run(model, inputs)
+    smyrf.transformers.disable(model)
+    assert torch.equal(run(model, inputs), want)
+
+
 def test_nothing_keeps_a_dropped_model_alive() -> None:
     model: PreTrainedModel | None = build("Bert")
     assert model is not None

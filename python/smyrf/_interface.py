@@ -1,0 +1,92 @@
+"""Which models' layers look their attention function up by transformers' attention interface.
+
+Others compute attention themselves. Loaded with "smyrf", a model of these would take smyrf's masks
+for masks of another kind.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel, masking_utils
+
+NAME = "smyrf"
+
+
+def dispatches(kind: type[nn.Module]) -> bool:
+    """Whether a module's forward looks its attention function up by `_attn_implementation`."""
+    code = getattr(inspect.unwrap(kind.forward), "__code__", None)
+    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
+
+
+def refuse_config(config: PreTrainedConfig | None) -> None:
+    """Raise where a model that computes attention itself asks for a mask.
+
+    Raises:
+        ValueError: no attention module of the model's file dispatches.
+    """
+    if config is not None:
+        file = type(config).__module__.replace(".configuration_", ".modeling_")
+        if computes_itself(file):
+            raise ValueError(_sentence(f"the model of this {type(config).__name__}"))
+
+
+def watch_loading() -> None:
+    """Have transformers refuse "smyrf" where a model is made, as it refuses "sdpa".
+
+    There is no other place to do it: transformers asks nobody about an implementation that is
+    registered, and a model that can't use it finds out when it runs, if ever.
+    """
+    original = PreTrainedModel.get_correct_attn_implementation
+    if getattr(original, "watches", None) == NAME:
+        return  # imported again
+
+    @functools.wraps(original)
+    def checked(self: PreTrainedModel, requested: str | None, *args: Any, **kwargs: Any) -> str:
+        found: str = original(self, requested, *args, **kwargs)
+        kind = type(self)
+        if found == NAME and computes_itself(kind.__module__):
+            raise ValueError(_sentence(kind.__name__))
+        if found == NAME and _has_table_without_smyrf(kind.__module__):
+            raise ValueError(
+                f"{kind.__name__} chooses its layers by implementation and knows no "
+                f"attn_implementation={NAME!r}; load it without, and smyrf.transformers.enable "
+                "switches those that can be"
+            )
+        return found
+
+    checked.watches = NAME  # type: ignore[attr-defined]
+    PreTrainedModel.get_correct_attn_implementation = checked
+
+
+@functools.cache
+def computes_itself(file: str) -> bool:
+    """Whether the models in a file compute attention themselves, by transformers' masks."""
+    names = vars(sys.modules[file]) if file in sys.modules else {}
+    kinds = [x for x in names.values() if isinstance(x, type) and issubclass(x, nn.Module)]
+    return (
+        any(kind.__module__ == file and "Attention" in kind.__name__ for kind in kinds)
+        and not any(dispatches(kind) for kind in kinds)
+        and any(getattr(masking_utils, name, None) is names[name] for name in _MASKS & set(names))
+    )
+
+
+_MASKS = {name for name in dir(masking_utils) if name.startswith("create_")}
+
+
+def _has_table_without_smyrf(file: str) -> bool:
+    """Whether layers are chosen by implementation, from those that transformers comes with."""
+    names = vars(sys.modules[file]) if file in sys.modules else {}
+    tables = [table for name, table in names.items() if name.endswith("_ATTENTION_CLASSES")]
+    return any(isinstance(table, dict) and NAME not in table for table in tables)
+
+
+def _sentence(what: str) -> str:
+    return (
+        f"{what}: its layers compute attention themselves, not by transformers' attention "
+        "interface, so smyrf can't be switched on in it; load it with attn_implementation='eager'"
+    )
