@@ -107,7 +107,7 @@ double AttendTree(const Problem& problem, const Plan& header, const Outputs& out
       if (head.plan.dense) {
         seconds = ExecuteDenseHead(problem, header, b, h, threads, outputs);
       } else {
-        FillUncovered(header, &head.plan, output);
+        FillUncovered(header, &head.plan, output, threads);
         seconds = TimedBlocks(head.plan, threads, outputs, [&](std::int64_t i) {
           const auto at = static_cast<std::size_t>(i);
           const TreeBlock block = OpenedBlock(problem, planner, b, h, head, i);
@@ -175,7 +175,7 @@ void AttendTreePlan(const Problem& problem, const Plan& plan, const Outputs& out
         seconds = ExecuteDenseHead(problem, plan, b, h, threads, outputs);
       } else {
         const HeadOutput output{outputs, b, h};
-        FillUncovered(plan, &head, output);
+        FillUncovered(plan, &head, output, threads);
         if (!head.blocks.empty() && summaries == nullptr) {
           summaries = std::make_unique<Summaries>(problem, b, group.key_head, tree, threads);
         }

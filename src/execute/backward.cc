@@ -72,12 +72,13 @@ class Backward {
   }
 
   void ClearQueries() {
-    for (std::int64_t b = 0; b < problem_.batch; ++b) {
-      for (std::int64_t h = 0; h < problem_.query_heads; ++h) {
-        ClearQueryGradients(problem_, plan_->valid_queries, b, h, NonFinite(b, h),
-                            call_.gradients.query);
-      }
-    }
+    ParallelRows(problem_.batch * problem_.query_heads, problem_.queries, problem_.num_threads,
+                 [&](std::int64_t head, std::int64_t begin, std::int64_t end) {
+                   ClearQueryGradients(
+                       problem_, plan_->valid_queries, head, begin, end,
+                       NonFinite(head / problem_.query_heads, head % problem_.query_heads),
+                       call_.gradients.query);
+                 });
   }
 
   /// The float32 row that a query's rounds are added in.
@@ -94,12 +95,8 @@ class Backward {
     KeyGradients& to = head.parts[static_cast<std::size_t>(part)];
     if (to.empty()) to = KeyGradients(problem_);
     const std::int64_t b = key_head / problem_.key_heads;
-    const std::int64_t first = key_head % problem_.key_heads * group();
-    std::vector<Item> items;
-    for (std::int64_t h = first; h < first + group(); ++h) {
-      AddItems(problem_, *plan_, round, b, h, items);
-    }
-    for (const Item& item : ItemsOfPart(problem_, *plan_, std::move(items), part, parts_)) {
+    const Items items(problem_, *plan_, round, key_head * group(), (key_head + 1) * group());
+    ForEachOfPart(problem_, *plan_, items, part, parts_, [&](const Item& item) {
       BackwardItem(problem_, *plan_, item, call_, to, [&](std::int64_t i, const float* row) {
         if (rounds_ == 1) {
           kernels::StoreRow(row, problem_.depth, problem_.query.dtype,
@@ -108,7 +105,7 @@ class Backward {
         }
         AddFloats(RunningRow(b, item.head, i), row, problem_.depth);
       });
-    }
+    });
     if (first_round_ + round + 1 < rounds_) return;
     const bool all = head.order.Done(part, [&](std::int64_t i) {
       if (i == 0) return;
@@ -125,8 +122,8 @@ class Backward {
       non_finite = non_finite || NonFinite(b, h);
       if (!running_.empty() && !NonFinite(b, h)) StoreRunning(b, h);
     }
-    StoreKeyGradients(problem_, plan_->valid_keys, b, g, head.parts[0], non_finite,
-                      call_.gradients);
+    StoreKeyGradients(problem_, plan_->valid_keys, b * problem_.key_heads + g, head.parts[0],
+                      non_finite, call_.gradients, 1);
     head.parts.clear();
   }
 
@@ -181,42 +178,29 @@ std::int64_t GradientParts(const Problem& problem) {
                                   kMostParts);
 }
 
-std::vector<std::int64_t> SplitByCost(std::span<const std::int64_t> costs, std::int64_t parts) {
-  std::int64_t all = 0;
-  for (const std::int64_t cost : costs) all += cost;
-  std::vector<std::int64_t> bounds{0};
-  std::int64_t before = 0;
-  for (std::int64_t i = 0; i < std::ssize(costs); ++i) {
-    const std::int64_t cost = costs[static_cast<std::size_t>(i)];
-    // The part that holds the middle of the item.
-    while (std::ssize(bounds) < parts &&
-           (2 * before + cost) * parts >= 2 * all * std::ssize(bounds)) {
-      bounds.push_back(i);
-    }
-    before += cost;
-  }
-  bounds.resize(static_cast<std::size_t>(parts), std::ssize(costs));
-  bounds.push_back(std::ssize(costs));
-  return bounds;
-}
-
-std::vector<Item> ItemsOfPart(const Problem& problem, const Plan& plan, std::vector<Item> items,
-                              std::int64_t part, std::int64_t parts) {
-  if (parts == 1) return items;
-  std::vector<std::int64_t> costs;
-  costs.reserve(items.size());
-  const std::int64_t keys =
-      ValidCount(plan.valid_keys, items.empty() ? 0 : items[0].batch, problem.keys);
-  for (const Item& item : items) {
+void ForEachOfPart(const Problem& problem, const Plan& plan, const Items& items, std::int64_t part,
+                   std::int64_t parts, const std::function<void(const Item&)>& body) {
+  const auto cost_of = [&](const Item& item) {
+    std::int64_t cost = 1;
+    const std::int64_t keys = ValidCount(plan.valid_keys, item.batch, problem.keys);
     DenseRanges implicit;
-    std::int64_t& cost = costs.emplace_back(1);
     for (const KeyRange& range : TaskOf(problem, plan, item, 0, keys, implicit).ranges) {
       cost += (range.end - range.begin) * (item.end - item.begin);
     }
+    return cost;
+  };
+  std::int64_t all = 0;
+  for (std::int64_t i = 0; i < items.size() && parts > 1; ++i) all += cost_of(items[i]);
+  std::int64_t before = 0;
+  std::int64_t at = 0;  // the part that holds the middle of the item
+  for (std::int64_t i = 0; i < items.size(); ++i) {
+    const Item item = items[i];
+    const std::int64_t cost = parts > 1 ? cost_of(item) : 0;
+    while (at + 1 < parts && (2 * before + cost) * parts >= 2 * all * (at + 1)) ++at;
+    if (at > part) return;
+    if (at == part) body(item);
+    before += cost;
   }
-  const std::vector<std::int64_t> bounds = SplitByCost(costs, parts);
-  return {items.begin() + bounds[static_cast<std::size_t>(part)],
-          items.begin() + bounds[static_cast<std::size_t>(part) + 1]};
 }
 
 void BackwardItem(const Problem& problem, const Plan& plan, const Item& item,
@@ -241,46 +225,40 @@ void BackwardItem(const Problem& problem, const Plan& plan, const Item& item,
   }
 }
 
-void StoreKeyGradients(const Problem& problem, const ValidLists& valid_keys, std::int64_t batch,
-                       std::int64_t key_head, const KeyGradients& sums, bool non_finite,
-                       const Gradients& gradients) {
-  const auto store = [&](const MutableTensorView& view, const kernels::Floats KeyGradients::* rows,
-                         std::int64_t depth) {
-    const std::int64_t stride = PaddedDepth(depth);
-    for (std::int64_t j = 0; j < problem.keys; ++j) {
-      kernels::StoreRow((sums.*rows).get() + j * stride, depth, view.dtype,
-                        GradientRow(view, batch, key_head, j));
-    }
+void StoreKeyGradients(const Problem& problem, const ValidLists& valid_keys, std::int64_t key_head,
+                       const KeyGradients& sums, bool non_finite, const Gradients& gradients,
+                       int threads) {
+  const std::int64_t b = key_head / problem.key_heads;
+  const std::int64_t g = key_head % problem.key_heads;
+  const auto store = [&](const MutableTensorView& view, const float* rows, std::int64_t depth,
+                         std::int64_t begin, std::int64_t end) {
+    const auto store_row = [&](std::int64_t j, const float* row) {
+      kernels::StoreRow(row, depth, view.dtype, GradientRow(view, b, g, j));
+    };
+    for (std::int64_t j = begin; j < end; ++j) store_row(j, rows + j * PaddedDepth(depth));
     if (!non_finite) return;
     const std::vector<float> nans(static_cast<std::size_t>(depth), kNaN);
-    const std::span<const std::int32_t> valid = ValidOf(valid_keys, batch);
-    const std::int64_t count = ValidCount(valid_keys, batch, problem.keys);
-    for (std::int64_t j = 0; j < count; ++j) {
-      const std::int64_t position = valid.empty() ? j : valid[static_cast<std::size_t>(j)];
-      kernels::StoreRow(nans.data(), depth, view.dtype,
-                        GradientRow(view, batch, key_head, position));
-    }
+    ForEachValid(valid_keys, b, begin, end, [&](std::int64_t j) { store_row(j, nans.data()); });
   };
-  store(gradients.key, &KeyGradients::key, problem.depth);
-  store(gradients.value, &KeyGradients::value, problem.value_depth);
+  ParallelRows(1, problem.keys, threads, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+    store(gradients.key, sums.key.get(), problem.depth, begin, end);
+    store(gradients.value, sums.value.get(), problem.value_depth, begin, end);
+  });
 }
 
-void ClearQueryGradients(const Problem& problem, const ValidLists& valid_queries,
-                         std::int64_t batch, std::int64_t head, bool non_finite,
+void ClearQueryGradients(const Problem& problem, const ValidLists& valid_queries, std::int64_t head,
+                         std::int64_t begin, std::int64_t end, bool non_finite,
                          const MutableTensorView& grad_query) {
+  const std::int64_t b = head / problem.query_heads;
   std::vector<float> row(static_cast<std::size_t>(problem.depth), 0.0F);
   const auto store = [&](std::int64_t position) {
     kernels::StoreRow(row.data(), problem.depth, grad_query.dtype,
-                      GradientRow(grad_query, batch, head, position));
+                      GradientRow(grad_query, b, head % problem.query_heads, position));
   };
-  for (std::int64_t i = 0; i < problem.queries; ++i) store(i);
+  for (std::int64_t i = begin; i < end; ++i) store(i);
   if (!non_finite) return;
   std::fill(row.begin(), row.end(), kNaN);
-  const std::span<const std::int32_t> valid = ValidOf(valid_queries, batch);
-  const std::int64_t count = ValidCount(valid_queries, batch, problem.queries);
-  for (std::int64_t i = 0; i < count; ++i) {
-    store(valid.empty() ? i : valid[static_cast<std::size_t>(i)]);
-  }
+  ForEachValid(valid_queries, b, begin, end, store);
 }
 
 void ExecuteBackward(const Problem& problem, std::int64_t rounds,

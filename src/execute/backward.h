@@ -58,23 +58,20 @@ class InOrder {
 /// their number.
 std::int64_t GradientParts(const Problem& problem);
 
-/// Stretches of nearly equal cost: the first item of each part, and the number of items.
-std::vector<std::int64_t> SplitByCost(std::span<const std::int64_t> costs, std::int64_t parts);
-
 /// Adds an item's part to the gradients of its key head; gives each query's to `store`.
 void BackwardItem(const Problem& problem, const Plan& plan, const Item& item,
                   const BackwardCall& call, const KeyGradients& to,
                   const std::function<void(std::int64_t position, const float* row)>& store);
 
-/// Those of `items` that are part number `part`.
-std::vector<Item> ItemsOfPart(const Problem& problem, const Plan& plan, std::vector<Item> items,
-                              std::int64_t part, std::int64_t parts);
+/// body(item) for the items that are part number `part` of `parts` of nearly equal cost.
+void ForEachOfPart(const Problem& problem, const Plan& plan, const Items& items, std::int64_t part,
+                   std::int64_t parts, const std::function<void(const Item&)>& body);
 
-/// Writes the gradients of one key head; NaN at its valid rows where it met a head that is not
-/// finite.
-void StoreKeyGradients(const Problem& problem, const ValidLists& valid_keys, std::int64_t batch,
-                       std::int64_t key_head, const KeyGradients& sums, bool non_finite,
-                       const Gradients& gradients);
+/// Writes the gradients of one (batch, key head); NaN at its valid rows where it met a head that is
+/// not finite.
+void StoreKeyGradients(const Problem& problem, const ValidLists& valid_keys, std::int64_t key_head,
+                       const KeyGradients& sums, bool non_finite, const Gradients& gradients,
+                       int threads);
 
 /// Row of one (batch, head) of a gradient.
 inline std::byte* GradientRow(const MutableTensorView& view, std::int64_t batch, std::int64_t head,
@@ -84,10 +81,10 @@ inline std::byte* GradientRow(const MutableTensorView& view, std::int64_t batch,
              (batch * view.strides[0] + head * view.strides[1] + position * view.strides[2]);
 }
 
-/// grad_query of one head: 0 in every row, NaN in the valid ones where it is not finite. Other rows
-/// are written by blocks.
-void ClearQueryGradients(const Problem& problem, const ValidLists& valid_queries,
-                         std::int64_t batch, std::int64_t head, bool non_finite,
+/// Rows [begin, end) of grad_query of one (batch, query head): 0, and NaN in the valid ones where
+/// it is not finite. Other rows are written by blocks.
+void ClearQueryGradients(const Problem& problem, const ValidLists& valid_queries, std::int64_t head,
+                         std::int64_t begin, std::int64_t end, bool non_finite,
                          const MutableTensorView& grad_query);
 
 /// Gradients of `dense` and `lsh`. Extra memory: for as many key heads as are computed at once, one

@@ -1,12 +1,11 @@
 #include "execute/forward.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <limits>
-#include <span>
 #include <vector>
 
 #include "execute/items.h"
@@ -24,12 +23,6 @@ using kernels::kBlockRows;
 constexpr std::int64_t kChunkKeys = 2048;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-/// One call of the kernel.
-struct ForwardItem : Item {
-  std::int64_t chunk = 0;  ///< of the keys, dense only
-  double seconds = 0.0;    ///< filled where statistics are asked for
-};
-
 class Forward {
  public:
   Forward(const Problem& problem, std::int64_t rounds, const Outputs& outputs)
@@ -40,6 +33,9 @@ class Forward {
     if (merges_) {
       if (outputs.out.dtype != DType::kFloat32) running_out_.resize(out_size);
       if (!outputs.lse) running_lse_.resize(lse_size);
+    }
+    if (outputs.statistics != nullptr) {
+      nanoseconds_ = std::vector<std::atomic<std::int64_t>>(static_cast<std::size_t>(heads()));
     }
   }
 
@@ -53,43 +49,45 @@ class Forward {
     // A query's rounds are merged in order, so they may not overlap: either whole heads run side by
     // side, each through all its rounds, or the blocks of one round at a time. Same bits either
     // way.
-    const std::int64_t heads = problem_.batch * problem_.query_heads;
     const int threads = ThreadsFor(problem_.num_threads);
-    if (plan.rounds() > 1 && heads >= std::int64_t{2} * threads) {
-      ParallelFor(heads, threads, [&](std::int64_t head) {
+    if (plan.rounds() > 1 && heads() >= std::int64_t{2} * threads) {
+      ParallelFor(heads(), threads, [&](std::int64_t head) {
         for (std::int64_t round = 0; round < plan.rounds(); ++round) {
-          std::vector<ForwardItem> items;
-          AddForwardItems(round, head, items);
-          for (ForwardItem& item : items) RunItem(item, first_round + round);
-          CountSeconds(items);
+          const Items items(problem_, plan, round, head, head + 1);
+          for (std::int64_t i = 0; i < items.size(); ++i) {
+            RunItem(items[i], 0, first_round + round);
+          }
         }
       });
     } else {
       for (std::int64_t round = 0; round < plan.rounds(); ++round) {
-        std::vector<ForwardItem> items;
-        for (std::int64_t head = 0; head < heads; ++head) AddForwardItems(round, head, items);
-        ParallelFor(static_cast<std::int64_t>(items.size()), threads, [&](std::int64_t i) {
-          RunItem(items[static_cast<std::size_t>(i)], first_round + round);
+        const Items items(problem_, plan, round, 0, heads());
+        ParallelFor(items.size() * chunks_, threads, [&](std::int64_t i) {
+          RunItem(items[i / chunks_], i % chunks_, first_round + round);
         });
-        CountSeconds(items);
       }
     }
   }
 
   void Finish() {
-    if (chunks_ > 1) MergeChunks();
     if (!running_out_.empty()) StoreRunning();
+    for (std::size_t head = 0; head < nanoseconds_.size(); ++head) {
+      outputs_.statistics->heads[head].seconds += 1e-9 * static_cast<double>(nanoseconds_[head]);
+    }
   }
 
  private:
+  std::int64_t heads() const { return problem_.batch * problem_.query_heads; }
+
   void SplitKeys() {
     if (plan_->method != Method::kDense || problem_.queries > kBlockRows) return;
     chunks_ = std::max<std::int64_t>(1, (problem_.keys + kChunkKeys - 1) / kChunkKeys);
     if (chunks_ == 1) return;
-    const std::int64_t parts = problem_.batch * problem_.query_heads * problem_.queries * chunks_;
+    const std::int64_t parts = heads() * problem_.queries * chunks_;
     part_out_.resize(static_cast<std::size_t>(parts * problem_.value_depth));
     part_max_.resize(static_cast<std::size_t>(parts));
     part_sum_.resize(static_cast<std::size_t>(parts));
+    chunks_in_ = std::vector<std::atomic<std::int64_t>>(static_cast<std::size_t>(heads()));
   }
 
   std::int64_t RowIndex(std::int64_t b, std::int64_t h, std::int64_t i) const {
@@ -112,50 +110,41 @@ class Forward {
   }
 
   void FillUncoveredRows() {
-    for (std::int64_t b = 0; b < problem_.batch; ++b) {
-      for (std::int64_t h = 0; h < problem_.query_heads; ++h) {
-        const HeadPlan* head = plan_->method == Method::kLsh ? &plan_->head(0, b, h) : nullptr;
-        FillUncovered(*plan_, head, b, problem_.value_depth,
-                      [&](std::int64_t i, const float* row, float lse) {
-                        Store(b, h, i, row, lse);
-                        if (merges_) {
-                          std::copy_n(row, problem_.value_depth, RunningRow(b, h, i));
-                        }
-                      });
-      }
+    const auto head_plan = [&](std::int64_t b, std::int64_t h) {
+      return plan_->method == Method::kLsh ? &plan_->head(0, b, h) : nullptr;
+    };
+    bool any = false;
+    for (std::int64_t head = 0; head < heads() && !any; ++head) {
+      any =
+          AnyUncovered(*plan_, head_plan(head / problem_.query_heads, head % problem_.query_heads));
     }
+    if (!any) return;
+    ParallelRows(heads(), problem_.queries, problem_.num_threads,
+                 [&](std::int64_t head, std::int64_t begin, std::int64_t end) {
+                   const std::int64_t b = head / problem_.query_heads;
+                   const std::int64_t h = head % problem_.query_heads;
+                   FillUncovered(*plan_, head_plan(b, h), b, begin, end, problem_.value_depth,
+                                 [&](std::int64_t i, const float* row, float lse) {
+                                   Store(b, h, i, row, lse);
+                                   if (!merges_) return;
+                                   std::copy_n(row, problem_.value_depth, RunningRow(b, h, i));
+                                 });
+                 });
   }
 
-  /// The kernel calls of one round of one head, for each chunk of the keys.
-  void AddForwardItems(std::int64_t round, std::int64_t head,
-                       std::vector<ForwardItem>& items) const {
-    std::vector<Item> blocks;
-    AddItems(problem_, *plan_, round, head / problem_.query_heads, head % problem_.query_heads,
-             blocks);
-    for (std::int64_t chunk = 0; chunk < chunks_; ++chunk) {
-      for (const Item& block : blocks) items.push_back({block, chunk});
-    }
-  }
-
-  void CountSeconds(const std::vector<ForwardItem>& items) const {
-    if (outputs_.statistics == nullptr) return;
-    for (const ForwardItem& item : items) {
-      const std::int64_t head = item.batch * problem_.query_heads + item.head;
-      outputs_.statistics->heads[static_cast<std::size_t>(head)].seconds += item.seconds;
-    }
-  }
-
-  void RunItem(ForwardItem& item, std::int64_t round) {
-    if (outputs_.statistics == nullptr) return Attend(item, round);
+  void RunItem(const Item& item, std::int64_t chunk, std::int64_t round) {
+    if (outputs_.statistics == nullptr) return Attend(item, chunk, round);
     const auto start = std::chrono::steady_clock::now();
-    Attend(item, round);
-    const auto end = std::chrono::steady_clock::now();
-    item.seconds = std::chrono::duration<double>(end - start).count();
+    Attend(item, chunk, round);
+    const auto taken = std::chrono::steady_clock::now() - start;
+    nanoseconds_[static_cast<std::size_t>(item.batch * problem_.query_heads + item.head)] +=
+        std::chrono::duration_cast<std::chrono::nanoseconds>(taken).count();
   }
 
-  void Attend(const ForwardItem& item, std::int64_t round) {
+  /// `chunk` of the keys: `dense` only.
+  void Attend(const Item& item, std::int64_t chunk, std::int64_t round) {
     const std::int64_t keys = ValidCount(plan_->valid_keys, item.batch, problem_.keys);
-    const std::int64_t first = chunks_ > 1 ? std::min(keys, item.chunk * kChunkKeys) : 0;
+    const std::int64_t first = chunks_ > 1 ? std::min(keys, chunk * kChunkKeys) : 0;
     const std::int64_t last = chunks_ > 1 ? std::min(keys, first + kChunkKeys) : keys;
     DenseRanges implicit;
     const kernels::BlockTask task = TaskOf(problem_, *plan_, item, first, last, implicit);
@@ -165,56 +154,64 @@ class Forward {
       const float lse = result.lse[i - item.begin];
       const std::int64_t position = task.query.Position(i);
       if (chunks_ > 1) {
-        const std::int64_t at = RowIndex(item.batch, item.head, position) * chunks_ + item.chunk;
+        const std::int64_t at = RowIndex(item.batch, item.head, position) * chunks_ + chunk;
         std::copy_n(row, problem_.value_depth, part_out_.data() + at * problem_.value_depth);
         part_max_[static_cast<std::size_t>(at)] = result.max[i - item.begin];
         part_sum_[static_cast<std::size_t>(at)] = result.sum[i - item.begin];
       } else if (!merges_) {
         Store(item.batch, item.head, position, row, lse);
       } else {
-        float* running = RunningRow(item.batch, item.head, position);
-        float* running_lse = Lse(item.batch, item.head, position);
-        if (round == 0) {
-          std::copy_n(row, problem_.value_depth, running);
-          *running_lse = lse;
-        } else {
-          kernels::MergeRow(running, running_lse, row, lse, problem_.value_depth);
-        }
+        MergeRound(item, position, row, lse, round);
+      }
+    }
+    if (chunks_ > 1 && IsLastChunk(item)) {
+      for (std::int64_t i = item.begin; i < item.end; ++i) {
+        MergeChunks(item.batch, item.head, task.query.Position(i));
       }
     }
   }
 
-  void ForEachValidRow(const std::function<void(std::int64_t, std::int64_t, std::int64_t)>& body) {
-    for (std::int64_t b = 0; b < problem_.batch; ++b) {
-      const std::span<const std::int32_t> valid = ValidOf(plan_->valid_queries, b);
-      const std::int64_t count = ValidCount(plan_->valid_queries, b, problem_.queries);
-      for (std::int64_t h = 0; h < problem_.query_heads; ++h) {
-        for (std::int64_t i = 0; i < count; ++i) {
-          body(b, h, valid.empty() ? i : valid[static_cast<std::size_t>(i)]);
-        }
-      }
+  void MergeRound(const Item& item, std::int64_t position, const float* row, float lse,
+                  std::int64_t round) {
+    float* running = RunningRow(item.batch, item.head, position);
+    float* running_lse = Lse(item.batch, item.head, position);
+    if (round == 0) {
+      std::copy_n(row, problem_.value_depth, running);
+      *running_lse = lse;
+    } else {
+      kernels::MergeRow(running, running_lse, row, lse, problem_.value_depth);
     }
   }
 
-  void MergeChunks() {
-    ForEachValidRow([&](std::int64_t b, std::int64_t h, std::int64_t i) {
-      const std::int64_t first = RowIndex(b, h, i) * chunks_;
-      float* row = part_out_.data() + first * problem_.value_depth;
-      float* max = part_max_.data() + first;
-      float* sum = part_sum_.data() + first;
-      for (std::int64_t c = 1; c < chunks_; ++c) {
-        kernels::MergePart(row, max, sum, row + c * problem_.value_depth, max[c], sum[c],
-                           problem_.value_depth);
-      }
-      Store(b, h, i, row, *max == -kInfinity ? -kInfinity : kernels::NaturalLse(*max, *sum));
-    });
+  /// Where keys are split, a head has one item. Whoever brings the last of its chunks merges all,
+  /// in their order: the same bits for any number of threads.
+  bool IsLastChunk(const Item& item) {
+    const auto head = static_cast<std::size_t>(item.batch * problem_.query_heads + item.head);
+    return chunks_in_[head].fetch_add(1) + 1 == chunks_;
+  }
+
+  void MergeChunks(std::int64_t b, std::int64_t h, std::int64_t i) {
+    const std::int64_t first = RowIndex(b, h, i) * chunks_;
+    float* row = part_out_.data() + first * problem_.value_depth;
+    float* max = part_max_.data() + first;
+    float* sum = part_sum_.data() + first;
+    for (std::int64_t c = 1; c < chunks_; ++c) {
+      kernels::MergePart(row, max, sum, row + c * problem_.value_depth, max[c], sum[c],
+                         problem_.value_depth);
+    }
+    Store(b, h, i, row, *max == -kInfinity ? -kInfinity : kernels::NaturalLse(*max, *sum));
   }
 
   void StoreRunning() {
-    ForEachValidRow([&](std::int64_t b, std::int64_t h, std::int64_t i) {
-      kernels::StoreRow(RunningRow(b, h, i), problem_.value_depth, outputs_.out.dtype,
-                        OutRow(b, h, i));
-    });
+    ParallelRows(heads(), problem_.queries, problem_.num_threads,
+                 [&](std::int64_t head, std::int64_t begin, std::int64_t end) {
+                   const std::int64_t b = head / problem_.query_heads;
+                   const std::int64_t h = head % problem_.query_heads;
+                   for (std::int64_t i = begin; i < end; ++i) {
+                     kernels::StoreRow(RunningRow(b, h, i), problem_.value_depth,
+                                       outputs_.out.dtype, OutRow(b, h, i));
+                   }
+                 });
   }
 
   const Problem& problem_;
@@ -224,6 +221,8 @@ class Forward {
   std::int64_t chunks_ = 1;
   std::vector<float> running_out_, running_lse_;
   std::vector<float> part_out_, part_max_, part_sum_;
+  std::vector<std::atomic<std::int64_t>> chunks_in_;    ///< of each head
+  std::vector<std::atomic<std::int64_t>> nanoseconds_;  ///< of each head, for statistics
 };
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "execute/items.h"
 
+#include <algorithm>
 #include <cstddef>
 
 namespace smyrf {
@@ -15,28 +16,56 @@ std::int64_t ValidCount(const ValidLists& lists, std::int64_t batch, std::int64_
   return lists.empty() ? all : std::ssize(lists[static_cast<std::size_t>(batch)]);
 }
 
-void AddItems(const Problem& problem, const Plan& plan, std::int64_t round, std::int64_t batch,
-              std::int64_t head, std::vector<Item>& items) {
-  const auto add = [&](Item item, std::int64_t begin, std::int64_t end) {
-    // Blocks of nearly equal size: no last block of a few rows.
-    const std::int64_t pieces = (end - begin + kBlockRows - 1) / kBlockRows;
-    for (std::int64_t piece = 0; piece < pieces; ++piece) {
-      item.begin = begin + (end - begin) * piece / pieces;
-      item.end = begin + (end - begin) * (piece + 1) / pieces;
-      items.push_back(item);
-    }
+Items::Items(const Problem& problem, const Plan& plan, std::int64_t round, std::int64_t first,
+             std::int64_t last)
+    : problem_(problem), plan_(plan), round_(round), first_(first) {
+  const auto add = [&](std::int64_t queries) {
+    begins_.push_back(begins_.back() + (queries + kBlockRows - 1) / kBlockRows);
   };
+  for (std::int64_t head = first; head < last; ++head) {
+    if (plan.method != Method::kLsh) {
+      add(ValidCount(plan.valid_queries, head / problem.query_heads, problem.queries));
+      continue;
+    }
+    first_blocks_.push_back(std::ssize(begins_) - 1);
+    for (const QueryBlock& block : Head(head).blocks) add(block.end - block.begin);
+  }
+}
+
+const HeadPlan& Items::Head(std::int64_t head) const {
+  return plan_.head(round_, head / problem_.query_heads, head % problem_.query_heads);
+}
+
+Item Items::operator[](std::int64_t i) const {
+  // The last that begins at or before: those without items begin where the next one does.
+  const auto last_of = [](const std::vector<std::int64_t>& begins, std::int64_t at) {
+    return std::upper_bound(begins.begin(), begins.end(), at) - begins.begin() - 1;
+  };
+  const std::int64_t stretch = last_of(begins_, i);
+  const auto at = static_cast<std::size_t>(stretch);
+  const std::int64_t piece = i - begins_[at];
+  const std::int64_t pieces = begins_[at + 1] - begins_[at];
   Item item;
-  item.batch = batch;
-  item.head = head;
-  if (plan.method != Method::kLsh) {
-    return add(item, 0, ValidCount(plan.valid_queries, batch, problem.queries));
+  std::int64_t head = first_ + stretch;
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+  if (plan_.method == Method::kLsh) {
+    const std::int64_t of_head = last_of(first_blocks_, stretch);
+    head = first_ + of_head;
+    item.plan = &Head(head);
+    item.block = &item.plan->blocks[static_cast<std::size_t>(
+        stretch - first_blocks_[static_cast<std::size_t>(of_head)])];
+    begin = item.block->begin;
+    end = item.block->end;
+  } else {
+    end = ValidCount(plan_.valid_queries, head / problem_.query_heads, problem_.queries);
   }
-  item.plan = &plan.head(round, batch, head);
-  for (const QueryBlock& block : item.plan->blocks) {
-    item.block = &block;
-    add(item, block.begin, block.end);
-  }
+  item.batch = head / problem_.query_heads;
+  item.head = head % problem_.query_heads;
+  // Blocks of nearly equal size: no last block of a few rows.
+  item.begin = begin + (end - begin) * piece / pieces;
+  item.end = begin + (end - begin) * (piece + 1) / pieces;
+  return item;
 }
 
 kernels::BlockTask TaskOf(const Problem& problem, const Plan& plan, const Item& item,

@@ -1,6 +1,5 @@
 #include "execute/merge.h"
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -13,22 +12,17 @@ namespace smyrf {
 
 void ExecuteMerge(const MutableTensorView& out, const MutableTensorView& lse,
                   const TensorView& other_out, const TensorView& other_lse, int num_threads) {
-  constexpr std::int64_t kTaskRows = 64;
   const std::int64_t rows = out.shape[2];
   const std::int64_t depth = out.shape[3];
-  const std::int64_t tasks_a_head = (rows + kTaskRows - 1) / kTaskRows;
-  const std::int64_t tasks = out.shape[0] * out.shape[1] * tasks_a_head;
-  ParallelFor(tasks, num_threads, [&](std::int64_t task) {
-    const std::int64_t head = task / tasks_a_head;
+  const auto merge = [&](std::int64_t head, std::int64_t begin, std::int64_t end) {
     const std::int64_t b = head / out.shape[1];
     const std::int64_t h = head % out.shape[1];
-    const std::int64_t begin = task % tasks_a_head * kTaskRows;
     const TensorView own{out.data, out.dtype, out.rank, out.shape, out.strides};
     const kernels::Rows own_rows = kernels::RowsOf(own, b, h, {});
     const kernels::Rows other_rows = kernels::RowsOf(other_out, b, h, {});
     std::vector<float> row(static_cast<std::size_t>(depth));
     std::vector<float> other(static_cast<std::size_t>(depth));
-    for (std::int64_t i = begin; i < std::min(rows, begin + kTaskRows); ++i) {
+    for (std::int64_t i = begin; i < end; ++i) {
       float& own_lse = static_cast<float*>(lse.data)[head * rows + i];
       kernels::GatherRows(own_rows, i, 1, depth, row.data());
       kernels::GatherRows(other_rows, i, 1, depth, other.data());
@@ -39,7 +33,8 @@ void ExecuteMerge(const MutableTensorView& out, const MutableTensorView& lse,
           SizeOf(out.dtype) * (b * out.strides[0] + h * out.strides[1] + i * out.strides[2]);
       kernels::StoreRow(row.data(), depth, out.dtype, target);
     }
-  });
+  };
+  ParallelRows(out.shape[0] * out.shape[1], rows, num_threads, merge);
 }
 
 }  // namespace smyrf

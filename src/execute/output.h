@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/kernels.h"
+#include "kernels/parallel.h"
 #include "smyrf/attention.h"
 
 namespace smyrf {
@@ -33,21 +34,29 @@ struct HeadOutput {
   }
 };
 
-/// store(position, row, lse) for the queries that no block of `head` writes (null: implicit blocks
-/// of all valid queries): 0 and lse -inf for padded ones, and for all where there is no block; NaN
-/// for the valid ones of a head that is not finite.
+/// Whether there are queries that no block of `head` writes (null: implicit blocks of all valid
+/// queries).
+inline bool AnyUncovered(const Plan& plan, const HeadPlan* head) {
+  return !plan.valid_queries.empty() || (head != nullptr && head->blocks.empty());
+}
+
+/// store(position, row, lse) for those of them at positions [begin, end): 0 and lse -inf for padded
+/// ones, and for all where there is no block; NaN for the valid ones of a head that is not finite.
 template <class StoreRow>
-void FillUncovered(const Plan& plan, const HeadPlan* head, std::int64_t batch,
-                   std::int64_t value_depth, const StoreRow& store) {
+void FillUncovered(const Plan& plan, const HeadPlan* head, std::int64_t batch, std::int64_t begin,
+                   std::int64_t end, std::int64_t value_depth, const StoreRow& store) {
+  constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
   const bool whole = head != nullptr && head->blocks.empty();
   const bool all_valid = plan.valid_queries.empty();
-  if (!whole && all_valid) return;
-  constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
   const std::vector<float> zeros(static_cast<std::size_t>(value_depth), 0.0F);
   const std::vector<float> nans(static_cast<std::size_t>(value_depth), kNaN);
   std::span<const std::int32_t> valid;  // those not yet passed
-  if (!all_valid) valid = plan.valid_queries[static_cast<std::size_t>(batch)];
-  for (std::int64_t i = 0; i < plan.queries; ++i) {
+  if (!all_valid) {
+    valid = plan.valid_queries[static_cast<std::size_t>(batch)];
+    valid = valid.subspan(static_cast<std::size_t>(
+        std::lower_bound(valid.begin(), valid.end(), begin) - valid.begin()));
+  }
+  for (std::int64_t i = begin; i < end; ++i) {
     bool is_valid = all_valid;
     if (!valid.empty() && valid.front() == i) {
       is_valid = true;
@@ -62,9 +71,13 @@ void FillUncovered(const Plan& plan, const HeadPlan* head, std::int64_t batch,
   }
 }
 
-inline void FillUncovered(const Plan& plan, const HeadPlan* head, const HeadOutput& output) {
-  FillUncovered(plan, head, output.batch, output.outputs.out.shape[3],
-                [&](std::int64_t i, const float* row, float lse) { output.Store(i, row, lse); });
+inline void FillUncovered(const Plan& plan, const HeadPlan* head, const HeadOutput& output,
+                          int threads) {
+  if (!AnyUncovered(plan, head)) return;
+  ParallelRows(1, plan.queries, threads, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+    FillUncovered(plan, head, output.batch, begin, end, output.outputs.out.shape[3],
+                  [&](std::int64_t i, const float* row, float lse) { output.Store(i, row, lse); });
+  });
 }
 
 }  // namespace smyrf

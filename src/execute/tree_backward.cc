@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <span>
 #include <utility>
 
 #include "kernels/parallel.h"
@@ -43,6 +44,74 @@ struct TreeBackward::Part {
   }
 };
 
+namespace {
+
+/// parts[0] (count) += each of the others, in their order.
+void AddAll(std::span<float* const> parts, std::int64_t count, int threads) {
+  constexpr std::int64_t kTaskFloats = std::int64_t{1} << 14;
+  if (parts.size() == 1) return;
+  ParallelFor((count + kTaskFloats - 1) / kTaskFloats, threads, [&](std::int64_t task) {
+    const std::int64_t begin = task * kTaskFloats;
+    for (float* const part : parts.subspan(1)) {
+      AddFloats(parts[0] + begin, part + begin, std::min(kTaskFloats, count - begin));
+    }
+  });
+}
+
+/// row (count) += share * from.
+void AddShare(const float* from, float share, std::int64_t count, float* row) {
+  for (std::int64_t c = 0; c < count; ++c) row[c] += share * from[c];
+}
+
+/// Gradients of the mean key and value of a node in equal parts to its children's, or a leaf's
+/// keys.
+void HandDown(const kernels::NodesView& nodes, std::int64_t id, const kernels::NodeGradients& to) {
+  const Node& node = nodes.nodes[static_cast<std::size_t>(id)];
+  const std::int64_t key_stride = PaddedDepth(nodes.depth);
+  const std::int64_t value_stride = PaddedDepth(nodes.value_depth);
+  const float inverse = 1.0F / static_cast<float>(node.end - node.begin);
+  const float* mean_key = to.mean_keys + id * key_stride;
+  const float* mean_value = to.mean_values + id * value_stride;
+  for (std::int64_t k = node.first_child; k < node.first_child + node.child_count; ++k) {
+    const Node& child = nodes.nodes[static_cast<std::size_t>(k)];
+    const float share = inverse * static_cast<float>(child.end - child.begin);
+    AddShare(mean_key, share, key_stride, to.mean_keys + k * key_stride);
+    AddShare(mean_value, share, value_stride, to.mean_values + k * value_stride);
+  }
+  for (std::int64_t j = node.begin; j < node.end && node.child_count == 0; ++j) {
+    AddShare(mean_key, inverse, key_stride, to.keys + j * key_stride);
+    AddShare(mean_value, inverse, value_stride, to.values + j * value_stride);
+  }
+}
+
+/// Gradients of the variances of a node's logits to its keys' coordinates (key_count,
+/// kCoordinates).
+void AddOfVariances(const kernels::NodesView& nodes, std::int64_t id, const float* direction,
+                    const kernels::NodeGradients& to, const float* coordinates,
+                    float* by_coordinates) {
+  const Node& node = nodes.nodes[static_cast<std::size_t>(id)];
+  const float rest = nodes.residuals[id] > 0.0F ? to.rest[id] : 0.0F;
+  const float along = to.along[id] - rest;
+  if (along == 0.0F && rest == 0.0F) return;  // as nodes that no block closed
+  const float inverse = 1.0F / static_cast<float>(node.end - node.begin);
+  std::array<float, kCoordinates> mean{};
+  for (std::int64_t j = node.begin; j < node.end; ++j) {
+    AddShare(coordinates + j * kCoordinates, inverse, kCoordinates, mean.data());
+  }
+  for (std::int64_t j = node.begin; j < node.end; ++j) {
+    const float* x = coordinates + j * kCoordinates;
+    float* row = by_coordinates + j * kCoordinates;
+    float on_direction = 0.0F;
+    for (std::size_t c = 0; c < mean.size(); ++c) on_direction += (x[c] - mean[c]) * direction[c];
+    const float part = along * on_direction;
+    for (std::size_t c = 0; c < mean.size(); ++c) {
+      row[c] += 2.0F * inverse * (part * direction[c] + rest * (x[c] - mean[c]));
+    }
+  }
+}
+
+}  // namespace
+
 TreeBackward::TreeBackward(const Problem& problem, const Plan& plan, const BackwardCall& call,
                            std::int64_t batch, std::int64_t key_head, int threads)
     : problem_(problem),
@@ -63,8 +132,11 @@ void TreeBackward::AddHead(std::int64_t head, const HeadPlan& plan, const kernel
                            const KeyTree& tree,
                            const std::function<TreeBlock(std::int64_t)>& block_of) {
   non_finite_ = non_finite_ || plan.non_finite;
-  ClearQueryGradients(problem_, plan_.valid_queries, batch_, head, plan.non_finite,
-                      call_.gradients.query);
+  ParallelRows(
+      1, problem_.queries, threads_, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+        ClearQueryGradients(problem_, plan_.valid_queries, batch_ * problem_.query_heads + head,
+                            begin, end, plan.non_finite, call_.gradients.query);
+      });
   if (plan.dense) return AddDense(head);
   if (plan.blocks.empty()) return;
   nodes_ = nodes;
@@ -94,17 +166,17 @@ void TreeBackward::AddUp(std::int64_t i) {
 }
 
 void TreeBackward::AddDense(std::int64_t head) {
-  std::vector<Item> items;
-  AddItems(problem_, plan_, 0, batch_, head, items);
+  const std::int64_t of_batch = batch_ * problem_.query_heads + head;
+  const Items items(problem_, plan_, 0, of_batch, of_batch + 1);
   ParallelFor(part_count_, threads_, [&](std::int64_t part) {
     KeyGradients& to = by_position_[static_cast<std::size_t>(part)];
     if (to.empty()) to = KeyGradients(problem_);
-    for (const Item& item : ItemsOfPart(problem_, plan_, items, part, part_count_)) {
+    ForEachOfPart(problem_, plan_, items, part, part_count_, [&](const Item& item) {
       BackwardItem(problem_, plan_, item, call_, to, [&](std::int64_t i, const float* row) {
         kernels::StoreRow(row, problem_.depth, problem_.query.dtype,
                           GradientRow(call_.gradients.query, batch_, head, i));
       });
-    }
+    });
     if (!only_head_) return;
     in_order_.Done(part, [&](std::int64_t i) {
       if (i > 0) AddUp(i);
@@ -133,79 +205,82 @@ void TreeBackward::AddBlock(std::int64_t head, const TreeBlock& block, Part& par
   }
 }
 
+/// The parts of several heads exist at once, so threads share the sums.
+void TreeBackward::AddUpAll() {
+  std::vector<float*> sums(parts_.size());
+  for (std::size_t array = 0; tree_ != nullptr && array < parts_[0]->sizes.size(); ++array) {
+    for (std::size_t i = 0; i < parts_.size(); ++i) sums[i] = parts_[i]->floats[array].get();
+    AddAll(sums, parts_[0]->sizes[array], threads_);
+  }
+  if (!by_position_[0].empty()) {
+    for (std::size_t i = 0; i < parts_.size(); ++i) sums[i] = by_position_[i].key.get();
+    AddAll(sums, problem_.keys * PaddedDepth(problem_.depth), threads_);
+    for (std::size_t i = 0; i < parts_.size(); ++i) sums[i] = by_position_[i].value.get();
+    AddAll(sums, problem_.keys * PaddedDepth(problem_.value_depth), threads_);
+  }
+  parts_.resize(1);
+  by_position_.resize(1);
+}
+
 /// From summaries to keys and values: a mean's gradient in n equal parts, handed down from parents
 /// to children; a variance's by 2 / n times the distance from the mean. The residual is the sum of
-/// the coordinates' variances less that along the direction, and constant where it is 0.
-void TreeBackward::Distribute(Part& sums) const {
+/// the coordinates' variances less that along the direction, and constant where it is 0. Nodes of a
+/// level share no key, so they go side by side.
+void TreeBackward::Distribute(const Part& sums) const {
   const kernels::NodeGradients to = sums.view();
-  const std::int64_t key_stride = PaddedDepth(nodes_.depth);
-  const std::int64_t value_stride = PaddedDepth(nodes_.value_depth);
   const kernels::Floats coordinates(nodes_.key_count * kCoordinates);
-  kernels::Coordinates(kernels::RowsOf(nodes_.keys, nodes_.depth), 0, nodes_.key_count,
-                       nodes_.depth, tree_->key_basis.data(), coordinates.get());
   const kernels::Floats by_coordinates = kernels::Zeros(nodes_.key_count * kCoordinates);
-  const auto hand_down = [](const float* from, float share, std::int64_t count, float* row) {
-    for (std::int64_t c = 0; c < count; ++c) row[c] += share * from[c];
-  };
-  for (std::int64_t id = 0; id < std::ssize(nodes_.nodes); ++id) {
-    const Node& node = nodes_.nodes[static_cast<std::size_t>(id)];
-    const float inverse = 1.0F / static_cast<float>(node.end - node.begin);
-    const float* mean_key = to.mean_keys + id * key_stride;
-    const float* mean_value = to.mean_values + id * value_stride;
-    for (std::int64_t k = node.first_child; k < node.first_child + node.child_count; ++k) {
-      const Node& child = nodes_.nodes[static_cast<std::size_t>(k)];
-      const float share = inverse * static_cast<float>(child.end - child.begin);
-      hand_down(mean_key, share, key_stride, to.mean_keys + k * key_stride);
-      hand_down(mean_value, share, value_stride, to.mean_values + k * value_stride);
-    }
-    for (std::int64_t j = node.begin; j < node.end && node.child_count == 0; ++j) {
-      hand_down(mean_key, inverse, key_stride, to.keys + j * key_stride);
-      hand_down(mean_value, inverse, value_stride, to.values + j * value_stride);
-    }
-
-    std::array<float, kCoordinates> mean{};
-    const float* direction = tree_->directions.data() + id * kCoordinates;
-    const float rest = nodes_.residuals[id] > 0.0F ? to.rest[id] : 0.0F;
-    const float along = to.along[id] - rest;
-    if (along == 0.0F && rest == 0.0F) continue;  // as nodes that no block closed
-    for (std::int64_t j = node.begin; j < node.end; ++j) {
-      hand_down(coordinates.get() + j * kCoordinates, inverse, kCoordinates, mean.data());
-    }
-    for (std::int64_t j = node.begin; j < node.end; ++j) {
-      const float* x = coordinates.get() + j * kCoordinates;
-      float* row = by_coordinates.get() + j * kCoordinates;
-      float on_direction = 0.0F;
-      for (std::size_t c = 0; c < mean.size(); ++c) on_direction += (x[c] - mean[c]) * direction[c];
-      const float part = along * on_direction;
-      for (std::size_t c = 0; c < mean.size(); ++c) {
-        row[c] += 2.0F * inverse * (part * direction[c] + rest * (x[c] - mean[c]));
+  ParallelRows(1, nodes_.key_count, threads_,
+               [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+                 kernels::Coordinates(kernels::RowsOf(nodes_.keys, nodes_.depth), begin,
+                                      end - begin, nodes_.depth, tree_->key_basis.data(),
+                                      coordinates.get() + begin * kCoordinates);
+               });
+  const std::vector<std::int64_t> levels = kernels::LevelBegins(nodes_.nodes, nodes_.roots);
+  for (std::size_t level = 0; level + 1 < levels.size(); ++level) {
+    const std::int64_t first = levels[level];
+    const std::int64_t count = levels[level + 1] - first;
+    // The first levels have few nodes, and large ones.
+    const std::int64_t a_task = std::clamp<std::int64_t>(count / 32, 1, 32);
+    ParallelFor((count + a_task - 1) / a_task, threads_, [&](std::int64_t task) {
+      const std::int64_t begin = first + task * a_task;
+      for (std::int64_t id = begin; id < std::min(first + count, begin + a_task); ++id) {
+        HandDown(nodes_, id, to);
+        AddOfVariances(nodes_, id, tree_->directions.data() + id * kCoordinates, to,
+                       coordinates.get(), by_coordinates.get());
       }
-    }
+    });
   }
-  kernels::AddCoordinates(by_coordinates.get(), nodes_.key_count, nodes_.depth,
-                          tree_->key_basis.data(), to.keys);
+  ParallelRows(1, nodes_.key_count, threads_,
+               [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+                 kernels::AddCoordinates(by_coordinates.get() + begin * kCoordinates, end - begin,
+                                         nodes_.depth, tree_->key_basis.data(),
+                                         to.keys + begin * PaddedDepth(nodes_.depth));
+               });
 }
 
 void TreeBackward::Finish() {
-  for (std::int64_t i = 1; i < part_count_; ++i) AddUp(i);
+  if (!only_head_) AddUpAll();
   KeyGradients& gradients = by_position_[0];
   if (gradients.empty()) gradients = KeyGradients(problem_);
   if (tree_ != nullptr) {
-    Part& sums = *parts_[0];
+    const Part& sums = *parts_[0];
     Distribute(sums);
     const std::int64_t key_stride = PaddedDepth(problem_.depth);
     const std::int64_t value_stride = PaddedDepth(problem_.value_depth);
-    for (std::size_t j = 0; j < tree_->key_order.size(); ++j) {
-      const std::int64_t position = tree_->key_order[j];
-      const auto rank = static_cast<std::int64_t>(j);
-      AddFloats(gradients.key.get() + position * key_stride, sums.view().keys + rank * key_stride,
-                key_stride);
-      AddFloats(gradients.value.get() + position * value_stride,
-                sums.view().values + rank * value_stride, value_stride);
-    }
+    ParallelRows(1, nodes_.key_count, threads_,
+                 [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+                   for (std::int64_t j = begin; j < end; ++j) {
+                     const std::int64_t position = tree_->key_order[static_cast<std::size_t>(j)];
+                     AddFloats(gradients.key.get() + position * key_stride,
+                               sums.view().keys + j * key_stride, key_stride);
+                     AddFloats(gradients.value.get() + position * value_stride,
+                               sums.view().values + j * value_stride, value_stride);
+                   }
+                 });
   }
-  StoreKeyGradients(problem_, plan_.valid_keys, batch_, key_head_, gradients, non_finite_,
-                    call_.gradients);
+  StoreKeyGradients(problem_, plan_.valid_keys, batch_ * problem_.key_heads + key_head_, gradients,
+                    non_finite_, call_.gradients, threads_);
 }
 
 }  // namespace smyrf

@@ -43,7 +43,8 @@ class TreeBackward {
   void AddDense(std::int64_t head);
   void AddBlock(std::int64_t head, const TreeBlock& block, Part& part) const;
   void AddUp(std::int64_t i);  ///< part i to part 0
-  void Distribute(Part& sums) const;
+  void AddUpAll();
+  void Distribute(const Part& sums) const;
 
   const Problem& problem_;
   const Plan& plan_;

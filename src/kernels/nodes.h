@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "kernels/kernels.h"
 #include "kernels/scratch.h"
@@ -43,6 +44,21 @@ struct NodesView {
   std::span<const std::int32_t> ranks;
   std::int64_t own_offset = 0;  ///< Nk - Nq: from a query's position to its own key's
 };
+
+/// Where each level of a key head's nodes begins, that of the roots first, and their number at the
+/// end: children lie behind their parents, levels side by side.
+inline std::vector<std::int64_t> LevelBegins(std::span<const Node> nodes, std::int64_t roots) {
+  std::vector<std::int64_t> begins{0};
+  for (std::int64_t end = roots; end > begins.back();) {
+    std::int64_t next = end;
+    for (std::int64_t id = begins.back(); id < end; ++id) {
+      next += nodes[static_cast<std::size_t>(id)].child_count;
+    }
+    begins.push_back(end);
+    end = next;
+  }
+  return begins;
+}
 
 /// At most kTreeRows queries, a lane each; lanes past `rows` are zero.
 struct QueryLanes {

@@ -61,6 +61,21 @@ void ParallelOuter(std::int64_t count, int num_threads,
   ParallelFor(count, outer ? threads : 1, [&](std::int64_t i) { body(i, outer ? 1 : threads); });
 }
 
+void ParallelRows(std::int64_t heads, std::int64_t rows, int num_threads,
+                  const std::function<void(std::int64_t, std::int64_t, std::int64_t)>& body) {
+  constexpr std::int64_t kTaskRows = 256;
+  const std::int64_t all = heads * rows;
+  ParallelFor((all + kTaskRows - 1) / kTaskRows, num_threads, [&](std::int64_t task) {
+    const std::int64_t end = std::min(all, (task + 1) * kTaskRows);
+    for (std::int64_t at = task * kTaskRows; at < end;) {
+      const std::int64_t begin = at % rows;
+      const std::int64_t last = std::min(rows, begin + end - at);
+      body(at / rows, begin, last);
+      at += last - begin;
+    }
+  });
+}
+
 void ParallelFor(std::int64_t count, [[maybe_unused]] int num_threads,
                  const std::function<void(std::int64_t)>& body) {
 #if defined(_OPENMP)

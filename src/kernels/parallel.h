@@ -19,6 +19,12 @@ int ThreadsFor(int num_threads);
 void ParallelFor(std::int64_t count, int num_threads,
                  const std::function<void(std::int64_t)>& body);
 
+/// Calls body(head, begin, end) for stretches that together are rows [0, rows) of each head, side
+/// by side. Which stretches depends on both counts alone; for few rows there is one, and no thread
+/// is woken.
+void ParallelRows(std::int64_t heads, std::int64_t rows, int num_threads,
+                  const std::function<void(std::int64_t, std::int64_t, std::int64_t)>& body);
+
 /// Calls body(i, threads) for every i in [0, count): where there are at least two for each thread
 /// side by side, on one thread each; otherwise one after the other, each with all threads.
 void ParallelOuter(std::int64_t count, int num_threads,

@@ -388,15 +388,6 @@ HWY_EXPORT(MeasureGroup);
 
 namespace {
 
-std::int64_t LevelCount(const kernels::NodesView& nodes) {
-  std::int64_t levels = 1;
-  for (std::size_t id = 0; nodes.nodes[id].child_count > 0; ++levels) {
-    id = static_cast<std::size_t>(nodes.nodes[id].first_child);
-  }
-  // Leaves lie on two levels at most.
-  return levels + 1;
-}
-
 /// Group g of `groups`: sampled blocks g, g + groups and so on.
 SampledGroup Sample(const CalibrationTask& task, std::int64_t samples, std::int64_t g,
                     std::int64_t groups) {
@@ -467,7 +458,7 @@ void Measured::Add(const Measured& other) {
 Measured SampledRows::Measure(std::span<const float> thresholds, const Scoring& scoring,
                               std::int64_t begin, std::int64_t end) const {
   std::vector<Measured> parts(static_cast<std::size_t>(end - begin));
-  const std::int64_t levels = LevelCount(nodes_);
+  const std::int64_t levels = std::ssize(kernels::LevelBegins(nodes_.nodes, nodes_.roots)) - 1;
   ParallelFor(end - begin, task_.threads, [&](std::int64_t g) {
     using namespace kernels;
     HWY_DYNAMIC_DISPATCH(MeasureGroup)

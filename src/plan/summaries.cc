@@ -61,20 +61,11 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
   }
   view_.root_of = root_of_.data();
 
-  // Children lie behind their parents, levels side by side: from the back, a level at a time.
-  std::vector<std::int64_t> level_begins{0};
-  for (std::int64_t end = tree.roots; end < count;) {
-    level_begins.push_back(end);
-    std::int64_t next = end;
-    for (std::int64_t id = level_begins[level_begins.size() - 2]; id < end; ++id) {
-      next += tree.nodes[static_cast<std::size_t>(id)].child_count;
-    }
-    end = next;
-  }
-  level_begins.push_back(count);
   const kernels::NodeStatistics to{mean_keys_.get(),  mean_values_.get(),  mean_coordinates.get(),
                                    axes_.get(),       variances.get(),     residuals_.get(),
                                    log_counts_.get(), value_spreads_.get()};
+  // A parent needs its children: from the back, a level at a time.
+  const std::vector<std::int64_t> level_begins = kernels::LevelBegins(tree.nodes, tree.roots);
   for (std::size_t level = level_begins.size() - 1; level > 0; --level) {
     const std::int64_t first = level_begins[level - 1];
     const std::int64_t last = level_begins[level];

@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstddef>
+#include <limits>
 #include <numeric>
 #include <span>
 #include <utility>
@@ -11,6 +12,7 @@
 #include "kernels/parallel.h"
 #include "kernels/scratch.h"
 #include "kernels/sort.h"
+#include "message.h"
 #include "plan/balanced_tree.h"
 #include "plan/random.h"
 
@@ -420,6 +422,16 @@ void MakeRoomForTrees(const Problem& problem, Plan& plan) {
   plan.heads.assign(static_cast<std::size_t>(problem.batch * problem.query_heads), {});
 }
 
+std::uint32_t PlanOffset(std::size_t place) {
+  constexpr std::uint32_t kMost = std::numeric_limits<std::uint32_t>::max();
+  if (place > kMost) {
+    Fail(ErrorKind::kUnsupported, "plan: a query head evaluates ", place,
+         " runs of keys or summaries, a plan can hold ", kMost,
+         "; call attention without keeping its plan, or with fewer queries at once");
+  }
+  return static_cast<std::uint32_t>(place);
+}
+
 void StoreOpenings(std::span<const Opening> openings, HeadPlan& head) {
   std::size_t ranges = 0;
   std::size_t nodes = 0;
@@ -432,12 +444,12 @@ void StoreOpenings(std::span<const Opening> openings, HeadPlan& head) {
   for (std::size_t block = 0; block < openings.size(); ++block) {
     const Opening& opening = openings[block];
     QueryBlock& to = head.blocks[block];
-    to.first_range = static_cast<std::uint32_t>(head.ranges.size());
-    to.first_node = static_cast<std::uint32_t>(head.nodes.size());
+    to.first_range = PlanOffset(head.ranges.size());
+    to.first_node = PlanOffset(head.nodes.size());
     head.ranges.insert(head.ranges.end(), opening.ranges.begin(), opening.ranges.end());
     head.nodes.insert(head.nodes.end(), opening.closed.begin(), opening.closed.end());
-    to.last_range = static_cast<std::uint32_t>(head.ranges.size());
-    to.last_node = static_cast<std::uint32_t>(head.nodes.size());
+    to.last_range = PlanOffset(head.ranges.size());
+    to.last_node = PlanOffset(head.nodes.size());
   }
 }
 

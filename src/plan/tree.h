@@ -81,6 +81,9 @@ void ForEachGroup(const Problem& problem, const std::function<void(const HeadGro
 
 /// Empty trees and heads of a plan of `tree`, to be filled in.
 void MakeRoomForTrees(const Problem& problem, Plan& plan);
+/// A place in a plan's list of key ranges or nodes as its blocks hold it; throws where 32 bits are
+/// too few.
+std::uint32_t PlanOffset(std::size_t place);
 /// What its blocks evaluate goes to `head`.
 void StoreOpenings(std::span<const Opening> openings, HeadPlan& head);
 

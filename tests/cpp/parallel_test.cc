@@ -34,6 +34,31 @@ TEST(ParallelFor, CallsEveryIndexOnce) {
   }
 }
 
+TEST(ParallelRows, CallsEveryRowOfEveryHeadOnceInTheSameStretches) {
+  for (const std::int64_t heads : {0, 1, 3, 300}) {
+    for (const std::int64_t rows : {0, 1, 255, 256, 1000}) {
+      std::set<std::vector<std::int64_t>> expected;
+      for (const int threads : {1, 2, 3}) {
+        std::mutex mutex;
+        std::set<std::vector<std::int64_t>> stretches;
+        std::vector<std::atomic<int>> calls(static_cast<std::size_t>(heads * rows));
+        ParallelRows(heads, rows, threads,
+                     [&](std::int64_t head, std::int64_t begin, std::int64_t end) {
+                       ASSERT_LT(begin, end);
+                       for (std::int64_t i = begin; i < end; ++i) {
+                         ++calls[static_cast<std::size_t>(head * rows + i)];
+                       }
+                       const std::scoped_lock lock(mutex);
+                       stretches.insert({head, begin, end});
+                     });
+        for (const auto& times : calls) ASSERT_EQ(times, 1) << heads << " x " << rows;
+        if (threads == 1) expected = stretches;
+        EXPECT_EQ(stretches, expected);
+      }
+    }
+  }
+}
+
 TEST(ParallelFor, UsesAsManyThreadsAsAskedAndNoMore) {
   const auto used = [](int threads) {
     std::mutex mutex;

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <vector>
 
+#include "plan/tree.h"
 #include "testing/bounds.h"
 #include "testing/plan_rows.h"
 #include "testing/random_call.h"
@@ -269,6 +270,12 @@ TEST(TreePlan, ScalingQueriesAndKeysByPowersOfTwoChangesNothing) {
       EXPECT_EQ(other.heads[h].nodes, made.heads[h].nodes) << of_query << " " << of_key;
     }
   }
+}
+
+TEST(TreePlan, PlacesThatABlockCannotHoldAreRefused) {
+  EXPECT_EQ(PlanOffset(0), 0U);
+  EXPECT_EQ(PlanOffset(0xFFFFFFFFU), 0xFFFFFFFFU);
+  EXPECT_THROW(PlanOffset(std::size_t{1} << 32), Error);
 }
 
 }  // namespace
