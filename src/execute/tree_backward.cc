@@ -52,7 +52,7 @@ void AddAll(std::span<float* const> parts, std::int64_t count, int threads) {
   if (parts.size() == 1) return;
   ParallelFor((count + kTaskFloats - 1) / kTaskFloats, threads, [&](std::int64_t task) {
     const std::int64_t begin = task * kTaskFloats;
-    for (float* const part : parts.subspan(1)) {
+    for (const float* const part : parts.subspan(1)) {
       AddFloats(parts[0] + begin, part + begin, std::min(kTaskFloats, count - begin));
     }
   });

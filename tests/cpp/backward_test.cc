@@ -73,7 +73,10 @@ TEST(Backward, TreeWithHeadsDoneAsDense) {
   for (std::int64_t j = 250; j < 300; ++j) call.key_padding_mask->set(0, 0, 0, j, 0.0);
   Plan plan = PlanOf(call);
   for (const HeadPlan& head : plan.heads) ASSERT_FALSE(head.dense || head.nodes.empty());
-  plan.heads[1].dense = plan.heads[2].dense = plan.heads[3].dense = true;
+  for (std::size_t h = 1; h < 4; ++h) {
+    plan.heads[h] = {};
+    plan.heads[h].dense = true;
+  }
   ExpectCloseGradients(random, call, plan);
 }
 
