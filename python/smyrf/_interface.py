@@ -11,6 +11,7 @@ import inspect
 import sys
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, masking_utils
 
@@ -23,16 +24,19 @@ def dispatches(kind: type[nn.Module]) -> bool:
     return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
 
 
+def model_file(config: PreTrainedConfig) -> str:
+    """The module that defines a config's models."""
+    return type(config).__module__.replace(".configuration_", ".modeling_")
+
+
 def refuse_config(config: PreTrainedConfig | None) -> None:
     """Raise where a model that computes attention itself asks for a mask.
 
     Raises:
         ValueError: no attention module of the model's file dispatches.
     """
-    if config is not None:
-        file = type(config).__module__.replace(".configuration_", ".modeling_")
-        if computes_itself(file):
-            raise ValueError(_sentence(f"the model of this {type(config).__name__}"))
+    if config is not None and computes_itself(model_file(config)):
+        raise ValueError(_sentence(f"the model of this {type(config).__name__}"))
 
 
 def watch_loading() -> None:
@@ -76,6 +80,16 @@ def computes_itself(file: str) -> bool:
 
 
 _MASKS = {name for name in dir(masking_utils) if name.startswith("create_")}
+
+
+@functools.cache
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def supports_sdpa(file: str) -> bool:
+    """Whether a model in a file may be loaded with `sdpa`, so that what it gets there is right."""
+    names = vars(sys.modules[file]) if file in sys.modules else {}
+    kinds = [x for x in names.values() if isinstance(x, type) and issubclass(x, PreTrainedModel)]
+    own = [kind for kind in kinds if kind.__module__ == file]
+    return not own or any(getattr(kind, "_supports_sdpa", False) for kind in own)
 
 
 def _has_table_without_smyrf(file: str) -> bool:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import masking_utils
 from transformers.masking_utils import sliding_window_bidirectional_overlay  # since 5.4
 
-from smyrf._interface import refuse_config
+from smyrf._interface import model_file, refuse_config, supports_sdpa
 
 UNBOUNDED = -1
 
@@ -195,7 +195,10 @@ def smyrf_mask(
     mask.band, mask.used_keys, mask.texts, mask.written = band, used_keys, texts, False
     mask.padding = _padding(attention_mask, kv_offset, used_keys, read=not in_graph)
     # Without its pattern the mask is small: transformers decides, and nothing is built.
-    mask.none_in_sdpa = masking_utils.sdpa_mask(**{**arguments, **_ANY_KEY}) is None
+    config = kwargs.get("config")
+    mask.none_in_sdpa = (
+        config is None or supports_sdpa(model_file(config))
+    ) and masking_utils.sdpa_mask(**{**arguments, **_ANY_KEY}) is None
     return mask
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 import transformers
 from small_models import (
+    BART,
     BATCH,
     LENGTH,
     SIZES,
@@ -293,6 +294,18 @@ def test_layers_that_add_masks_to_scores_raise_in_a_model_that_dispatches_in_par
         run(model, inputs)
     smyrf.transformers.disable(model)
     assert torch.equal(run(model, inputs), want)
+
+
+def test_a_decoder_that_sdpa_does_not_know_stays_causal() -> None:
+    """Its layers say is_causal=False, which `sdpa` would believe."""
+    torch.manual_seed(7)
+    sizes = {key: value for key, value in BART.items() if key != "init_std"}
+    config = transformers.PegasusXConfig(**sizes, init_std=0.2, block_size=4, num_global_tokens=2)
+    model = transformers.PegasusXModel(config).eval()
+    inputs = inputs_for("Bart", "none")
+    want = run(model, inputs)
+    smyrf.transformers.enable(model)
+    assert_close(run(model, inputs), want)
 
 
 def test_nothing_keeps_a_dropped_model_alive() -> None:
