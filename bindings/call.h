@@ -301,7 +301,7 @@ struct Call {
     options.max_density =
         ToNumber<double>("max_density", option.Get<"max_density">(), "a number or None");
     options.dropout_p =
-        ToNumber<double>("dropout_p", option.Get<"dropout_p">(), "a number from 0 to below 1")
+        ToNumber<double>("dropout_p", option.Get<"dropout_p">(), "a number from 0 to 1")
             .value_or(0.0);
     options.seed = ToSeed(option.Get<"seed">());
     options.num_threads =

@@ -129,6 +129,9 @@ def _kept(plan: _core.Plan, dropout_p: float, seed: int) -> torch.Tensor | None:
     """
     if dropout_p == 0.0:
         return None
+    if dropout_p == 1.0:
+        shape = plan.batch, plan.query_heads, plan.queries, plan.keys
+        return torch.zeros(shape, dtype=torch.float64)
     query = torch.zeros(plan.batch, plan.query_heads, plan.queries, 1, dtype=torch.float32)
     key = torch.zeros(plan.batch, 1, plan.keys, 1, dtype=torch.float32)
     rows = torch.eye(plan.keys, dtype=torch.float32).expand(plan.batch, 1, -1, -1)

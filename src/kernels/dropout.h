@@ -19,14 +19,14 @@ struct DropoutRow {
 struct Dropout {
   std::uint64_t seed = 0;
   std::uint32_t threshold = 0;  ///< a pair whose bits are below is dropped
-  float factor = 1.0F;          ///< 1 / (1 - p), of a pair that is kept
+  float factor = 1.0F;          ///< 1 / (1 - p), of a pair that is kept; 0 where none is
 
   Dropout() = default;
   Dropout(double p, std::uint64_t seed_)
       : seed(seed_),
         threshold(static_cast<std::uint32_t>(
             std::min(p * 0x1p32, static_cast<double>(std::numeric_limits<std::uint32_t>::max())))),
-        factor(static_cast<float>(1.0 / (1.0 - p))) {}
+        factor(p < 1.0 ? static_cast<float>(1.0 / (1.0 - p)) : 0.0F) {}
 
   bool active() const { return threshold > 0; }
 

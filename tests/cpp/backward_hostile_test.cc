@@ -148,7 +148,7 @@ TEST(BackwardErrors, ThoseOfTheForwardCall) {
   ExpectError(kValue, "key", {"enable_gqa"}, [](Spoiled& s) { s.options.enable_gqa = false; });
   ExpectError(kValue, "num_threads", {"-1"}, [](Spoiled& s) { s.options.num_threads = -1; });
   ExpectError(kValue, "n_hashes", {"lsh"}, [](Spoiled& s) { s.options.n_hashes = 2; });
-  ExpectError(kValue, "dropout_p", {"1"}, [](Spoiled& s) { s.options.dropout_p = 1.0; });
+  ExpectError(kValue, "dropout_p", {"1.5"}, [](Spoiled& s) { s.options.dropout_p = 1.5; });
 }
 
 TEST(BackwardErrors, APlanOfAnotherCall) {

@@ -174,7 +174,7 @@ TEST(Dropout, Errors) {
       EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
     }
   };
-  for (const double p : {-0.1, 1.0, 2.0, kNaN, kInfinity}) {
+  for (const double p : {-0.1, 1.0001, 2.0, kNaN, kInfinity}) {
     call.options.dropout_p = p;
     expect(ErrorKind::kValue, "dropout_p: got ");
   }

@@ -193,3 +193,18 @@ def test_compiled_equals_eager() -> None:
         strict=True,
     ):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_dropout_of_1_leaves_nothing_as_in_pytorch(name: str) -> None:
+    inputs = [x.requires_grad_() for x in rows()]
+    options = METHODS[name]
+    out, lse = smyrf.attention(*inputs, **options, dropout_p=1.0, return_lse=True)
+    assert (out == 0).all()
+    assert torch.equal(lse, smyrf.attention(*inputs, **options, return_lse=True)[1])
+    assert all((x == 0).all() for x in torch.autograd.grad(out.sum(), inputs))
+    arrays = [x.detach().numpy() for x in inputs]
+    assert (smyrf.attention(*arrays, **options, dropout_p=1.0) == 0).all()
+    assert (smyrf.reference.attention(*arrays, **options, dropout_p=1.0) == 0).all()
+    doubles = [x.detach().double() for x in inputs]
+    assert (smyrf.reference.attention(*doubles, **options, dropout_p=1.0) == 0).all()
