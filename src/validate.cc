@@ -327,9 +327,9 @@ Problem CheckProblem(const Arguments& arguments, const Options& options, bool wi
   }
   CheckWindow(options.window);
   CheckThreads(options.num_threads);
-  if (!(options.dropout_p >= 0.0 && options.dropout_p < 1.0)) {
+  if (!(options.dropout_p >= 0.0 && options.dropout_p <= 1.0)) {
     Fail(ErrorKind::kValue, "dropout_p: got ", options.dropout_p,
-         ", expected a probability from 0 (keep every pair) to below 1");
+         ", expected a probability from 0 (keep every pair) to 1 (drop every pair)");
   }
   CheckPadding("key_padding_mask", "Nk", key_padding_mask, batch, keys);
   CheckPadding("query_padding_mask", "Nq", query_padding_mask, batch, queries);

@@ -32,6 +32,8 @@ void ChooseMethod(const Arguments& arguments, const Options& options, const Prob
     plan.reason = Message("auto: dense below ", rows, " queries or keys");
   } else if (refused != nullptr) {
     plan.reason = Message("auto: dense because of ", refused);
+  } else if (problem.depth > kAutoDepth) {
+    plan.reason = Message("auto: dense above D ", kAutoDepth);
   } else {
     plan.method = Method::kTree;
     plan.dense_below = rows;

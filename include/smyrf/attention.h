@@ -14,7 +14,7 @@
 namespace smyrf {
 
 /// query (B, Hq, Nq, D), key (B, Hkv, Nk, D), value (B, Hkv, Nk, Dv): one of float32, float16,
-/// bfloat16, the same for all, on the CPU. D and Dv from 1 to 512. All masks combine by AND.
+/// bfloat16, the same for all, on the CPU. D and Dv from 1 to 2048. All masks combine by AND.
 struct Arguments {
   TensorView query;
   TensorView key;

@@ -42,7 +42,7 @@ struct Options {
   /// the tolerance would need more, statistics say what error to expect instead. Sinks and
   /// roots are evaluated in any case. Default no limit.
   std::optional<double> max_density{};
-  /// Dropout of evaluated pairs (`dense` and `lsh`, from 0 to below 1; with kAuto: `dense`). Once
+  /// Dropout of evaluated pairs (`dense` and `lsh`, from 0 to 1; with kAuto: `dense`). Once
   /// softmax has normalised them, a weight is kept with probability 1 - dropout_p and divided by
   /// it, else 0; lse is that without dropout. Kept or not depends on seed, batch entry, query head
   /// and the original indices of query and key only: a pair that `lsh` meets in several rounds is
@@ -65,6 +65,8 @@ inline constexpr double kDefaultTolerance = 0.05;
 inline constexpr std::int64_t kAutoRows = 2048;
 /// The same where query heads share keys, and with them most of the planning.
 inline constexpr std::int64_t kAutoRowsShared = 1536;
-inline constexpr std::int64_t kMaxHeadDimension = 512;
+/// Above it kAuto takes `dense`: the basis of `tree`, D x D numbers, costs more than it saves.
+inline constexpr std::int64_t kAutoDepth = 512;
+inline constexpr std::int64_t kMaxHeadDimension = 2048;
 
 }  // namespace smyrf

@@ -76,13 +76,13 @@ def attention(
 
     Args:
         query: (B, Hq, Nq, D) or as above, float32, float16 or (PyTorch) bfloat16, on the CPU. D
-            up to 512.
+            up to 2048.
         key: (B, Hkv, Nk, D), the dtype of query.
-        value: (B, Hkv, Nk, Dv), the dtype of query. Dv up to 512.
+        value: (B, Hkv, Nk, Dv), the dtype of query. Dv up to 2048.
         attn_mask: broadcastable to (B, Hq, Nq, Nk): bool (True takes part) or float, added to the
             logits. `dense` only.
         dropout_p: each evaluated pair's weight is dropped with this probability, after softmax, and
-            divided by 1 - dropout_p otherwise; from 0 to below 1. `seed`, batch, head and the
+            divided by 1 - dropout_p otherwise; from 0 to 1. `seed`, batch, head and the
             indices of query and key decide which; lse does not change. "auto" then takes "dense";
             not for `tree`.
         is_causal: query i sees keys up to i + Nk - Nq: aligned to the lower right corner, unlike

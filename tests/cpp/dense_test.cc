@@ -54,9 +54,13 @@ TEST(Dense, EveryHeadDimensionUpTo70AndSomeBeyond) {
       ExpectDense(call);
     }
   }
-  Call largest({1, 1, 1, 65, 130, 512, 512});
-  largest.FillNormal(random);
-  ExpectDense(largest);
+  for (const std::int64_t depth : {512, 576, 2048}) {
+    for (const std::int64_t queries : {1, 65}) {
+      Call call({1, 1, 1, queries, 130, depth, depth == 576 ? 1023 : depth});
+      call.FillNormal(random);
+      ExpectDense(call);
+    }
+  }
 }
 
 TEST(Dense, EveryNumberOfKeysUpToTwoTilesAndMore) {

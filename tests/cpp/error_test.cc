@@ -122,11 +122,11 @@ TEST(Errors, NegativeShapes) {
 }
 
 TEST(Errors, HeadDimensions) {
-  for (const std::int64_t depth : {0, 513, 1 << 20}) {
+  for (const std::int64_t depth : {0, 2049, 1 << 20}) {
     const std::string given = "got head dimension " + std::to_string(depth);
-    ExpectError(kValue, "query", {given, "1 to 512"},
+    ExpectError(kValue, "query", {given, "1 to 2048"},
                 [&](Spoiled& s) { s.arguments.query.shape[3] = s.arguments.key.shape[3] = depth; });
-    ExpectError(kValue, "value", {given, "1 to 512"},
+    ExpectError(kValue, "value", {given, "1 to 2048"},
                 [&](Spoiled& s) { s.arguments.value.shape[3] = s.outputs.out.shape[3] = depth; });
   }
 }

@@ -193,7 +193,8 @@ TEST(Counts, OfRowsThatOverflowAreRefused) {
 }
 
 TEST(Merge, TakesTheDepthsThatAttentionGives) {
-  for (const std::int64_t depth : {0, 1, 512, 513}) {
+  for (const std::int64_t depth :
+       {std::int64_t{0}, std::int64_t{1}, kMaxHeadDimension, kMaxHeadDimension + 1}) {
     std::vector<float> out(static_cast<std::size_t>(depth + 1), 1.0F);
     const std::vector<float> other = out;
     std::vector<float> lse{0.5F};

@@ -289,6 +289,41 @@ def test_out_that_cannot_be_seen_as_one_batch() -> None:
     assert (apart == 0).all()
 
 
+@pytest.mark.parametrize("instruction_set", smyrf._core.instruction_sets())
+@pytest.mark.parametrize(("depth", "value_depth"), [(576, 512), (1024, 1025), (2048, 2048)])
+def test_long_head_dimensions(instruction_set: str, depth: int, value_depth: int) -> None:
+    smyrf._core.force_instruction_set(instruction_set)
+    try:
+        for queries in (2, 40):
+            qkv = (
+                normal(1, 2, queries, depth),
+                normal(1, 2, 70, depth),
+                normal(1, 2, 70, value_depth),
+            )
+            ours = [x.clone().requires_grad_() for x in qkv]
+            doubles = [x.double().requires_grad_() for x in qkv]
+            theirs = scaled_dot_product_attention(*doubles)
+            out = smyrf.attention(*ours)
+            grad = normal(*out.shape)
+            torch.testing.assert_close(out.double(), theirs, rtol=0, atol=1e-5)
+            wanted = torch.autograd.grad(theirs, doubles, grad.double())
+            for x, y in zip(torch.autograd.grad(out, ours, grad), wanted, strict=True):
+                torch.testing.assert_close(x.double(), y, rtol=0, atol=1e-4)
+            arrays = [x.numpy() for x in qkv]
+            for method in ("lsh", "tree") if depth < 600 else ("lsh",):
+                exact = smyrf.reference.attention(*arrays, method=method)
+                result = smyrf.attention(*arrays, method=method)
+                np.testing.assert_allclose(result, exact, rtol=0, atol=1e-5)
+    finally:
+        smyrf._core.force_instruction_set("")
+
+
+def test_auto_takes_dense_above_d_512() -> None:
+    for depth, method in ((512, "tree"), (513, "dense")):
+        row = normal(1, 1, 1, depth).expand(1, 1, 2048, depth)
+        assert smyrf.plan(row, row, row[..., :4], method="auto", tolerance=0.5).method == method
+
+
 def test_merge_of_other_ranks() -> None:
     for lead in ((), (3,), (4, 2, 3)):
         query, key = normal(*lead, 5, 8), normal(*lead, 7, 8)
