@@ -71,7 +71,7 @@ def nested(layout: torch.layout) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
-@pytest.mark.filterwarnings("ignore:.*nested tensors")
+@pytest.mark.filterwarnings("ignore:.*nested tensors", "ignore:.*jit.script")
 def test_nested_tensors_are_refused(layout: torch.layout) -> None:
     ragged = nested(layout)
     words = r"got a nested tensor, expected a padded one; call .to_padded_tensor\(0.0\)"
@@ -93,6 +93,7 @@ def test_nested_tensors_are_refused(layout: torch.layout) -> None:
         smyrf.attention(QUERY, KEY, VALUE, ragged)
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize")
 def test_dtypes_that_are_refused() -> None:
     for call in (smyrf.attention, smyrf.plan, smyrf.estimate, smyrf.reference.attention):
         for convert, words in (
