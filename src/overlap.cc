@@ -42,10 +42,13 @@ Runs RunsOf(const TensorView& view) {
     if (view.shape[i] == 1 || view.strides[i] == 0) continue;
     const std::int64_t stride = view.strides[i] * SizeOf(view.dtype);
     if (stride < 0) runs.begin += (view.shape[i] - 1) * stride;
-    dimensions[count++] = {std::abs(stride), view.shape[i]};
+    // Kept in order: GCC 12 warns of std::sort of an array so small.
+    std::size_t at = count++;
+    for (; at > 0 && dimensions[at - 1].stride > std::abs(stride); --at) {
+      dimensions[at] = dimensions[at - 1];
+    }
+    dimensions[at] = {std::abs(stride), view.shape[i]};
   }
-  std::sort(dimensions.begin(), dimensions.begin() + count,
-            [](const Dimension& a, const Dimension& b) { return a.stride < b.stride; });
   runs.bytes = SizeOf(view.dtype);
   for (std::size_t i = 0; i < count; ++i) {
     const auto& [stride, size] = dimensions[i];
