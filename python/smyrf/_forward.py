@@ -235,6 +235,8 @@ def _options_of_mask(
 ) -> tuple[int, dict[str, Any]]:
     """The number of keys used, and the options. Sizes: batch, queries, keys."""
     batch, queries, keys = sizes
+    if isinstance(mask, PatternMask) and mask.shape[2] == 1 != queries:
+        mask = mask.full()  # one row for all queries
     if isinstance(mask, PatternMask):
         _check_sizes(name, mask, queries, keys)
         return mask.used_keys, _pattern_options(mask, layer, batch)

@@ -14,6 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import masking_utils
 
+from smyrf._forward import attention_forward
 from smyrf._masks import Band, BoolMask, PatternMask, as_layers_see, plain_band, smyrf_mask
 
 PATTERNS: dict[str, tuple[Callable[..., Any], Band]] = {
@@ -297,6 +298,16 @@ def test_a_mask_is_never_left_out() -> None:
             allow_is_bidirectional_skip=True,
         )
         assert isinstance(mask, PatternMask)
+
+
+def test_a_mask_for_one_query_holds_for_all() -> None:
+    query = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(1))
+    given = arguments("bidirectional", 1, 5, 0, 0, True)
+    full = masking_utils.sdpa_mask(**given)
+    want = torch.nn.functional.scaled_dot_product_attention(query, query, query, full)
+    layer = torch.nn.Module()
+    got, _ = attention_forward(layer, query, query, query, smyrf_mask(**given))
+    torch.testing.assert_close(got.transpose(1, 2), want, rtol=1e-5, atol=1e-6)
 
 
 def test_anything_else_is_not_taken_for_a_plain_pattern() -> None:
