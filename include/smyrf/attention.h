@@ -81,7 +81,7 @@ Statistics estimate(const Arguments& arguments, const Options& options);
 
 /// Merges the attention of the same queries over two disjoint sets of keys: (out, lse) becomes that
 /// over both, rows weighted by e^lse. out and other_out: (B, Hq, Nq, Dv) of one dtype; lse and
-/// other_lse: contiguous float32 (B, Hq, Nq). Dv from 0 to 512. Not for `lsh`, whose lse is a
+/// other_lse: contiguous float32 (B, Hq, Nq). Dv from 0 to 2048. Not for `lsh`, whose lse is a
 /// weight of its own. A row whose lse is -inf adds nothing; where both are, out must hold 0 as
 /// attention leaves it.
 void merge(const MutableTensorView& out, const MutableTensorView& lse, const TensorView& other_out,

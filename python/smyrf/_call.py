@@ -52,8 +52,13 @@ def check_arrays(
             )
 
 
+_PYTHONS = frozenset((type(None), bool, int, float, str))
+
+
 def plain(options: dict[str, Any]) -> dict[str, Any]:
     """The options with NumPy's numbers as Python's: PyTorch's operators take no others."""
+    if _PYTHONS.issuperset(map(type, options.values())):  # nearly always, and a microsecond counts
+        return options
 
     def converted(option: Any) -> Any:
         is_scalar = isinstance(option, (np.generic, np.ndarray)) and option.ndim == 0

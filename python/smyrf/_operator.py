@@ -442,7 +442,7 @@ def call_operator(
 ) -> Any:
     """(out, lse) of the operator, whose plan is kept for backward where it has one."""
     values = [options[name] for name in _NAMES]
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
         return Transformed.apply(query, key, value, *values)  # type: ignore[no-untyped-call]
     if not needs_gradient or torch.compiler.is_compiling() or not _plan_is_worth_keeping(options):
         return torch.ops.smyrf.attention(query, key, value, *values)

@@ -153,7 +153,7 @@ def _check_differentiation(
     """Raise for derivatives that there are none of."""
     if attn_mask is not None and attn_mask.requires_grad and torch.is_grad_enabled():
         raise NotImplementedError(NO_MASK_GRADIENT)
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+    if forward_ad._current_level < 0 or torch.compiler.is_compiling():
         return
     for tensor in (query, key, value, attn_mask):
         if tensor is None:

@@ -101,7 +101,9 @@ def test_merge_says_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="num_threads: got -1"):
         smyrf.merge(out, lse, out, lse, num_threads=-1)
     wide = np.zeros((1, 2, 3, 2049), np.float32)
-    with pytest.raises(ValueError, match="out: got head dimension 2049, accepted are [01] to 2048"):
+    with pytest.raises(
+        ValueError, match=r"out: got head dimension 2049, accepted are [01] to 2048"
+    ):
         smyrf.merge(wide, lse, wide, lse)
     tensors = [torch.from_numpy(x.copy()) for x in (out, lse, out, lse)]
     with pytest.raises(TypeError, match="lse: got ndarray"):
