@@ -193,7 +193,7 @@ TEST(FloatEnvironment, ChangesNoBitOfAnyCall) {
   Random random(270);
   for (const Method method : {Method::kDense, Method::kLsh, Method::kTree}) {
     for (const DType dtype : {DType::kFloat16, DType::kBFloat16, DType::kFloat32}) {
-      Call call = SmallCall(random, method, dtype, 140, 300);
+      Call call = SmallCall(random, method, dtype, 70, 100);
       const Upstream upstream = RandomUpstream(random, call, true);
       ForEachInstructionSet([&] {
         call.options.num_threads = 1;
