@@ -47,9 +47,12 @@ namespace internal {
 
 [[noreturn]] inline void RefuseShape(std::initializer_list<std::int64_t> shape, const char* why) {
   std::string text = "Contiguous: got shape (";
-  for (const std::int64_t n : shape) text += std::to_string(n) + ", ";
-  if (shape.size() > 0) text.resize(text.size() - (shape.size() > 1 ? 2 : 1));
-  throw Error(ErrorKind::kValue, text + "), " + why);
+  const char* separator = "";
+  for (const std::int64_t n : shape) {
+    text += separator + std::to_string(n);
+    separator = ", ";
+  }
+  throw Error(ErrorKind::kValue, text + (shape.size() == 1 ? ",), " : "), ") + why);
 }
 
 }  // namespace internal
