@@ -105,8 +105,10 @@ def attention_forward(
     rows = rows_of(name, kwargs, texts, (batch, query.shape[1], used_keys))
     attended = query, key, value, options
     out = call(*attended) if rows is None else attend_texts(rows, *attended, call)
-    if position_bias is not None and position_bias.requires_grad and torch.is_grad_enabled():
-        out = out + _Refusal.apply(position_bias, name)  # type: ignore[no-untyped-call]
+    if position_bias is not None and (
+        is_traced() or (position_bias.requires_grad and torch.is_grad_enabled())
+    ):
+        out = out + torch.ops.smyrf.no_gradient(position_bias, name)
     return out, None
 
 
@@ -179,17 +181,25 @@ def _dropout_options(name: str, dropout: float, method: str | None) -> dict[str,
     return {"dropout_p": dropout, "seed": int(torch.randint(2**63 - 1, ()))}
 
 
-class _Refusal(torch.autograd.Function):
-    """0, which raises where a gradient by the bias is asked for."""
+# 0, which raises where a gradient by the bias is asked for; an operator, so that traces hold it.
+torch.library.define("smyrf::no_gradient", "(Tensor bias, str layer) -> Tensor")
 
-    @staticmethod
-    def forward(ctx: Any, bias: torch.Tensor, name: str) -> torch.Tensor:
-        ctx.name = name
-        return bias.new_zeros(())
 
-    @staticmethod
-    def backward(ctx: Any, _: torch.Tensor) -> Any:
-        raise NotImplementedError(_NO_BIAS_GRADIENT.format(ctx.name))
+def _zero(bias: torch.Tensor, layer: str) -> torch.Tensor:
+    return bias.new_zeros(())
+
+
+def _name_layer(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.layer = inputs[1]
+
+
+def _refuse_gradient(ctx: Any, gradient: torch.Tensor) -> Any:
+    raise NotImplementedError(_NO_BIAS_GRADIENT.format(ctx.layer))
+
+
+torch.library.impl("smyrf::no_gradient", "default", _zero)
+torch.library.register_fake("smyrf::no_gradient", _zero)
+torch.library.register_autograd("smyrf::no_gradient", _refuse_gradient, setup_context=_name_layer)
 
 
 def _check_bias(name: str, module: nn.Module, bias: torch.Tensor, layer: Layer | None) -> None:
@@ -235,11 +245,10 @@ def _options_of_mask(
 ) -> tuple[int, dict[str, Any]]:
     """The number of keys used, and the options. Sizes: batch, queries, keys."""
     batch, queries, keys = sizes
-    if isinstance(mask, PatternMask) and mask.shape[2] == 1 != queries:
-        mask = mask.full()  # one row for all queries
     if isinstance(mask, PatternMask):
-        _check_sizes(name, mask, queries, keys)
-        return mask.used_keys, _pattern_options(mask, layer, batch)
+        if _has_sizes(name, mask, queries, keys):
+            return mask.used_keys, _pattern_options(mask, layer, batch)
+        mask = mask.full()
     return keys, _full_mask_options(name, mask, sizes)
 
 
@@ -271,12 +280,15 @@ def _options_without_mask(
     return keys, {"attn_mask": allowed[None, None]}
 
 
-def _check_sizes(name: str, mask: PatternMask, queries: int, keys: int) -> None:
-    if tuple(mask.shape[2:]) != (queries, keys):
+def _has_sizes(name: str, mask: PatternMask, queries: int, keys: int) -> bool:
+    """Whether a mask is for these; if not, it is for one that stands for all."""
+    of_mask = tuple(mask.shape[2:])
+    if of_mask[0] not in (1, queries) or of_mask[1] not in (1, keys):
         raise ValueError(
             f"{name}: got {queries} queries and {keys} keys, the model's mask is for "
-            f"{mask.shape[2]} and {mask.shape[3]}; use attn_implementation='sdpa' for this model"
+            f"{of_mask[0]} and {of_mask[1]}; use attn_implementation='sdpa' for this model"
         )
+    return of_mask == (queries, keys)
 
 
 def _pattern_options(mask: PatternMask, layer: Layer | None, batch: int) -> dict[str, Any]:

@@ -49,15 +49,15 @@ class BoolMask(torch.Tensor):
         writes = name in _WRITES or (name.endswith("_") and not name.endswith("__"))
         for origin in _origins(((args[:1] if writes else ()), given[1].get("out"))):
             origin.written = True
-        if all(issubclass(kind, BoolMask) for kind in types):
+        if name != "__deepcopy__" and all(issubclass(kind, BoolMask) for kind in types):
             args, kwargs = tree_map_only(PatternMask, _readable, given)
             with torch._C.DisableTorchFunctionSubclass():
                 result = function(*args, **kwargs)
         else:  # others have their own way with it
             args, kwargs = tree_map_only(BoolMask, _full, given)
             result = function(*args, **kwargs)
-        # A mask made of `_base` would have one, too, without end.
-        if name in ("tolist", "_base.__get__"):
+        # A mask made of `_base` would have one, too, without end; a size is no tuple of others.
+        if name in ("tolist", "_base.__get__") or isinstance(result, torch.Size):
             return result
         origins = _origins(given)
         return tree_map_only(torch.Tensor, lambda x: _guarded(x, origins), result)
@@ -228,7 +228,8 @@ def _in_graph(*given: Any) -> bool:
         return True
     probe = torch.empty(0, device="meta")  # other than a tensor while FakeTensorMode is on
     known = (torch.Tensor, torch.nn.Parameter, BoolMask, PatternMask)
-    return any(isinstance(x, torch.Tensor) and type(x) not in known for x in (probe, *given))
+    tensors = [x for x in (probe, *given) if isinstance(x, torch.Tensor)]
+    return any(type(x) not in known for x in tensors) or any(x.is_meta for x in tensors[1:])
 
 
 def _full(mask: BoolMask) -> torch.Tensor:
@@ -306,7 +307,8 @@ _ADDITIONS = _SUMS | {
     "baddbmm",
 }
 
-# Names of functions that write to an argument, besides those that end in one underscore.
+# Names of functions that write to an argument, besides those that end in one underscore, or give
+# others its memory to write to.
 _WRITES = {name for name in dir(torch.Tensor) if name.startswith("__i")} - {
     "__index__",
     "__init__",
@@ -314,7 +316,7 @@ _WRITES = {name for name in dir(torch.Tensor) if name.startswith("__i")} - {
     "__int__",
     "__invert__",
     "__iter__",
-} | {"__setitem__", "data.__set__"}
+} | {"__setitem__", "data.__set__", "numpy", "__array__", "untyped_storage", "data_ptr"}
 
 # Names of functions that a mask on the meta device answers itself; that ask where it lies; that
 # return it where there is nothing to do.

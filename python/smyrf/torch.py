@@ -65,8 +65,10 @@ def attention(
     needs_gradient = torch.is_grad_enabled() and (
         query.requires_grad or key.requires_grad or value.requires_grad
     )
+    # A trace runs with gradients and without, whatever its example had.
+    traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if (
-        needs_gradient
+        (needs_gradient or traced)
         and plan is None
         and options["method"] == "auto"
         and options["tolerance"] is None

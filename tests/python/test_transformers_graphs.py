@@ -89,6 +89,34 @@ def test_a_trace_without_a_mask_and_of_one_token() -> None:
         assert_close(got, want)
 
 
+@pytest.mark.filterwarnings("error::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", ["Bert", "Bart", "T5"])
+def test_a_trace_made_with_gradients_passes_the_tracers_check(name: str) -> None:
+    # Which repeats the trace without gradients, and compares.
+    model, inputs = build(name), inputs_for(name, "right")
+    want = run(model, inputs)
+    model.set_attn_implementation("smyrf")
+    graph = torch.jit.trace(Outputs(model, list(inputs)), tuple(inputs.values()))
+    with torch.no_grad():
+        assert_close(valid(graph(*inputs.values()), inputs), valid(want, inputs))
+
+
+def test_a_traced_bias_has_no_gradient_and_says_so() -> None:
+    model, inputs = build("T5"), inputs_for("T5", "right")
+    model.set_attn_implementation("smyrf")
+    out = traced(model, inputs)(*inputs.values())
+    with pytest.raises(RuntimeError, match="position_bias that requires a gradient"):
+        out.sum().backward()
+
+
+def test_a_trace_without_a_tolerance_is_exact() -> None:
+    q = torch.randn(1, 1, 2100, 8, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad(), smyrf.collect() as records:
+        graph = torch.jit.trace(lambda q: smyrf.attention(q, q, q), (q,), check_trace=False)
+        graph(q)
+    assert [record.statistics.method for record in records][-1] == "dense"
+
+
 def test_a_trace_does_not_drop_the_same_weights_in_every_call() -> None:
     model, inputs = build("Bert").train(), inputs_for("Bert", "left")
     model.set_attn_implementation("smyrf")
@@ -105,6 +133,15 @@ def test_fake_tensors_give_a_fake_output(name: str) -> None:
         got = run(model, {key: mode.from_tensor(tensor) for key, tensor in inputs.items()})
     assert got.shape == want.shape
     assert got.dtype == want.dtype
+
+
+def test_models_on_the_meta_device_give_the_shapes_of_sdpa() -> None:
+    model, inputs = build("Mistral").to("meta"), inputs_for("Mistral", "left")
+    inputs = {name: tensor.to("meta") for name, tensor in inputs.items()}
+    want = run(model, inputs)
+    model.set_attn_implementation("smyrf")
+    got = run(model, inputs)
+    assert (got.shape, got.device) == (want.shape, want.device)
 
 
 def test_an_exported_program_takes_other_sizes() -> None:
