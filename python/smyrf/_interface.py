@@ -61,10 +61,31 @@ def watch_loading() -> None:
                 f"attn_implementation={NAME!r}; load it without, and smyrf.transformers.enable "
                 "switches those that can be"
             )
+        # What pickles such a model has to bring the import along, since the config only has a name.
+        if found == NAME:
+            vars(self)[_IMPORT] = _Import()
+        else:
+            vars(self).pop(_IMPORT, None)
         return found
 
     checked.watches = NAME  # type: ignore[attr-defined]
     PreTrainedModel.get_correct_attn_implementation = checked
+
+
+_IMPORT = "_smyrf_import"  # an attribute of models that were loaded with "smyrf"
+
+
+class _Import:
+    """Unpickled, it registers what the model calls by name."""
+
+    def __reduce__(self) -> Any:
+        return _imported, ()
+
+
+def _imported() -> _Import:
+    import smyrf.transformers  # noqa: F401
+
+    return _Import()
 
 
 @functools.cache

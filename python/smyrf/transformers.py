@@ -142,11 +142,11 @@ def disable(model: nn.Module) -> None:
     """
     inside = [kept_enabled(module) for module in model.modules()]
     found = {id(enabled): enabled for enabled in inside if enabled is not None}
-    if not found:
-        # A copy of a part of an enabled model is enabled, too.
-        found = {id(enabled): enabled for enabled in _enabled_layers(model).values()}
-        for name, enabled in _enabled_layers(model).items():
+    # A copy of a part of an enabled model is enabled, too.
+    for name, enabled in _enabled_layers(model).items():
+        if id(enabled) not in found:
             _refuse_owner(model, name, enabled)
+            found[id(enabled)] = enabled
     if not found:
         config = getattr(model, "config", None)
         if getattr(config, "_attn_implementation", None) == NAME:

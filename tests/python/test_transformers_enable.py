@@ -389,6 +389,15 @@ def test_parts_and_their_copies() -> None:
     assert encoder.config._attn_implementation == "sdpa"
 
 
+def test_copies_of_layers_inside_the_model_are_given_back_too() -> None:
+    model = build("Bert")
+    smyrf.transformers.enable(model, method="dense")
+    model.encoder.layer.append(copy.deepcopy(model.encoder.layer[0]))
+    smyrf.transformers.disable(model)
+    configs = [layer.attention.self.config for layer in model.encoder.layer]
+    assert [config._attn_implementation for config in configs] == ["sdpa"] * 3
+
+
 def test_shallow_copies_attend_as_the_model(whisper: Any) -> None:
     smyrf.transformers.enable(whisper, method="lsh", layers="model.encoder.*", cluster_size=3)
     layer = whisper.model.encoder.layers[0].self_attn
@@ -396,9 +405,13 @@ def test_shallow_copies_attend_as_the_model(whisper: Any) -> None:
     assert _layers.kept(replica) is _layers.kept(layer)
 
 
-def test_a_pickled_model_needs_no_import(monkeypatch: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("loaded", [True, False], ids=["loaded", "enabled"])
+def test_a_pickled_model_needs_no_import(monkeypatch: Any, tmp_path: Path, loaded: bool) -> None:
     model, inputs = build("Bert"), inputs_for("Bert", "right")
-    smyrf.transformers.enable(model, method="lsh", cluster_size=4)
+    if loaded:
+        model.set_attn_implementation("smyrf")
+    else:
+        smyrf.transformers.enable(model, method="lsh", cluster_size=4)
     want, pickled = run(model, inputs), pickle.dumps(model)
     # As in a process that has not imported it.
     for interface in (transformers.AttentionInterface, transformers.AttentionMaskInterface):
