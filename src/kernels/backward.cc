@@ -71,7 +71,7 @@ void LoadBlock(const BackwardTask& task, BackwardScratch& scratch, LaneState& st
       if (i < rows) scratch.queries[i] = scratch.grads[i] = zeros;
       continue;
     }
-    state.lse[i] = lse * kLog2E;
+    state.lse[i] = BiasInBase2(lse);  // finite: a row masked by the lowest float has such a lse
     state.delta[i] = Dot(scratch.grads[i], scratch.outs[i], dv);
     if (task.grad_lse != nullptr) state.delta[i] -= task.grad_lse[position];
   }

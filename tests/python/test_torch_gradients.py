@@ -479,3 +479,18 @@ def test_training_lowers_a_loss(options: dict[str, Any]) -> None:
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_row_of_the_lowest_floats_and_infinities_has_finite_gradients() -> None:
+    # Models that add two masks pad so: minimum plus minimum is -inf.
+    q, k, v = (torch.randn(1, 5, 2, 8, requires_grad=True) for _ in range(3))
+    mask = torch.full((5, 5), torch.finfo(torch.float32).min)
+    mask[:, 3] = -torch.inf
+    want = torch.nn.functional.scaled_dot_product_attention(
+        *(x.transpose(1, 2) for x in (q, k, v)), attn_mask=mask
+    )
+    got = smyrf.attention(q, k, v, attn_mask=mask, layout="BNHD", method="dense")
+    weights = torch.randn_like(got)
+    expected = torch.autograd.grad(want.transpose(1, 2), (q, k, v), weights)
+    gradients = torch.autograd.grad(got, (q, k, v), weights)
+    torch.testing.assert_close(gradients, expected, rtol=1e-5, atol=1e-5)
