@@ -36,8 +36,16 @@ def test_works_with_every_padding(model_type: str) -> None:
     row = check.check(model_type)
     assert (row.verdict, row.why) == (check.WORKS, "")
     assert row.calls
-    paddings = ["none"] if model_type == "vit" else ["none", "right", "left"]
-    assert list(row.results) == paddings
+    paddings = {"vit": ["none"], "wav2vec2": ["none", "right"]}
+    assert list(row.results) == paddings.get(model_type, ["none", "right", "left"])
+
+
+# is_causal worked out of there being no mask; no mask, no sdpa and no is_causal; a causal mask, no
+# sdpa and is_causal False; one row of a mask for all queries.
+@pytest.mark.parametrize("model_type", ["moonshine", "align_text_model", "nllb-moe", "bridgetower"])
+def test_layers_with_ways_of_their_own(model_type: str) -> None:
+    row = check.check(model_type)
+    assert (row.verdict, row.why) == (check.WORKS, "")
 
 
 @pytest.mark.parametrize("model_type", ["bloom", "mpt", "deberta-v2"])

@@ -24,7 +24,8 @@ PATCH = 4
 # Names of whole numbers, tried in this order, and what they become; None leaves the default.
 _NUMBERS: list[tuple[str, int | None]] = [
     (r"type_vocab_size|num_channels|in_channels|in_chans|audio_channels|n_langs", None),
-    (r"vocab_size|codebook_size|num_embeddings", VOCABULARY),
+    (r"codebook_size", 64),
+    (r"vocab_size|num_embeddings", VOCABULARY),
     (r"^pad_token_id$", PAD),
     (r"^bos_token_id$|decoder_start_token_id", BOS),
     (r"^eos_token_id$", EOS),
@@ -47,6 +48,7 @@ _NUMBERS: list[tuple[str, int | None]] = [
     (r"num_mel_bins$|mel_dim$|feature_size$", 16),
     (r"num_queries$|num_query_tokens$|image_seq_length$", 16),
     (r"chunk_size$", 8),
+    (r"upsample_groups$", WIDTH),
     (r"num_\w*groups$", 2),
     (
         r"(^|_)(hidden|embed|embedding|model|proj|projection|out|output|emb|query|codevector)"
@@ -55,6 +57,14 @@ _NUMBERS: list[tuple[str, int | None]] = [
     ),
     (r"(size|dim|channels|filters|features|units)$", WIDTH),
 ]
+# In place of backbones of the timm library.
+BACKBONE = {
+    "model_type": "resnet",
+    "embedding_size": 32,
+    "hidden_sizes": [32, 32, 32, 32],
+    "depths": [1, 1, 1, 1],
+    "out_features": ["stage2", "stage3", "stage4"],
+}
 _SPECIAL_TOKEN = re.compile(r"(_token_id|_token_index|_start_id|_end_id|_index|_token)$")
 
 
@@ -91,22 +101,27 @@ def _merge(arguments: dict[str, Any], special: dict[str, Any]) -> dict[str, Any]
 def _arguments(default: PreTrainedConfig, level: int, ids: Iterator[int]) -> dict[str, Any]:
     own = {field.name for field in dataclasses.fields(default)}
     common = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    default.allow_global_per_layer_attribute_access = True
     heads = getattr(default, "num_attention_heads", None)
     arguments: dict[str, Any] = {}
     for name in sorted(own - common | own & {"pad_token_id", "bos_token_id", "eos_token_id"}):
         value = getattr(default, name, None)
-        if isinstance(value, PreTrainedConfig):
+        if "backbone" in name and getattr(value, "model_type", "").startswith("timm"):
+            arguments[name] = dict(BACKBONE)
+        elif isinstance(value, PreTrainedConfig):
             arguments[name] = _arguments(value, level, ids)
             # Sub-configs of any type say which by this.
             arguments[name]["model_type"] = value.model_type
-        elif isinstance(value, bool) or value is None:
-            continue
+        elif value is None and name in ("vocab_size", "num_experts_per_tok"):
+            arguments[name] = VOCABULARY if name == "vocab_size" else 2
+        elif isinstance(value, (bool, str, float)):
+            # A part's defaults are those of the whole, not those of its own class.
+            arguments[name] = value
         elif isinstance(value, int):
             chosen = _number(name, value, level, ids)
             if value == heads and "key_value_heads" in name and not level:
                 chosen = HEADS
-            if chosen != value:
-                arguments[name] = chosen
+            arguments[name] = chosen
         elif isinstance(value, (list, tuple)) and value:
             chosen_list = _list(name, value, level)
             if chosen_list != list(value):
@@ -141,6 +156,8 @@ def _list(name: str, values: Any, level: int) -> list[Any]:
         return [min(value, 2) for value in values]
     if re.search(r"token_id", name):
         return [min(value, EOS) for value in values]
+    if re.search(r"heads$", name) and not level:
+        return [min(value, HEADS) if value < 3 else HEADS for value in values]
     if re.search(r"image_size|img_size", name):
         return [4 * PATCH for _ in values]
     if re.search(r"index(es)?$|indices$|_layers$", name) and not level:
@@ -170,16 +187,45 @@ def _one_layer_of_each_kind(default: PreTrainedConfig, arguments: dict[str, Any]
             arguments[name] = [value[min(i, len(value) - 1)] for i in range(count)]
     if count_name in own:
         arguments[count_name] = count
+    if getattr(default, "is_heterogeneous", False) and "layer_types" in arguments:
+        arguments["per_layer_config"] = _per_layer(default, arguments["layer_types"])
+
+
+def _per_layer(default: PreTrainedConfig, layer_types: list[str]) -> dict[int, dict[str, Any]]:
+    """What layers have for themselves, from the first default layer of the same kind."""
+    found: dict[int, dict[str, Any]] = {}
+    for index, kind in enumerate(layer_types):
+        layer = default.per_layer_config[default.layer_types.index(kind)]
+        for name in default._heterogeneity_spec.per_layer_attributes:
+            value = getattr(layer, name, None)
+            if isinstance(value, int) and not isinstance(value, bool):
+                value = _number(name, value, 0, iter(()))
+            found.setdefault(index, {})[name] = value
+    return found
 
 
 def _rope(default: PreTrainedConfig, arguments: dict[str, Any], level: int) -> None:
     """Sections of a rotary embedding that sum to half of a small head's width."""
     keys = getattr(default, "ignore_keys_at_rope_validation", ())
     rope = getattr(default, "rope_parameters", None) or {}
-    if level or "mrope_section" not in {*keys, *rope}:
+    by_kind = any(isinstance(value, dict) for value in rope.values())
+    if level:
         return
+    sections = "mrope_section" in {*keys, *rope}
+    if by_kind:
+        small = {
+            kind: {"rope_type": "default", **one, **_sections(one, sections)}
+            for kind, one in rope.items()
+            if isinstance(one, dict)
+        }
+        arguments["rope_parameters"] = {**rope, **small}
+    elif sections:
+        arguments["rope_parameters"] = {"rope_type": "default", **rope, **_sections(rope, True)}
+
+
+def _sections(rope: dict[str, Any], wanted: bool = False) -> dict[str, Any]:
+    if not wanted and "mrope_section" not in rope:
+        return rope
     half = int(HEAD_WIDTH * rope.get("partial_rotary_factor", 1)) // 2
     third = half // 3
-    sections = [half - 2 * third, third, third]
-    arguments["rope_parameters"] = {**rope, "mrope_section": sections}
-    arguments["rope_parameters"].setdefault("rope_type", "default")
+    return {**rope, "mrope_section": [third, third, half - 2 * third]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -35,7 +36,8 @@ class Model:
     config: Any
     images: str = "BCHW"
     audio: str = "BMT"
-    raw: int = 1600
+    raw: tuple[int, ...] = (1600,)
+    everything: bool = False  # give what is optional, too
     image_tokens: int = 0
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(3))
 
@@ -118,17 +120,20 @@ def _features(model: Model) -> torch.Tensor:
         "input_dim",
         "feature_size",
         "input_size",
-        default=16,
+        default=128,
     )
     positions = model.get("max_source_positions")
     frames = 2 * positions if positions is not None and positions <= 64 else FRAMES
-    frames = (
-        model.get("max_length", default=frames)
-        if hasattr(model.config, "frequency_stride")
-        else frames
-    )
+    frames = _frames(model)
     shape = {"BMT": (BATCH, mels, frames), "BTM": (BATCH, frames, mels)}[model.audio]
     return model.normal(*shape)
+
+
+def _frames(model: Model) -> int:
+    if hasattr(model.config, "frequency_stride"):
+        return int(model.config.max_length)
+    positions = model.get("max_source_positions")
+    return 2 * positions if positions is not None and positions <= 64 else FRAMES
 
 
 def _boxes(model: Model) -> torch.Tensor:
@@ -139,9 +144,7 @@ def _boxes(model: Model) -> torch.Tensor:
 
 
 def _raw(model: Model) -> torch.Tensor:
-    channels = model.get("audio_channels")
-    shape = (BATCH, model.raw) if channels is None else (BATCH, channels, model.raw)
-    return model.normal(*shape)
+    return model.normal(BATCH, *model.raw)
 
 
 def _values(model: Model) -> torch.Tensor:
@@ -169,16 +172,21 @@ _REQUIRED: dict[str, Callable[[Model], Any]] = {
     "hidden_states": _patches,
     "grid_thw": _grid,
     "image_grid_thw": _grid,
-    "input_features_mask": lambda model: torch.ones(BATCH, FRAMES, dtype=torch.long),
+    "input_features_mask": lambda model: torch.ones(BATCH, _frames(model), dtype=torch.long),
     "pixel_attention_mask": lambda model: torch.ones(BATCH, 16, dtype=torch.long),
     "spatial_shapes": lambda model: torch.tensor([[4, 4]] * BATCH),
     "merge_sizes": lambda model: torch.tensor([1] * BATCH),
     "qformer_input_ids": lambda model: model.ids(BATCH, LENGTH),
     "query_embeds": lambda model: model.normal(BATCH, 6, model.config.hidden_size),
     "inputs_embeds": lambda model: model.normal(BATCH, LENGTH, model.get("hidden_size")),
+    "encoder_hidden_states": lambda model: model.normal(
+        BATCH, 7, model.get("encoder_hidden_size", "cross_attention_hidden_size", "hidden_size")
+    ),
     "latents": lambda model: model.normal(BATCH, model.get("hidden_size"), LENGTH),
     "past_observed_mask": lambda model: torch.ones_like(_values(model)),
-    "past_time_features": lambda model: model.normal(*_values(model).shape, 1),
+    "past_time_features": lambda model: model.normal(
+        *_values(model).shape, model.config.num_time_features
+    ),
 }
 _IMAGES = ("pixel_values", "pixel_values_videos")
 
@@ -193,14 +201,15 @@ def attempts(model: nn.Module, model_type: str) -> Iterator[tuple[Model, Inputs]
         return
     images = ["BCHW", "BTCHW", "B1CHW", "BNP"] if names & {*_IMAGES} else ["BCHW"]
     audio = ["BMT", "BTM"] if "input_features" in names else ["BMT"]
-    raws = [1600, 6400] if "input_values" in names else [1600]
+    mels = (getattr(config, "max_length", 64), getattr(config, "num_mel_bins", 16))
+    raws = [(1600,), (1, 1600), (6400,), mels] if "input_values" in names else [(1600,)]
+    optional = (False, True) if names & {*_REQUIRED} else (False,)
     texts = "input_ids" in names
     for with_images in (True, False) if texts and names & {*_IMAGES} else (True,):
-        for shape in images if with_images else ["BCHW"]:
-            for sound in audio:
-                for raw in raws:
-                    made = Model(model, config, images=shape, audio=sound, raw=raw)
-                    yield made, _make(made, with_images)
+        shapes = images if with_images else ["BCHW"]
+        for everything, shape, sound, raw in itertools.product(optional, shapes, audio, raws):
+            made = Model(model, config, shape, sound, raw, everything)
+            yield made, _make(made, with_images)
     if texts and "input_features" in names:
         made = Model(model, config)
         yield made, {"input_ids": _text(made)}
@@ -216,7 +225,7 @@ def _make(model: Model, with_images: bool) -> Inputs:
             continue
         if name in _MAIN:
             inputs[name] = _MAIN[name](model)
-        elif parameter.default is parameter.empty and name in _REQUIRED:
+        elif name in _REQUIRED and (model.everything or parameter.default is parameter.empty):
             inputs[name] = _REQUIRED[name](model)
     grids = {"image_grid_thw", "grid_thw"} & set(parameters)
     if "pixel_values" in inputs and grids:
@@ -239,6 +248,8 @@ def pad(model: nn.Module, inputs: Inputs, side: str) -> Inputs | None:
     """
     if side == "none":
         return inputs
+    if side == "left" and not {"input_ids", "inputs_embeds"} & set(inputs):
+        return None  # models of sound take masks for lengths
     parameters = inspect.signature(model.forward).parameters
     other = {"left": "right", "right": "left"}[side]
     masks: Inputs = {}
