@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from smyrf._dials import attend
 from smyrf._exporters import refuse_exporters
+from smyrf._interface import supports_sdpa, works_out_causality
 from smyrf._layers import Layer, kept
 from smyrf._masks import UNBOUNDED, Band, PatternMask, as_layers_see, is_traced
 from smyrf._packed import attend_texts, is_packed, rows_of
@@ -84,7 +85,7 @@ def attention_forward(
     batch, query, key, value = _batch_of(query, key, value)
     sizes, packed = (batch, query.shape[2], key.shape[2]), is_packed(kwargs)
     mask = as_layers_see(attention_mask)
-    causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+    causal = _causal(module, is_causal, mask)
     if isinstance(mask, PatternMask) and _leaves_out(mask, causal):
         mask = sliding_window = None
     if mask is not None:
@@ -122,6 +123,20 @@ def _batch_of(
         batch: Any = functools.reduce(torch.maximum, sizes)
         return (batch, *(x.expand(batch, -1, -1, -1) for x in three))
     return next((x.shape[0] for x in three if x.shape[0] != 1), 1), *three
+
+
+def _causal(module: nn.Module, given: bool | None, mask: torch.Tensor | None) -> bool:
+    """Whether a layer is causal where it computes without a mask."""
+    own: bool = getattr(module, "is_causal", True)
+    if mask is None and not supports_sdpa(type(module).__module__):
+        return False  # no mask is all pairs in eager, whatever the layer says
+    if (
+        given is False
+        and isinstance(mask, PatternMask)
+        and works_out_causality(type(module).forward)
+    ):
+        return own  # it was given a mask that sdpa would not have given it
+    return own if given is None else given
 
 
 def _leaves_out(mask: PatternMask, causal: bool) -> bool:

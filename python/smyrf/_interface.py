@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -111,6 +112,14 @@ def supports_sdpa(file: str) -> bool:
     kinds = [x for x in names.values() if isinstance(x, type) and issubclass(x, PreTrainedModel)]
     own = [kind for kind in kinds if kind.__module__ == file]
     return not own or any(getattr(kind, "_supports_sdpa", False) for kind in own)
+
+
+@functools.cache
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def works_out_causality(forward: Callable[..., Any]) -> bool:
+    """Whether a layer's forward has an `is_causal` of its own: it is, where it gets no mask."""
+    code = getattr(inspect.unwrap(forward), "__code__", None)
+    return code is not None and "is_causal" in code.co_varnames
 
 
 def _has_table_without_smyrf(file: str) -> bool:

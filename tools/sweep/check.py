@@ -395,13 +395,13 @@ def _check_padding(subject: Subject, given: inputs.Inputs) -> dict[str, Result]:
             one.gradients = {}
     # A method that is told of padding gives its rows no output. Where all that a model returns is
     # pooled, perhaps from such a row, there is nothing to compare.
-    pooled = given is not subject.given and all(
-        len(tensor) == inputs.BATCH for tensor in runs[0].without_grad.values()
-    )
+    padded = given is not subject.given
+    pooled = all(len(tensor) == inputs.BATCH for tensor in runs[0].without_grad.values())
+    reads_padding = pooled or subject.config.model_type in special.PADDING_IS_READ
     return {
         way: _check_way(subject, given, options, runs, agreed)
         for way, options in WAYS.items()
-        if way != "tree" or not pooled
+        if way != "tree" or not (padded and reads_padding)
     }
 
 
