@@ -38,7 +38,7 @@ class Sound:
 
 def is_sound(raw: bytes) -> bool:
     """Whether a file that begins so is of a format that `read_sound` reads."""
-    if raw[:4] in (b"RIFF", b"RF64"):
+    if raw[:4] in (b"RIFF", b"RF64", b"RIFX"):
         return raw[8:12] in (b"WAVE", b"")
     if raw[:4] == b"FORM":
         return raw[8:12] in (b"AIFF", b"AIFC")
@@ -112,15 +112,31 @@ def how_to_convert(path: Path) -> str:
 def _with_size(content: bytes) -> bytes:
     """A wav file whose data have the size 0 in the header, and follow, gets one that is unknown.
 
-    libsndfile knows the other sizes that stand for an unknown one.
+    libsndfile knows the other sizes that stand for an unknown one, but not those of RF64.
     """
-    at = content.find(b"data\0\0\0\0", 12, 2**16) + 4
-    if content[:4] != b"RIFF" or at < 12:
+    if content[:4] not in (b"RIFF", b"RF64"):
         return content
-    # Another part may follow data that are really empty; its name is in ASCII.
-    if re.match(rb"[A-Za-z0-9_ ]{4}", content[at + 4 : at + 8]):
+    at = 12
+    while content[at : at + 4] != b"data":
+        if at + 8 > len(content):
+            return content
+        size = _number(content, at + 4, 4)
+        at += 8 + size + size % 2
+    if content[:4] == b"RF64" and content[12:16] == b"ds64":
+        if _number(content, 28, 8) not in (0, 2**64 - 1):
+            return content
+        return b"RIFF\xff\xff\xff\xffWAVEJUNK" + content[16:]
+    # Another part may follow data that are really empty: its name in ASCII, and its size.
+    follows = re.match(rb"[A-Za-z0-9_ ]{4}", content[at + 8 : at + 12])
+    if content[at + 4 : at + 8] != b"\0\0\0\0" or (
+        follows and _number(content, at + 12, 4) <= len(content) - at - 16
+    ):
         return content
-    return content[:at] + b"\xff" * 4 + content[at + 4 :]
+    return content[: at + 4] + b"\xff" * 4 + content[at + 8 :]
+
+
+def _number(content: bytes, at: int, size: int) -> int:
+    return int.from_bytes(content[at : at + size], "little")
 
 
 def _check(path: Path, block: Samples, before: int, subtype: str) -> None:

@@ -208,6 +208,35 @@ def test_wav_of_unknown_size(tmp_path: Path, riff: int, data: int | None) -> Non
     np.testing.assert_array_equal(speech_of(path).utterances[0].samples, samples / 32768)
 
 
+@pytest.mark.parametrize("size", [0, 2**64 - 1])
+def test_rf64_of_unknown_size(tmp_path: Path, size: int) -> None:
+    samples = np.arange(1000, dtype=np.int16) - 5
+    path = write_wav(tmp_path / "a.wav", samples)
+    content = path.read_bytes()
+    sizes = size.to_bytes(8, "little") * 2 + bytes(12)
+    content = b"RF64\xff\xff\xff\xffWAVEds64\x1c\0\0\0" + sizes + content[12:]
+    path.write_bytes(content.replace(b"data\xd0\x07\0\0", b"data\xff\xff\xff\xff"))
+    np.testing.assert_array_equal(speech_of(path).utterances[0].samples, samples / 32768)
+
+
+def test_wav_of_big_endian_numbers(tmp_path: Path) -> None:
+    samples = np.arange(1000, dtype=np.int16) - 5
+    soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE, "PCM_16", "BIG")
+    assert (tmp_path / "a.wav").read_bytes().startswith(b"RIFX")
+    found = speech_of(tmp_path / "a.wav").utterances[0].samples
+    np.testing.assert_array_equal(found, samples / 32768)
+
+
+def test_wav_of_unknown_size_behind_words_that_look_like_parts(tmp_path: Path) -> None:
+    samples = np.frombuffer(b"    " + b"\x10\x7f" * 1000, np.int16)
+    path = write_wav(tmp_path / "a.wav", samples)
+    content = bytearray(path.read_bytes())
+    content[40:44] = bytes(4)
+    content[12:12] = b"bext" + (258).to_bytes(4, "little") + b"my data".ljust(258, b"\0")
+    path.write_bytes(content)
+    np.testing.assert_array_equal(speech_of(path).utterances[0].samples, samples / 32768)
+
+
 @pytest.mark.parametrize(
     ("form", "subtype", "rate", "channels"),
     [
