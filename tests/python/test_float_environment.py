@@ -1,6 +1,7 @@
 """Results in a process whose subnormal numbers are flushed to 0."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,10 @@ def test_small_float16_values_keep_their_digits(
         (factor * generator.standard_normal((1, 2, 300, 16))).astype(np.float16)
         for factor in (1.0, 2e-5, 2e-5)
     )
-    dials = {"lsh": {"cluster_size": 300, "n_hashes": 1}, "tree": {"tolerance": 0.01}}
+    dials: dict[str, dict[str, Any]] = {
+        "lsh": {"cluster_size": 300, "n_hashes": 1},
+        "tree": {"tolerance": 0.01},
+    }
     out = smyrf.attention(
         q, k, v, method=method, scale=1e4, num_threads=num_threads, **dials.get(method, {})
     )
