@@ -32,11 +32,13 @@ class BoolMask(torch.Tensor):
     """A boolean mask (True takes part) that can't be added to scores.
 
     A layer that computes attention itself, without transformers' attention interface, adds its mask
-    to floating scores: silently wrong with a boolean one. That raises; in all else this is a
-    boolean tensor. Boolean tensors made from it are such masks, too.
+    to floating scores: silently wrong with a boolean one, and with zeros and ones. That raises; in
+    all else this is a boolean tensor. Boolean tensors made from it are such masks, too, and so are
+    its casts to a floating dtype.
     """
 
     origin: PatternMask | None = None
+    filled = False  # a cast that others wrote to, e.g. the lowest float
 
     @classmethod
     def __torch_function__(
@@ -47,8 +49,11 @@ class BoolMask(torch.Tensor):
         if name.strip("_") in _ADDITIONS:
             _refuse_scores(name.strip("_"), *given)
         writes = name in _WRITES or (name.endswith("_") and not name.endswith("__"))
-        for origin in _origins(((args[:1] if writes else ()), given[1].get("out"))):
+        written = (args[:1] if writes else ()), given[1].get("out")
+        for origin in _origins(written):
             origin.written = True
+        for mask in _masks(written):
+            mask.filled = True
         if name != "__deepcopy__" and all(issubclass(kind, BoolMask) for kind in types):
             args, kwargs = tree_map_only(PatternMask, _readable, given)
             with torch._C.DisableTorchFunctionSubclass():
@@ -60,7 +65,8 @@ class BoolMask(torch.Tensor):
         if name in ("tolist", "_base.__get__") or isinstance(result, torch.Size):
             return result
         origins = _origins(given)
-        return tree_map_only(torch.Tensor, lambda x: _guarded(x, origins), result)
+        cast = name in _CASTS and not (torch.compiler.is_compiling() or _filled(given))
+        return tree_map_only(torch.Tensor, lambda x: _guarded(x, origins, cast), result)
 
     def full(self) -> torch.Tensor:
         """The mask as a plain tensor, in the same memory."""
@@ -240,18 +246,26 @@ def _readable(mask: PatternMask) -> torch.Tensor:
     return mask if mask.make is None else mask.full()
 
 
-def _guarded(result: torch.Tensor, origins: list[PatternMask]) -> torch.Tensor:
-    if result.dtype != torch.bool or isinstance(result, BoolMask):
+def _guarded(result: torch.Tensor, origins: list[PatternMask], cast: bool) -> torch.Tensor:
+    kept = result.dtype == torch.bool or (cast and result.is_floating_point())
+    if not kept or isinstance(result, BoolMask):
         return result
     mask = result.as_subclass(BoolMask)
     mask.origin = origins[0] if origins else None
     return mask
 
 
+def _masks(given: Any) -> list[BoolMask]:
+    return [x for x in tree_leaves(given) if isinstance(x, BoolMask)]
+
+
+def _filled(given: Any) -> bool:
+    return any(x.filled and x.is_floating_point() for x in _masks(given))
+
+
 def _origins(given: Any) -> list[PatternMask]:
     """The patterns whose memory these tensors may share."""
-    masks = [x for x in tree_leaves(given) if isinstance(x, BoolMask)]
-    found = [x if isinstance(x, PatternMask) else x.origin for x in masks]
+    found = [x if isinstance(x, PatternMask) else x.origin for x in _masks(given)]
     return [x for x in found if x is not None]
 
 
@@ -269,9 +283,12 @@ def _refuse_scores(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     added: Any = (args, kwargs)
     if name not in _SUMS:
         added = args[0] if args else kwargs.get("input")
-    masks = [x for x in tree_leaves(added) if isinstance(x, BoolMask)]
+    masks = [x for x in _masks(added) if not _filled(x)]
     given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-    if masks and any(x.is_floating_point() or x.is_complex() for x in given):
+    scores = [x for x in given if x.is_floating_point() or x.is_complex()]
+    # A cast mask is often taken from a one: 1 - mask.
+    casts = all(x.is_floating_point() for x in masks)
+    if masks and any(not (isinstance(x, BoolMask) or (casts and x.ndim == 0)) for x in scores):
         raise ValueError(
             f"{_caller()} adds smyrf's boolean mask (True takes part) to floating scores: it "
             "computes attention itself, not by transformers' attention interface, so smyrf can't "
@@ -305,6 +322,18 @@ _ADDITIONS = _SUMS | {
     "addmv",
     "addr",
     "baddbmm",
+}
+
+# Names of functions that cast a mask, and of those through which a cast stays what it is.
+_CASTS = {"to", "type", "type_as", "float", "half", "bfloat16", "double"} | {
+    "__getitem__",
+    "contiguous",
+    "expand",
+    "expand_as",
+    "squeeze",
+    "unsqueeze",
+    "view",
+    "reshape",
 }
 
 # Names of functions that write to an argument, besides those that end in one underscore, or give

@@ -276,6 +276,9 @@ DERIVED: dict[str, Callable[[Any], Any]] = {
     "&": lambda m: m & (SCORES == 0),
     "== 0": lambda m: m == 0,
     "contiguous": lambda m: m.contiguous(),
+    "float": lambda m: m.float(),
+    "to like": lambda m: m.to(SCORES)[:, :, :5].expand(2, 1, 5, 5),
+    "not, half": lambda m: (~m).half(),
 }
 
 
@@ -294,6 +297,25 @@ def test_masks_can_not_be_added_to_scores(plain: bool, dtype: torch.dtype) -> No
             with pytest.raises(ValueError, match=r"adds smyrf's boolean mask.*disable\(model\)"):
                 add(mask, scores)
     assert not scores.any()
+
+
+def test_additive_masks_made_from_casts_can_be_added() -> None:
+    mask, full = masks()
+    lowest = torch.finfo(torch.float32).min
+    made: list[Callable[[Any], Any]] = [
+        lambda m: (1.0 - m.float()) * lowest,
+        lambda m: (torch.tensor(1.0) - m.to(torch.float32)) * lowest,
+        lambda m: (m.float() - 1) * 1e9,
+        lambda m: (~m).float().masked_fill_(~m, lowest),
+        lambda m: m.float().log(),
+    ]
+    for make in made:
+        assert torch.equal(SCORES + make(mask), SCORES + make(full))
+    filled = mask.float()
+    filled[filled == 0] = lowest
+    filled[filled == 1] = 0
+    for added in (filled, filled[..., :5]):
+        assert torch.equal(SCORES + added, torch.where(full, 0.0, lowest))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
