@@ -104,10 +104,14 @@ def computes_itself(file: str) -> bool:
 _MASKS = {name for name in dir(masking_utils) if name.startswith("create_")}
 
 
-@functools.cache
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def supports_sdpa(file: str) -> bool:
     """Whether a model in a file may be loaded with `sdpa`, so that what it gets there is right."""
+    return _supports_sdpa(file)  # compilers warn of a cache that they see
+
+
+@functools.cache
+def _supports_sdpa(file: str) -> bool:
     names = vars(sys.modules[file]) if file in sys.modules else {}
     kinds = [x for x in names.values() if isinstance(x, type) and issubclass(x, PreTrainedModel)]
     own = [kind for kind in kinds if kind.__module__ == file]
