@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,8 @@ from smyrf._dials import attend
 from smyrf._exporters import refuse_exporters
 from smyrf._interface import supports_sdpa, works_out_causality
 from smyrf._layers import Layer, kept
-from smyrf._masks import UNBOUNDED, Band, PatternMask, as_layers_see, is_traced
-from smyrf._packed import attend_texts, is_packed, rows_of
+from smyrf._masks import UNBOUNDED, Band, BoolMask, PatternMask, as_layers_see, is_traced
+from smyrf._packed import Cuts, attend_texts, is_packed, rows_of
 
 logger = logging.get_logger(__name__)
 
@@ -104,6 +104,8 @@ def attention_forward(
     call = functools.partial(_call, name, module, dropout)
     texts = mask.texts if isinstance(mask, PatternMask) else None
     rows = rows_of(name, kwargs, texts, (batch, query.shape[1], used_keys))
+    if packed and type(attention_mask) is BoolMask:
+        _check_texts(name, attention_mask.full(), rows or [])
     attended = query, key, value, options
     out = call(*attended) if rows is None else attend_texts(rows, *attended, call)
     if position_bias is not None and (
@@ -304,6 +306,18 @@ def _has_sizes(name: str, mask: PatternMask, queries: int, keys: int) -> bool:
             f"{of_mask[0]} and {of_mask[1]}; use attn_implementation='sdpa' for this model"
         )
     return of_mask == (queries, keys)
+
+
+def _check_texts(name: str, mask: torch.Tensor, rows: Sequence[Cuts]) -> None:
+    """Raise where transformers' mask is a pattern of the whole row, and not of these texts."""
+    for row, cuts in zip(mask.expand(len(rows), -1, -1, -1), rows, strict=True):
+        for query, key in cuts[1:-1]:
+            if key > 0 and bool(row[:, query : query + 1, key - 1].any()):
+                raise ValueError(
+                    f"{name}: got cu_seq_lens_q and a mask of the whole row, as of layers that "
+                    "attend in chunks; call the model with use_cache=False and position_ids that "
+                    "begin anew in each text, so that its mask is made of texts"
+                )
 
 
 def _pattern_options(mask: PatternMask, layer: Layer | None, batch: int) -> dict[str, Any]:

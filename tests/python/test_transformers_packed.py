@@ -216,3 +216,15 @@ def test_compilers_and_traces_leave_texts_alone_or_say_why() -> None:
         torch.compile(call, backend="eager", fullgraph=True)(q)
     with pytest.raises(NotImplementedError, match="trace with a padded batch"):
         torch.jit.trace(call, (q,))
+
+
+def test_chunks_that_count_from_the_rows_begin_are_refused() -> None:
+    model = build("Llama4")
+    model.set_attn_implementation("smyrf")
+    cuts = torch.tensor([0, 5, 6, 11], dtype=torch.int32)
+    positions = torch.tensor([[*range(5), 0, *range(5)]])
+    given = {"input_ids": tokens()[:1], "position_ids": positions, "cu_seq_lens_q": cuts}
+    with pytest.raises(ValueError, match=r"of the whole row.*use_cache=False and position_ids"):
+        model(**given)
+    want = [run(model, {"input_ids": text}) for text in given["input_ids"].split([5, 1, 5], dim=1)]
+    assert_close(run(model, {**given, "use_cache": False}), torch.cat(want, 1))
