@@ -62,7 +62,7 @@ class Import {
       if (nb::hasattr(object, "device") && nb::hasattr(object, "dtype")) {
         Fail(ErrorKind::kType, name, ": its memory can't be used as it is (", TypeName(object),
              " of dtype ", Attribute(object, "dtype"), " on device ", Attribute(object, "device"),
-             "); pass one of dtype ", accepted, " on the CPU in native byte order",
+             "); pass an aligned one of dtype ", accepted, " on the CPU in native byte order",
              kWritable ? " that can be written to" : "");
       }
       Fail(ErrorKind::kType, name, ": got ", TypeName(object),
@@ -165,12 +165,15 @@ std::optional<T> ToNumber(const char* name, nb::handle object, const char* expec
   }
 }
 
-/// True and False of Python and NumPy.
+/// True and False of Python and NumPy, whose arrays without dimensions hold one too.
 inline bool ToBool(const char* name, nb::handle object) {
   if (object.ptr() == Py_True) return true;
   if (object.ptr() == Py_False) return false;
-  const nb::object numpy_bool = nb::module_::import_("numpy").attr("bool_");
-  if (!nb::isinstance(object, numpy_bool)) {
+  const nb::object numpy = nb::module_::import_("numpy");
+  if (nb::isinstance(object, numpy.attr("ndarray")) && nb::cast<int>(object.attr("ndim")) == 0) {
+    return ToBool(name, nb::object(object.attr("item")()));
+  }
+  if (!nb::isinstance(object, numpy.attr("bool_"))) {
     FailWith(ErrorKind::kType, name, object, "True or False");
   }
   return PyObject_IsTrue(object.ptr()) == 1;

@@ -45,6 +45,12 @@ def check_arrays(
                     f"{name}: got a nested tensor, expected a padded one; call "
                     ".to_padded_tensor(0.0) and pass key_padding_mask and query_padding_mask"
                 )
+            if array.layout is not sys.modules["torch"].strided:  # type: ignore[attr-defined]
+                raise TypeError(
+                    f"{name}: got a {array.layout} tensor on "  # type: ignore[attr-defined]
+                    f"{array.device}, expected a strided one on the CPU; "  # type: ignore[attr-defined]
+                    "call .cpu() or .to_dense()"
+                )
         elif isinstance(array, np.ma.MaskedArray):
             raise TypeError(
                 f"{name}: got a masked array, whose mask would be ignored; pass its data, and "

@@ -93,7 +93,7 @@ def test_nested_tensors_are_refused(layout: torch.layout) -> None:
         smyrf.attention(QUERY, KEY, VALUE, ragged)
 
 
-@pytest.mark.filterwarnings("ignore:torch.quantize")
+@pytest.mark.filterwarnings("ignore:torch.quantize", "ignore:Sparse CSR")
 def test_dtypes_that_are_refused() -> None:
     for call in (smyrf.attention, smyrf.plan, smyrf.estimate, smyrf.reference.attention):
         for convert, words in (
@@ -104,6 +104,8 @@ def test_dtypes_that_are_refused() -> None:
             (lambda x: x.to(torch.complex64), "got dtype complex64, expected float32"),
             (lambda x: x.long(), "got dtype int64, expected float32"),
             (lambda x: x.to_sparse(), r"got a torch.sparse_coo tensor .*call .cpu\(\)"),
+            (lambda x: x[0, 0].to_sparse_csr(), r"got a torch.sparse_csr tensor .*call .cpu\(\)"),
+            (lambda x: x[0, 0].to_mkldnn(), r"got a torch._mkldnn tensor .*call .cpu\(\)"),
             (lambda x: x.to(torch.float8_e4m3fn), "float8_e4m3fn|dtype"),
         ):
             with pytest.raises(TypeError, match=rf"^query: .*{words}"):
