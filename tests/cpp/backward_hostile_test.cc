@@ -141,7 +141,7 @@ TEST(BackwardErrors, Memory) {
   ExpectError(kValue, "grad_key", {"overlaps the memory of grad_lse"},
               [&](Spoiled& s) { s.grad_lse->data = s.gradients.key.data = shared.data(); });
   ExpectError(kValue, "grad_value", {"overlaps the memory of grad_key"},
-              [](Spoiled& s) { s.gradients.value.data = s.gradients.key.data; });
+              [&](Spoiled& s) { s.gradients.value.data = s.gradients.key.data = shared.data(); });
 }
 
 TEST(BackwardErrors, ThoseOfTheForwardCall) {
