@@ -1,14 +1,12 @@
-// Threads. Nothing outside parallel.cc knows how they are made.
+// Work divided among threads. Nothing outside team_*.cc knows how they are made.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 
-namespace smyrf {
+#include "kernels/team.h"
 
-/// Threads that a call with `num_threads = 0` uses; 1 in a child forked from a process that had
-/// several threads, whose pool is gone.
-int DefaultThreads();
+namespace smyrf {
 
 /// The threads that a call asks for: `num_threads`, or DefaultThreads() where that is 0.
 int ThreadsFor(int num_threads);
