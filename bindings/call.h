@@ -278,6 +278,9 @@ struct Call {
       value.emplace("value", value_);
       arguments.value = value->view(heads_last);
     }
+    // As PyTorch's attention wants it.
+    CheckOneDtype(arguments.query, arguments.key,
+                  value_.is_none() ? arguments.key : arguments.value);
     const auto mask = [](const char* name, nb::handle object, std::optional<Input>& keep,
                          std::optional<TensorView>& view, const char* accepted) {
       if (object.is_none()) return;

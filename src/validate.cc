@@ -95,10 +95,10 @@ void CheckDepth(const char* name, std::int64_t depth) {
   }
 }
 
-void CheckSameDtype(const char* name, DType dtype, DType expected) {
+void CheckSameDtype(const char* name, DType dtype, DType expected, const char* other = "query") {
   if (dtype != expected) {
     Fail(ErrorKind::kType, name, ": got dtype ", Name(dtype), ", expected ", Name(expected),
-         " like query; convert one of them");
+         " like ", other, "; convert one of them");
   }
 }
 
@@ -283,13 +283,22 @@ const char* Name(Method method) {
   return "?";
 }
 
+void CheckOneDtype(const TensorView& query, const TensorView& key, const TensorView& value) {
+  CheckRows("query", query);
+  CheckRows("key", key);
+  CheckRows("value", value);
+  CheckSameDtype("key", key.dtype, query.dtype);
+  CheckSameDtype("value", value.dtype, query.dtype);
+}
+
 Problem CheckProblem(const Arguments& arguments, const Options& options, bool with_value) {
   const auto& [query, key, value, attn_mask, key_padding_mask, query_padding_mask] = arguments;
   CheckRows("query", query);
   CheckRows("key", key);
-  if (with_value) CheckRows("value", value);
-  CheckSameDtype("key", key.dtype, query.dtype);
-  if (with_value) CheckSameDtype("value", value.dtype, query.dtype);
+  if (with_value) {
+    CheckRows("value", value);
+    CheckSameDtype("value", value.dtype, key.dtype, "key");
+  }
 
   const auto [batch, query_heads, queries, depth] = query.shape;
   const auto [key_batch, key_heads, keys, key_depth] = key.shape;
@@ -373,6 +382,7 @@ void CheckBackward(const TensorView& out, const TensorView& lse, const TensorVie
   const auto [batch, heads, queries, keys] =
       std::array{problem.batch, problem.query_heads, problem.queries, problem.keys};
   const std::array rows{batch, heads, queries, problem.value_depth};
+  CheckOneDtype(problem.query, problem.key, problem.value);
   CheckRowsLike("out", out, problem, rows, "(batch, query heads, Nq, Dv)");
   CheckLse("lse", lse, rows);
   CheckRowsLike("grad_out", grad_out, problem, rows, "(batch, query heads, Nq, Dv)");

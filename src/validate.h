@@ -40,6 +40,9 @@ struct Problem {
 /// `with_value`.
 Problem CheckProblem(const Arguments& arguments, const Options& options, bool with_value);
 
+/// Throws unless all three have the dtype of query, as gradients and Python's calls need.
+void CheckOneDtype(const TensorView& query, const TensorView& key, const TensorView& value);
+
 /// Its range, whether it is used or not.
 void CheckTolerance(const Options& options);
 

@@ -13,8 +13,9 @@
 
 namespace smyrf {
 
-/// query (B, Hq, Nq, D), key (B, Hkv, Nk, D), value (B, Hkv, Nk, Dv): one of float32, float16,
-/// bfloat16, the same for all, on the CPU. D and Dv from 1 to 2048. All masks combine by AND.
+/// query (B, Hq, Nq, D), key (B, Hkv, Nk, D), value (B, Hkv, Nk, Dv): float32, float16 or bfloat16,
+/// on the CPU. key and value have one dtype, query may have another (float32 over a float16 cache);
+/// gradients need one for all three. D and Dv from 1 to 2048. All masks combine by AND.
 struct Arguments {
   TensorView query;
   TensorView key;
