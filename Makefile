@@ -27,4 +27,4 @@ bench:
 	@.venv/bin/python benchmarks/dial.py --shorter
 
 clean:
-	rm -rf build dist python/smyrf/_core* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist python/smyrf/_core* python/smyrf/libggml-smyrf.so .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -109,6 +109,7 @@ link_tree() { # the command `smyrf` and the import of python/smyrf; CMake builds
 
 build() {
   local preset flags=()
+  tools/ggml_headers.sh .venv/bin/python build/ggml-headers
   [[ -n ${CI:-} ]] && flags=(-D SMYRF_WERROR=ON)
   for preset in "$@"; do
     cmake --preset "$preset" "${flags[@]}"

@@ -1,0 +1,100 @@
+#include "settings.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+
+#include "message.h"
+
+namespace smyrf::ggml {
+namespace {
+
+std::mutex mutex;
+Settings settings;
+
+}  // namespace
+
+bool SetMethod(const char* name) {
+  for (const auto method : {Method::kAuto, Method::kDense, Method::kTree}) {
+    const char* known = method == Method::kAuto    ? "auto"
+                        : method == Method::kDense ? "dense"
+                                                   : "tree";
+    if (name != nullptr && std::strcmp(name, known) == 0) {
+      const std::scoped_lock lock(mutex);
+      settings.method = method;
+      return true;
+    }
+  }
+  return false;
+}
+
+bool SetTolerance(double tolerance) {
+  if (!(tolerance >= 0.0 && tolerance < 1.0)) return false;
+  const std::scoped_lock lock(mutex);
+  settings.tolerance = tolerance;
+  return true;
+}
+
+void SetLog(bool log) {
+  const std::scoped_lock lock(mutex);
+  settings.log = log;
+}
+
+Settings CurrentSettings() {
+  const std::scoped_lock lock(mutex);
+  return settings;
+}
+
+std::string ReadSettings() {
+  if (const char* name = std::getenv("SMYRF_METHOD"); name != nullptr && !SetMethod(name)) {
+    return Message("SMYRF_METHOD: got '", name, "', accepted are auto, dense and tree");
+  }
+  if (const char* text = std::getenv("SMYRF_TOLERANCE"); text != nullptr) {
+    char* end = nullptr;
+    const double tolerance = std::strtod(text, &end);
+    if (end == text || *end != '\0' || !SetTolerance(tolerance)) {
+      return Message("SMYRF_TOLERANCE: got '", text, "', expected a number from 0 to below 1");
+    }
+  }
+  const char* log = std::getenv("SMYRF_LOG");
+  SetLog(log != nullptr && std::strcmp(log, "") != 0 && std::strcmp(log, "0") != 0);
+  return {};
+}
+
+void Summary::Add(Method method, std::int64_t pairs, const Statistics& statistics, double seconds) {
+  Sums& sums = method == Method::kTree ? tree_ : dense_;
+  double density = 0.0;
+  double error = 0.0;
+  for (const auto& head : statistics.heads) {
+    density += head.density;
+    error = std::max(error, head.expected_error);
+  }
+  const auto heads = static_cast<double>(statistics.heads.size());
+  const auto weight = static_cast<double>(pairs);
+  ++sums.calls;
+  sums.pairs += weight;
+  sums.evaluated += heads > 0.0 ? weight * density / heads : weight;
+  sums.expected_error = std::max(sums.expected_error, error);
+  sums.seconds += seconds;
+}
+
+std::string Summary::Text() const {
+  std::string text;
+  const auto part = [&](const char* name, const Sums& sums) {
+    if (sums.calls == 0) return;
+    if (!text.empty()) text += "; ";
+    text += Message(name, ": ", sums.calls, " calls, ", sums.seconds, " s");
+    if (sums.pairs > 0.0 && sums.evaluated < sums.pairs) {
+      text += Message(", ", 100.0 * sums.evaluated / sums.pairs, " % of the pairs");
+    }
+    if (sums.expected_error > 0.0) {
+      text += Message(", largest error expected ", 100.0 * sums.expected_error, " %");
+    }
+  };
+  part("exact", dense_);
+  part("tree", tree_);
+  return text;
+}
+
+}  // namespace smyrf::ggml

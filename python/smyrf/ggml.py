@@ -1,0 +1,34 @@
+"""Where the plug-in for llama.cpp and other programs built on ggml lies.
+
+`python -m smyrf.ggml` prints its path, which GGML_BACKEND_PATH or ggml_backend_load() takes. Needs
+neither PyTorch nor NumPy.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+NAME = "libggml-smyrf.so"
+
+
+def path() -> Path:
+    """The plug-in's file.
+
+    Raises:
+        FileNotFoundError: this build of smyrf has none.
+    """
+    file = Path(__file__).with_name(NAME)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file}: not there; build smyrf with -DSMYRF_GGML_SOURCE=llama.cpp/ggml (CMake), the "
+            "sources of the ggml that your program has"
+        )
+    return file
+
+
+if __name__ == "__main__":
+    try:
+        print(path())
+    except FileNotFoundError as error:
+        sys.exit(f"smyrf: {error}")
