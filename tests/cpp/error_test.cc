@@ -143,9 +143,9 @@ TEST(Errors, Heads) {
 }
 
 TEST(Errors, DTypes) {
-  ExpectError(kType, "key", {"float16", "float32", "query", "convert"},
+  ExpectError(kType, "value", {"float32", "float16", "key", "convert"},
               [](Spoiled& s) { s.arguments.key.dtype = DType::kFloat16; });
-  ExpectError(kType, "value", {"bfloat16", "float32", "query"},
+  ExpectError(kType, "value", {"bfloat16", "float32", "key"},
               [](Spoiled& s) { s.arguments.value.dtype = DType::kBFloat16; });
   ExpectError(kType, "out", {"float16", "float32", "query"},
               [](Spoiled& s) { s.outputs.out.dtype = DType::kFloat16; });
