@@ -13,12 +13,12 @@
 namespace smyrf::testing {
 namespace {
 
-constexpr Shape kShape{1, 4, 2, 600, 700, 48, 40};
+constexpr Shape kShape{1, 4, 2, 140, 170, 24, 20};
 
 Call MixedCall(DType query, DType key, Method method) {
   Random random(11);
   Call call(kShape, key);
-  call.query = Tensor(query, {1, 4, 600, 48}, Layout::kBnhd);
+  call.query = Tensor(query, {1, 4, 140, 24}, Layout::kBnhd);
   call.FillNormal(random);
   call.options.method = method;
   if (method == Method::kTree) call.options.tolerance = 0.0;
@@ -46,15 +46,15 @@ TEST(MixedDtype, NarrowQueriesOverWideKeys) {
 }
 
 std::string Refusal(const Call& call) {
-  const Tensor out(call.query.dtype(), {1, 4, 600, 40});
-  Tensor grad_query(call.query.dtype(), {1, 4, 600, 48});
-  Tensor grad_key(call.key.dtype(), {1, 2, 700, 48});
-  Tensor grad_value(call.value.dtype(), {1, 2, 700, 40});
+  const Tensor out(call.query.dtype(), {1, 4, 140, 20});
+  Tensor grad_query(call.query.dtype(), {1, 4, 140, 24});
+  Tensor grad_key(call.key.dtype(), {1, 2, 170, 24});
+  Tensor grad_value(call.value.dtype(), {1, 2, 170, 20});
   std::vector<float> lse(call.rows());
   try {
     attention_backward(
         call.arguments(), call.options, out.view(),
-        Contiguous<const void>(lse.data(), DType::kFloat32, {1, 4, 600}), out.view(), {},
+        Contiguous<const void>(lse.data(), DType::kFloat32, {1, 4, 140}), out.view(), {},
         {grad_query.mutable_view(), grad_key.mutable_view(), grad_value.mutable_view()});
   } catch (const Error& error) {
     return error.what();
@@ -69,7 +69,7 @@ TEST(MixedDtype, GradientsNeedOneDtype) {
 
 TEST(MixedDtype, KeyAndValueHaveOneDtype) {
   Call call = MixedCall(DType::kFloat32, DType::kFloat16, Method::kDense);
-  call.value = Tensor(DType::kFloat32, {1, 2, 700, 40});
+  call.value = Tensor(DType::kFloat32, {1, 2, 170, 20});
   try {
     Attend(call);
     FAIL();
