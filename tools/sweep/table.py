@@ -45,7 +45,9 @@ def markdown(rows: list[Row]) -> str:
         "at tolerance 0. Deviations count in standard deviations of an output or gradient; a "
         f"model works if they are below {BOUND:g}.",
         "",
-        ", ".join(f"{counts[name]} {name}" for name in KINDS) + ".",
+        "| what | model types |",
+        "|---|---|",
+        *(f"| {name} | {counts[name]} |" for name in KINDS),
     ]
     for name, text in KINDS.items():
         chosen = [row for row in rows if kind(row) == name]
@@ -103,12 +105,12 @@ def _tree(row: Row) -> str:
     refused = next((one["why"] for one in found if one["verdict"] == "refuses"), None)
     if refused is None:
         return "works"
-    for word in ("is_causal", "window", "attn_mask"):
-        if f"{word}:" in refused:
+    for word in ("is_causal", "window", "attn_mask", "position_bias"):
+        if f"{word}:" in refused or f"got {word}" in refused:
             return f"refuses {word}"
     return f"refuses: {_cell(refused)}"
 
 
 def _cell(text: str) -> str:
-    short = text if len(text) < 200 else text[:200] + " ..."
+    short = text if len(text) < 240 else text[:240] + " ..."
     return short.replace("|", "\\|").replace("<", "&lt;")
