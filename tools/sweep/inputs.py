@@ -88,14 +88,20 @@ def _image(model: Model) -> torch.Tensor:
     channels = channels if isinstance(channels, int) else 3
     frames = model.get("num_frames", "frames_per_clip", default=4)
     patch = _pair(model.get("patch_size", default=4))
-    count = (height // patch[0]) * (width // patch[1])
     shapes = {
         "BCHW": (BATCH, channels, height, width),
         "BTCHW": (BATCH, frames, channels, height, width),
         "B1CHW": (BATCH, 1, channels, height, width),
-        "BNP": (BATCH, count, channels * patch[0] * patch[1]),
+        "BNP": (BATCH, math.prod(_rows_and_columns(model)), channels * patch[0] * patch[1]),
     }
     return model.normal(*shapes[model.images])
+
+
+def _rows_and_columns(model: Model) -> tuple[int, int]:
+    """How many patches an image has."""
+    height, width = _pair(model.get("image_size", "img_size", "input_size", default=32))
+    patch = _pair(model.get("patch_size", default=4))
+    return height // patch[0], width // patch[1]
 
 
 def _grid(model: Model) -> torch.Tensor:
@@ -173,8 +179,10 @@ _REQUIRED: dict[str, Callable[[Model], Any]] = {
     "grid_thw": _grid,
     "image_grid_thw": _grid,
     "input_features_mask": lambda model: torch.ones(BATCH, _frames(model), dtype=torch.long),
-    "pixel_attention_mask": lambda model: torch.ones(BATCH, 16, dtype=torch.long),
-    "spatial_shapes": lambda model: torch.tensor([[4, 4]] * BATCH),
+    "pixel_attention_mask": lambda model: torch.ones(
+        BATCH, math.prod(_rows_and_columns(model)), dtype=torch.long
+    ),
+    "spatial_shapes": lambda model: torch.tensor([_rows_and_columns(model)] * BATCH),
     "merge_sizes": lambda model: torch.tensor([1] * BATCH),
     "qformer_input_ids": lambda model: model.ids(BATCH, LENGTH),
     "query_embeds": lambda model: model.normal(BATCH, 6, model.config.hidden_size),
