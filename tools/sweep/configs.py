@@ -47,6 +47,7 @@ _NUMBERS: list[tuple[str, int | None]] = [
     (r"(max_|num_)\w*position\w*|n_positions|n_ctx$|max_seq_len\w*|max_pos_emb$", 64),
     (r"num_mel_bins$|mel_dim$|feature_size$", 16),
     (r"num_queries$|num_query_tokens$|image_seq_length$", 16),
+    (r"frames_per_clip$|^num_frames$", 4),
     (r"chunk_size$", 8),
     (r"upsample_groups$", WIDTH),
     (r"num_\w*groups$", 2),

@@ -83,7 +83,9 @@ def _text(model: Model) -> torch.Tensor:
 
 
 def _image(model: Model) -> torch.Tensor:
-    height, width = _pair(model.get("image_size", "img_size", "input_size", default=32))
+    height, width = _pair(
+        model.get("image_size", "img_size", "crop_size", "input_size", default=32)
+    )
     channels = model.get("num_channels", "in_channels", "in_chans", default=3)
     channels = channels if isinstance(channels, int) else 3
     frames = model.get("num_frames", "frames_per_clip", default=4)
@@ -99,7 +101,9 @@ def _image(model: Model) -> torch.Tensor:
 
 def _rows_and_columns(model: Model) -> tuple[int, int]:
     """How many patches an image has."""
-    height, width = _pair(model.get("image_size", "img_size", "input_size", default=32))
+    height, width = _pair(
+        model.get("image_size", "img_size", "crop_size", "input_size", default=32)
+    )
     patch = _pair(model.get("patch_size", default=4))
     return height // patch[0], width // patch[1]
 

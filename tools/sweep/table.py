@@ -41,7 +41,8 @@ def markdown(rows: list[Row]) -> str:
         f"{version('transformers')}. It builds each model type small, with random weights, and "
         "compares smyrf with transformers' own `sdpa` and `eager` attention: outputs and "
         "gradients, without padding, padded on the right and on the left; the model loaded with "
-        '`attn_implementation="smyrf"`, and switched on by `enable` with `dense`, and with `tree` '
+        '`attn_implementation="smyrf"` (`auto`, which is dense at these sizes), and switched on '
+        "by `enable` with `dense`, and with `tree` "
         "at tolerance 0. Deviations count in standard deviations of an output or gradient; a "
         f"model works if they are below {BOUND:g}.",
         "",
@@ -74,8 +75,8 @@ KINDS = {
     "no window: `enable(..., layers=...)` leaves such layers out.",
     "forward only": "Outputs are right; with gradients smyrf raises an error and `sdpa` doesn't.",
     "refused": "smyrf raises an error, though `sdpa` runs the model.",
-    "refused, and by sdpa too": "These models attend by code of their own and call no attention "
-    "function; transformers' `sdpa` raises an error, too.",
+    "refused, and by sdpa too": "`sdpa` raises an error for these models, too: they compute "
+    "attention themselves, have none, or need what `sdpa` doesn't do (softcap, sinks).",
     "no attention to switch": "Nothing calls smyrf, and the outputs are those of `eager`.",
     "unclear": "`sdpa` and `eager` differ from each other, so there is nothing to compare with.",
     "not tried": "The sweep couldn't build these small, or transformers couldn't run them here.",
@@ -95,7 +96,10 @@ def _table(name: str, rows: list[Row]) -> list[str]:
         return lines
     lines = ["| model type | class | why |", "|---|---|---|"]
     for row in rows:
-        why = _cell(row.get("why") or "")
+        why = _cell(row.get("why") or "", 100 if name == "not tried" else 240)
+        dense = [ways["dense"]["verdict"] for ways in row["results"].values() if "dense" in ways]
+        if name == "refused" and {*dense} == {"works"}:
+            why += ". `enable` with `dense` works."
         lines.append(f"| {row['model_type']} | {row.get('model_class', '')} | {why} |")
     return lines
 
@@ -111,6 +115,6 @@ def _tree(row: Row) -> str:
     return f"refuses: {_cell(refused)}"
 
 
-def _cell(text: str) -> str:
-    short = text if len(text) < 240 else text[:240] + " ..."
+def _cell(text: str, longest: int = 240) -> str:
+    short = text if len(text) < longest else text[:longest] + " ..."
     return short.replace("|", "\\|").replace("<", "&lt;")
