@@ -31,8 +31,8 @@ _REFUSED = {
 }
 
 _NO_BIAS_GRADIENT = (
-    "{}: got a position_bias that requires a gradient, which smyrf doesn't give; train with "
-    "attn_implementation='sdpa', or, where weights alone make the bias, freeze those "
+    "{}: got a position_bias or mask that requires a gradient, which smyrf doesn't give; train "
+    "with attn_implementation='sdpa', or, where weights alone make the bias, freeze those "
     "(requires_grad_(False))"
 )
 
@@ -57,7 +57,8 @@ def attention_forward(
         query: (B, Hq, Nq, D). key, value: (B, Hkv, Nk, D or Dv). A batch, or heads, of one stand
             for those of the others, as in learned queries.
         attention_mask: None; a `PatternMask`; or a full mask (B or 1, Hq or 1, Nq or 1, Nk or 1),
-            bool (True takes part) or additive. A bool one of shape (B or 1, 1, 1, Nk) is padding.
+            bool (True takes part) or additive, whose gradient it doesn't give. A bool one of shape
+            (B or 1, 1, 1, Nk) is padding.
         dropout: each weight is dropped with this probability, chosen by PyTorch's generator;
             layers pass 0 unless they train. Not for `tree`.
         scaling: factor on the logits, default 1/sqrt(D).
@@ -88,13 +89,18 @@ def attention_forward(
     causal = _causal(module, is_causal, mask)
     if isinstance(mask, PatternMask) and _leaves_out(mask, causal):
         mask = sliding_window = None
+    learned = [x for x in (position_bias, mask) if x is not None and x.is_floating_point()]
+    for bias in learned:
+        _check_gradient(name, module, bias)
+    if mask is not None and mask.requires_grad:
+        mask = mask.detach()
     if mask is not None:
         used_keys, options = _options_of_mask(name, layer, mask, sizes)
     else:
         used_keys, options = _options_without_mask(name, causal, sliding_window, packed, query, key)
     _restrict(options, kwargs.get("indices"), sizes, used_keys)
     if position_bias is not None:
-        _check_bias(name, module, position_bias, layer)
+        _check_method(name, module, layer)
         _add_bias(options, position_bias.detach()[..., :used_keys])
     key, value = key[:, :, :used_keys], value[:, :, :used_keys]
     options.update(scale=scaling, enable_gqa=bool(query.shape[1] > key.shape[1]), layout="BNHD")
@@ -108,10 +114,9 @@ def attention_forward(
         _check_texts(name, attention_mask.full(), rows or [])
     attended = query, key, value, options
     out = call(*attended) if rows is None else attend_texts(rows, *attended, call)
-    if position_bias is not None and (
-        is_traced() or (position_bias.requires_grad and torch.is_grad_enabled())
-    ):
-        out = out + torch.ops.smyrf.no_gradient(position_bias, name)
+    for bias in learned:
+        if is_traced() or (bias.requires_grad and torch.is_grad_enabled()):
+            out = out + torch.ops.smyrf.no_gradient(bias, name)
     return out, None
 
 
@@ -219,12 +224,15 @@ torch.library.register_fake("smyrf::no_gradient", _zero)
 torch.library.register_autograd("smyrf::no_gradient", _refuse_gradient, setup_context=_name_layer)
 
 
-def _check_bias(name: str, module: nn.Module, bias: torch.Tensor, layer: Layer | None) -> None:
+def _check_method(name: str, module: nn.Module, layer: Layer | None) -> None:
     if layer is not None and layer.method in ("tree", "lsh"):
         raise NotImplementedError(
             f"{name}: got position_bias, which method {layer.method} can't add to the logits"
             f"{_advice(name, module, {'method': layer.method})}"
         )
+
+
+def _check_gradient(name: str, module: nn.Module, bias: torch.Tensor) -> None:
     # Outside training a gradient is rarely wanted where PyTorch keeps a graph: backward says so.
     early = module.training or torch.compiler.is_compiling()
     if early and bias.requires_grad and torch.is_grad_enabled():

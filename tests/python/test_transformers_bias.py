@@ -12,7 +12,7 @@ import smyrf
 import smyrf.transformers
 from smyrf import _forward
 
-NO_GRADIENT = r"SelfAttention: got a position_bias that requires a gradient.*'sdpa'.*freeze"
+NO_GRADIENT = r"SelfAttention: got a position_bias or mask that requires a gradient.*'sdpa'.*freeze"
 
 
 def full_mask(dtype: torch.dtype) -> torch.Tensor:
@@ -113,3 +113,19 @@ def test_auto_takes_dense_for_a_bias_of_any_length() -> None:
             position_bias=q[..., :1].expand(-1, -1, -1, 2100),
         )
     assert [record.statistics.method for record in records] == ["dense"]
+
+
+def test_a_learned_mask_answers_where_no_gradient_of_it_is_asked_for() -> None:
+    """As Swin's layers have it: in evaluation PyTorch keeps a graph, and nobody follows it."""
+    layer = torch.nn.Module().eval()
+    query, key, value = (torch.randn(2, 3, 7, 8, requires_grad=True) for _ in range(3))
+    mask = torch.randn(1, 3, 7, 7, requires_grad=True)
+    out, _ = _forward.attention_forward(layer, query, key, value, mask)
+    want = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask)
+    torch.testing.assert_close(out, want.transpose(1, 2))
+    got = torch.autograd.grad(out.sum(), query, retain_graph=True)
+    torch.testing.assert_close(got, torch.autograd.grad(want.sum(), query))
+    with pytest.raises(NotImplementedError, match="mask that requires a gradient"):
+        out.sum().backward()
+    with pytest.raises(NotImplementedError, match="mask that requires a gradient"):
+        _forward.attention_forward(layer.train(), query, key, value, mask)

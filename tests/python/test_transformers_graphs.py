@@ -105,7 +105,7 @@ def test_a_traced_bias_has_no_gradient_and_says_so() -> None:
     model, inputs = build("T5"), inputs_for("T5", "right")
     model.set_attn_implementation("smyrf")
     out = traced(model, inputs)(*inputs.values())
-    with pytest.raises(RuntimeError, match="position_bias that requires a gradient"):
+    with pytest.raises(RuntimeError, match="position_bias or mask that requires a gradient"):
         out.sum().backward()
 
 
