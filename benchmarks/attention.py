@@ -26,7 +26,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 import smyrf
 from smyrf import _core
-from smyrf.choice import lsh_dials
+from smyrf.compare.choice import lsh_dials
 
 DENSITIES = (0.25, 0.5)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -26,7 +26,7 @@ from errors import measure
 from printing import Printer, machine, progress
 
 import smyrf
-from smyrf.output_file import written_aside
+from smyrf.compare.output_file import written_aside
 
 TOLERANCES = (0.02, 0.05, 0.1, 0.2)
 SEEDS = (0, 1, 2)

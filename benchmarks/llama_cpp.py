@@ -16,7 +16,7 @@ import sys
 from typing import Any
 
 import smyrf.ggml
-from smyrf.models import find_model
+from smyrf.compare.models import find_model
 
 COLUMNS = {
     "ggml, flash attention off": {},

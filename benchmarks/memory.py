@@ -26,7 +26,7 @@ import numpy as np
 from printing import Printer, machine
 
 import smyrf
-from smyrf.choice import lsh_dials
+from smyrf.compare.choice import lsh_dials
 
 N, D = 65536, 64
 SMALL_N = 1024

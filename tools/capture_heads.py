@@ -24,9 +24,9 @@ import torch
 import transformers
 from transformers.masking_utils import sdpa_mask
 
-from smyrf.inputs import Speech, Text, read_input
-from smyrf.models import find_model, load_model
-from smyrf.sound import SAMPLE_RATE, Samples
+from smyrf.compare.inputs import Speech, Text, read_input
+from smyrf.compare.models import find_model, load_model
+from smyrf.compare.sound import SAMPLE_RATE, Samples
 
 
 class Head(NamedTuple):

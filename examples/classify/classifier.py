@@ -19,9 +19,9 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 import smyrf
 import smyrf.transformers
-from smyrf.choice import Choice
-from smyrf.models import find_model, load_model
-from smyrf.problem import Problem
+from smyrf.compare.choice import Choice
+from smyrf.compare.models import find_model, load_model
+from smyrf.compare.problem import Problem
 
 RATE, HEAD_RATE = 1e-4, 1e-2  # at their highest; the head starts from nothing
 WARM_UP = 0.1  # of the steps

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from smyrf.problem import Problem, first_line
+from smyrf.compare.problem import Problem, first_line
 
 DEFAULT = Path("classify-corpus")
 # Those with the most text, but for libraries, languages and fonts, which say what they are.

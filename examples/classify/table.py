@@ -25,9 +25,9 @@ from figures import Figures, cell_name, step_name
 from train import Run, add_options, bar, check, trained
 
 from smyrf.checkpoint import write_whole, writing_to
-from smyrf.choice import Choice
-from smyrf.measure import PeakMemory
-from smyrf.problem import Problem
+from smyrf.compare.choice import Choice
+from smyrf.compare.measure import PeakMemory
+from smyrf.compare.problem import Problem
 
 DENSE, LSH, TREE = Choice("dense"), Choice("lsh", 0.5), Choice("tree", dials={"tolerance": 0.1})
 # What is trained with, and the share of a document's tokens that is seen, in answers too.

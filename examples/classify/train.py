@@ -32,8 +32,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import smyrf.transformers
 from smyrf import checkpoint
-from smyrf.choice import Choice
-from smyrf.problem import Problem
+from smyrf.compare.choice import Choice
+from smyrf.compare.problem import Problem
 
 FORMAT = "smyrf/examples/classify 1"  # of the weights' file
 METHODS = ("dense", "lsh", "tree")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from smyrf.problem import Problem
+from smyrf.compare.problem import Problem
 
 DEFAULT = Path("/usr/share/backgrounds/mate/nature")
 INSTALL = "apt-get install --no-install-recommends mate-backgrounds"

@@ -14,8 +14,8 @@ import pictures
 from train import FORMAT
 
 from smyrf import checkpoint
-from smyrf.plot import check_plot
-from smyrf.problem import Problem
+from smyrf.compare.plot import check_plot
+from smyrf.compare.problem import Problem
 
 
 def main(arguments: list[str]) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
 import smyrf
-from smyrf.choice import lsh_dials
+from smyrf.compare.choice import lsh_dials
 
 METHODS = ("dense", "lsh", "tree", "sdpa", "explicit")
 NOISE = 64  # numbers that an image is made of

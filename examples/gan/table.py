@@ -23,8 +23,8 @@ from networks import METHODS
 from train import Trainer, add_network_options, check
 
 from smyrf.checkpoint import write_whole
-from smyrf.measure import PeakMemory
-from smyrf.problem import Problem
+from smyrf.compare.measure import PeakMemory
+from smyrf.compare.problem import Problem
 
 SIDES = (64, 128, 256)
 ROWS = ("explicit", "sdpa", "dense", "lsh", "tree")

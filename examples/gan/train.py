@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from smyrf import checkpoint
-from smyrf.problem import Problem
+from smyrf.compare.problem import Problem
 
 FORMAT = "smyrf/examples/gan 1"  # of checkpoints
 # Two time scales, as SAGAN has them.

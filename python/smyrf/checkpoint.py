@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from smyrf.problem import Problem, first_line
+from smyrf.compare.problem import Problem, first_line
 
 
 @contextlib.contextmanager

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Annotated
 
 from smyrf import __version__
-from smyrf.choice import pair
-from smyrf.output_file import ending_cleanly
-from smyrf.problem import Problem, first_line, not_installed
+from smyrf.compare.choice import pair
+from smyrf.compare.output_file import ending_cleanly
+from smyrf.compare.problem import Problem, first_line, not_installed
 
 try:
     import typer
 
-    from smyrf.program import Wanted, run
+    from smyrf.compare.program import Wanted, run
 except ModuleNotFoundError as missing:
     raise SystemExit(f"smyrf: {not_installed(missing, 'the program')}") from None
 

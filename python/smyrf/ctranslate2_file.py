@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from smyrf.problem import Problem
+from smyrf.compare.problem import Problem
 
 Array = npt.NDArray[Any]
 

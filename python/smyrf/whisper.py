@@ -23,8 +23,8 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
+from smyrf.compare.problem import Problem, first_line
 from smyrf.ctranslate2_file import Array, ModelFile, read_model_file
-from smyrf.problem import Problem, first_line
 
 SPECIFICATION = "WhisperSpec"
 # Multilingual checkpoints have one token more than English-only ones and need a language.

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import smyrf
-from smyrf.choice import lsh_dials, pair
-from smyrf.problem import Problem
+from smyrf.compare.choice import lsh_dials, pair
+from smyrf.compare.problem import Problem
 
 
 def columns(

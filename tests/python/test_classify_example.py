@@ -28,9 +28,9 @@ from transformers import (
 import smyrf
 import smyrf.transformers
 from smyrf import checkpoint
-from smyrf.choice import Choice
-from smyrf.models import EMBEDDED
-from smyrf.problem import Problem
+from smyrf.compare.choice import Choice
+from smyrf.compare.models import EMBEDDED
+from smyrf.compare.problem import Problem
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "classify"
 NAMES = ("corpus", "classifier", "figures", "train", "table")

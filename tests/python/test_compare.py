@@ -19,10 +19,10 @@ from typer.testing import CliRunner, Result
 
 import smyrf
 from smyrf.cli import app
-from smyrf.inputs import Text, read_input
-from smyrf.models import EMBEDDED, find_model
-from smyrf.sound import SAMPLE_RATE
-from smyrf.tasks import _windows
+from smyrf.compare.inputs import Text, read_input
+from smyrf.compare.models import EMBEDDED, find_model
+from smyrf.compare.sound import SAMPLE_RATE
+from smyrf.compare.tasks import _windows
 
 
 def run(*arguments: str) -> Result:
@@ -161,7 +161,7 @@ def test_numbers_are_not_lost_to_a_picture(
 
     file, plot = tmp_path / "result.json", tmp_path / "plot.png"
     if drawing == "raises":
-        monkeypatch.setattr("smyrf.program.draw", raises)
+        monkeypatch.setattr("smyrf.compare.program.draw", raises)
     else:
         plot.symlink_to("/dev/full")
     result = run(str(small_bert), str(two_documents), "--tolerance", ".1", "--plot", str(plot),

@@ -14,7 +14,7 @@ from small_generator import build, generate, save
 from test_compare import run, threads_as_before  # noqa: F401
 
 import smyrf.gan
-from smyrf.biggan import load_biggan
+from smyrf.compare.biggan import load_biggan
 
 
 @pytest.fixture(scope="module")

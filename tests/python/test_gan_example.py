@@ -27,7 +27,7 @@ from images import Crops  # noqa: E402
 from networks import Discriminator, Generator, Shape, attention_by  # noqa: E402
 
 from smyrf.checkpoint import load  # noqa: E402
-from smyrf.problem import Problem  # noqa: E402
+from smyrf.compare.problem import Problem  # noqa: E402
 
 METHODS = ("sdpa", "explicit", "dense", "lsh", "tree")
 

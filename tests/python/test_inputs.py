@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from smyrf.inputs import MOST_TEXT, Speech, Text, read_input
-from smyrf.models import find_model
-from smyrf.output_file import OutputFile, deliver
-from smyrf.problem import Problem
-from smyrf.sound import SAMPLE_RATE
+from smyrf.compare.inputs import MOST_TEXT, Speech, Text, read_input
+from smyrf.compare.models import find_model
+from smyrf.compare.output_file import OutputFile, deliver
+from smyrf.compare.problem import Problem
+from smyrf.compare.sound import SAMPLE_RATE
 
 
 def write_wav(path: Path, samples: np.ndarray) -> Path:
@@ -413,7 +413,7 @@ def test_a_signal_leaves_nothing_half_written(name: str, tmp_path: Path) -> None
     code = f"""
 import os, signal
 from pathlib import Path
-from smyrf.output_file import OutputFile, ending_cleanly
+from smyrf.compare.output_file import OutputFile, ending_cleanly
 signal.signal(signal.{name}, signal.default_int_handler if "{name}" == "SIGINT" else signal.SIG_DFL)
 path = Path({str(tmp_path / "result.json")!r})
 os.fsync = lambda handle: os.kill(os.getpid(), signal.{name})
@@ -427,7 +427,7 @@ with ending_cleanly():
 
 def test_a_full_or_closed_stdout_is_told_and_python_says_no_more() -> None:
     code = """
-from smyrf.output_file import deliver, print_bytes
+from smyrf.compare.output_file import deliver, print_bytes
 import sys
 sys.stderr.write("; ".join(deliver({"the table": lambda: print_bytes(b"x")})))
 """

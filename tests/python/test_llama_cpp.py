@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import smyrf.ggml
-from smyrf.models import find_model
+from smyrf.compare.models import find_model
 
 pytest.importorskip("xllamacpp")
 gguf = pytest.importorskip("gguf")

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaModel, RobertaConfig, RobertaModel
 
+from smyrf.compare.inputs import Speech, Text, read_input
+from smyrf.compare.models import EMBEDDED, find_model, load_model, naming_the_model
+from smyrf.compare.problem import Problem
+from smyrf.compare.sound import SAMPLE_RATE
+from smyrf.compare.tasks import make_task
+from smyrf.compare.words import error_rate
 from smyrf.ctranslate2_file import read_model_file
-from smyrf.inputs import Speech, Text, read_input
-from smyrf.models import EMBEDDED, find_model, load_model, naming_the_model
-from smyrf.problem import Problem
-from smyrf.sound import SAMPLE_RATE
-from smyrf.tasks import make_task
-from smyrf.words import error_rate
 
 
 @pytest.fixture(scope="module")

@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from smyrf.compare import Comparison, Errors, Heads, Row
-from smyrf.generate import GenerateImages
-from smyrf.models import RANDOM
-from smyrf.plot import check_plot, draw
-from smyrf.problem import Problem
-from smyrf.report import as_json, closing, table
-from smyrf.squares import AttendOldText
-from smyrf.switch import TRANSFORMERS
-from smyrf.task import Figure, at_least
-from smyrf.tasks import EncodeText, Transcribe
+from smyrf.compare.comparison import Comparison, Errors, Heads, Row
+from smyrf.compare.generate import GenerateImages
+from smyrf.compare.models import RANDOM
+from smyrf.compare.plot import check_plot, draw
+from smyrf.compare.problem import Problem
+from smyrf.compare.report import as_json, closing, table
+from smyrf.compare.squares import AttendOldText
+from smyrf.compare.switch import TRANSFORMERS
+from smyrf.compare.task import Figure, at_least
+from smyrf.compare.tasks import EncodeText, Transcribe
 
 
 class Task:

@@ -7,7 +7,7 @@ import torch
 
 import smyrf
 import smyrf.transformers
-from smyrf.models import find_model
+from smyrf.compare.models import find_model
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 

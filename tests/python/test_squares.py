@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smyrf import models
-from smyrf.choice import Choice
-from smyrf.compare import compare
-from smyrf.inputs import Text, read_input
-from smyrf.models import Model, find_model, load_model
-from smyrf.problem import Problem
-from smyrf.report import closing
-from smyrf.squares import AttendOldText
-from smyrf.tasks import make_task
+from smyrf.compare import models
+from smyrf.compare.choice import Choice
+from smyrf.compare.comparison import compare
+from smyrf.compare.inputs import Text, read_input
+from smyrf.compare.models import Model, find_model, load_model
+from smyrf.compare.problem import Problem
+from smyrf.compare.report import closing
+from smyrf.compare.squares import AttendOldText
+from smyrf.compare.tasks import make_task
 
 
 class Silent:

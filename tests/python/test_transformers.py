@@ -29,7 +29,7 @@ from small_models import (
 
 import smyrf
 import smyrf.transformers
-from smyrf.models import find_model, load_model
+from smyrf.compare.models import find_model, load_model
 
 PADDED = [
     (name, side)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from smyrf.problem import Problem, first_line
+from smyrf.compare.problem import Problem, first_line
 
 WEIGHTS = "pytorch_model.bin"
 

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from smyrf.compare import Comparison, Errors, Row
-from smyrf.models import RANDOM
-from smyrf.task import Task
+from smyrf.compare.comparison import Comparison, Errors, Row
+from smyrf.compare.models import RANDOM
+from smyrf.compare.task import Task
 
 MOST_ANSWER = 700  # characters of an answer on the screen; JSON has all
 LEAST_SECONDS = 0.01  # of attention in the base of a ratio; below it a ratio is noise

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from smyrf import inputs
-from smyrf.models import Model
-from smyrf.switch import biggan_switch
-from smyrf.task import Figure, Pictures, at_most
+from smyrf.compare import inputs
+from smyrf.compare.models import Model
+from smyrf.compare.switch import biggan_switch
+from smyrf.compare.task import Figure, Pictures, at_most
 
 TIMED_IMAGES = 2
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from smyrf.problem import Problem, first_line
+from smyrf.compare.problem import Problem, first_line
 
 STDOUT = "-"
 

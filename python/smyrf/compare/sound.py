@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from smyrf.problem import Problem, not_installed
+from smyrf.compare.problem import Problem, not_installed
 
 SAMPLE_RATE = 16000
 MOST_BYTES = 2**30

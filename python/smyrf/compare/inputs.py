@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from smyrf.file_kind import kind_of, refusal
-from smyrf.models import InputKind, suggest
-from smyrf.problem import Problem
-from smyrf.sound import MOST_BYTES, NAMES, Samples, Sound, is_sound, read_sound
+from smyrf.compare.file_kind import kind_of, refusal
+from smyrf.compare.models import InputKind, suggest
+from smyrf.compare.problem import Problem
+from smyrf.compare.sound import MOST_BYTES, NAMES, Samples, Sound, is_sound, read_sound
 
 STDIN = "-"
 MOST_TEXT = 16 * 2**20  # bytes; a book has one million

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import smyrf.transformers
-from smyrf.measure import AttentionClock, Clock, LayerClock
+from smyrf.compare.measure import AttentionClock, Clock, LayerClock
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from smyrf import inputs
-from smyrf.generate import GenerateImages
-from smyrf.models import KIND_NAMES, TAKES, Model, check_ids, naming_the_model
-from smyrf.problem import Problem
-from smyrf.sound import SAMPLE_RATE, Samples
-from smyrf.squares import AttendOldText
-from smyrf.switch import TRANSFORMERS
-from smyrf.task import Figure, Task, at_least, at_most
-from smyrf.words import error_rate
+from smyrf.compare import inputs
+from smyrf.compare.generate import GenerateImages
+from smyrf.compare.models import KIND_NAMES, TAKES, Model, check_ids, naming_the_model
+from smyrf.compare.problem import Problem
+from smyrf.compare.sound import SAMPLE_RATE, Samples
+from smyrf.compare.squares import AttendOldText
+from smyrf.compare.switch import TRANSFORMERS
+from smyrf.compare.task import Figure, Task, at_least, at_most
+from smyrf.compare.words import error_rate
 
 BATCH = 8
 MOST_DOCUMENTS = 32
@@ -241,7 +241,7 @@ def _windows(recordings: Sequence[Samples]) -> list[Samples]:
 
 def _pools_first_token(model: Model) -> bool:
     """As sentence-transformers' folder says; the mean over the tokens where none is there."""
-    from smyrf.models import read_json
+    from smyrf.compare.models import read_json
 
     path = model.source.folder / "1_Pooling" / "config.json"
     return path.is_file() and bool(read_json(path).get("pooling_mode_cls_token"))

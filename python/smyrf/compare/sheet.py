@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from smyrf.problem import Problem
+from smyrf.compare.problem import Problem
 
 if TYPE_CHECKING:
-    from smyrf.compare import Comparison
+    from smyrf.compare.comparison import Comparison
 
 GAP = 4  # pixels between images
 LABEL = 22  # pixels above a row, for its name

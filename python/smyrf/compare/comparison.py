@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 import smyrf
-from smyrf.choice import Choice
-from smyrf.finite import FiniteWatch
-from smyrf.measure import PeakMemory, collect_in
-from smyrf.models import naming_the_model
-from smyrf.problem import Problem
-from smyrf.task import Figure, Pictures, Task
+from smyrf.compare.choice import Choice
+from smyrf.compare.finite import FiniteWatch
+from smyrf.compare.measure import PeakMemory, collect_in
+from smyrf.compare.models import naming_the_model
+from smyrf.compare.problem import Problem
+from smyrf.compare.task import Figure, Pictures, Task
 
 ROUNDS = 3
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from smyrf.problem import Problem, first_line
+from smyrf.compare.problem import Problem, first_line
 
 InputKind = Literal["text", "speech", "noise"]
 Kind = Literal["encoder", "speech", "language", "generator"]
@@ -253,7 +253,7 @@ def load_model(source: Source) -> Model:
         return Model(source, *load_ctranslate2(source.folder))
 
     if source.layout == "biggan":
-        from smyrf.biggan import load_biggan
+        from smyrf.compare.biggan import load_biggan
 
         return Model(source, load_biggan(source.folder), None)
 

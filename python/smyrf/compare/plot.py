@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from smyrf.problem import Problem
+from smyrf.compare.problem import Problem
 
 if TYPE_CHECKING:
-    from smyrf.compare import Comparison, Row
+    from smyrf.compare.comparison import Comparison, Row
 
 FORMATS = (".png", ".svg", ".pdf")
 LEAST_ERROR = 0.01  # below it all errors have one colour, the same in every picture
@@ -38,7 +38,7 @@ def draw(comparison: Comparison, file: BinaryIO, suffix: str) -> None:
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
-    from smyrf.report import short_layer
+    from smyrf.compare.report import short_layer
 
     rows = comparison.rows[2:]
     heads = [heads for row in rows for heads in row.heads.values()]
@@ -86,7 +86,7 @@ def _matrix(row: Row, what: str) -> Any:
 
 def _pareto(axes: Any, comparison: Comparison) -> None:
     """Error over time: left and below is better. The exact methods are lines, without an error."""
-    from smyrf.report import is_timeable
+    from smyrf.compare.report import is_timeable
 
     if not is_timeable(comparison.dense):
         axes.text(0.5, 0.5, "too short to time", ha="center", transform=axes.transAxes)

@@ -18,12 +18,12 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from smyrf import inputs
-from smyrf.finite import FiniteWatch
-from smyrf.models import Model, check_ids
-from smyrf.problem import Problem
-from smyrf.switch import TRANSFORMERS
-from smyrf.task import Figure, at_least
+from smyrf.compare import inputs
+from smyrf.compare.finite import FiniteWatch
+from smyrf.compare.models import Model, check_ids
+from smyrf.compare.problem import Problem
+from smyrf.compare.switch import TRANSFORMERS
+from smyrf.compare.task import Figure, at_least
 
 MOST_TOKENS = 4096
 TIMED_LAYERS = 6

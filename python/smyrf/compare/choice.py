@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from smyrf.problem import Problem
+from smyrf.compare.problem import Problem
 
 METHODS = ("tree", "lsh")  # beside dense, which always runs
 # Where the user names none.

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, BinaryIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from smyrf.choice import Choice
-from smyrf.inputs import BUILT_IN, read_input
-from smyrf.models import KIND_NAMES, TAKES, Source, find_model, load_model
-from smyrf.output_file import OutputFile, deliver, print_bytes
-from smyrf.plot import FORMATS, check_plot, draw
-from smyrf.problem import Problem
-from smyrf.sheet import check_sheet, draw_sheet
+from smyrf.compare.choice import Choice
+from smyrf.compare.inputs import BUILT_IN, read_input
+from smyrf.compare.models import KIND_NAMES, TAKES, Source, find_model, load_model
+from smyrf.compare.output_file import OutputFile, deliver, print_bytes
+from smyrf.compare.plot import FORMATS, check_plot, draw
+from smyrf.compare.problem import Problem
+from smyrf.compare.sheet import check_sheet, draw_sheet
 
 if TYPE_CHECKING:
-    from smyrf.compare import Comparison
-    from smyrf.task import Task
+    from smyrf.compare.comparison import Comparison
+    from smyrf.compare.task import Task
 
 DEFAULT_INPUTS = {"text": "devil", "speech": "librivox", "noise": "noise"}
 WIDTH = 100  # where the output is no terminal
@@ -68,8 +68,8 @@ def run(name: str, source: str | None, wanted: Wanted) -> None:
         model = load_model(found)
         import torch
 
-        from smyrf.compare import compare
-        from smyrf.tasks import make_task
+        from smyrf.compare.comparison import compare
+        from smyrf.compare.tasks import make_task
 
         if wanted.threads is not None:
             torch.set_num_threads(wanted.threads)
@@ -128,7 +128,7 @@ def _is_part_of(output: Path, read: Path) -> bool:
 
 def _deliver(result: Comparison, task: Task, files: dict[str, OutputFile]) -> list[str]:
     """Every output by itself, so that numbers are not lost to a picture; returns what failed."""
-    from smyrf import report
+    from smyrf.compare import report
 
     def show() -> None:
         to_stdout = any(file.is_stdout for file in files.values())

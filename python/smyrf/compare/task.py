@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from smyrf.switch import Switch
+from smyrf.compare.switch import Switch
 
 Pictures = NDArray[np.uint8]  # (count, height, width, 3)
 
