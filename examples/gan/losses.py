@@ -9,11 +9,11 @@ import argparse
 import sys
 from pathlib import Path
 
+import checkpoint
 import numpy as np
 import pictures
 from train import FORMAT
 
-from smyrf import checkpoint
 from smyrf.compare.plot import check_plot
 from smyrf.compare.problem import Problem
 

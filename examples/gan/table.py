@@ -19,10 +19,10 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from checkpoint import write_whole
 from networks import METHODS
 from train import Trainer, add_network_options, check
 
-from smyrf.checkpoint import write_whole
 from smyrf.compare.measure import PeakMemory
 from smyrf.compare.problem import Problem
 

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import checkpoint
 import pictures
 import torch
 from images import DEFAULT, Crops
@@ -22,7 +23,6 @@ from networks import METHODS, NOISE, Discriminator, Generator, Shape, attention_
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from smyrf import checkpoint
 from smyrf.compare.problem import Problem
 
 FORMAT = "smyrf/examples/gan 1"  # of checkpoints

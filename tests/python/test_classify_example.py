@@ -27,13 +27,12 @@ from transformers import (
 
 import smyrf
 import smyrf.transformers
-from smyrf import checkpoint
 from smyrf.compare.choice import Choice
 from smyrf.compare.models import EMBEDDED
 from smyrf.compare.problem import Problem
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "classify"
-NAMES = ("corpus", "classifier", "figures", "train", "table")
+NAMES = ("checkpoint", "corpus", "classifier", "figures", "train", "table")
 
 
 def modules() -> list[ModuleType]:
@@ -48,7 +47,7 @@ def modules() -> list[ModuleType]:
     return found
 
 
-corpus, classifier, figures, train, table = modules()
+checkpoint, corpus, classifier, figures, train, table = modules()
 
 # Without a cap `tree` does so few rows as dense.
 CAPPED = {"tolerance": 0.05, "max_density": 0.8}
@@ -406,7 +405,7 @@ def test_a_run_has_its_folder_alone(bert: Path, texts: Path, tmp_path: Path) -> 
         (("--batch", "0"), "--batch 0: must be from 1 to 1000000"),
         (("--tolerance", "1"), r"--tolerance 1\.0: must be from 0 to below 1"),
         (("--density", "0"), r"--density 0\.0: must be above 0"),
-        (("--model", "whisper"), "--model whisper: is no text encoder"),
+        (("--model", "smollm2"), "--model smollm2: is no text encoder"),
         (("--model", "minilmm"), r"no such name or folder \(did you mean minilm"),
         (("--out", "/dev/null/x"), r"--out /dev/null/x: can't be written to \(Not a directory\)"),
     ],

@@ -81,9 +81,9 @@ def test_minilm_on_real_text(two_documents: Path, tmp_path: Path) -> None:
     assert medians[0] < medians[1]
 
 
-def test_whisper_on_real_speech(tmp_path: Path) -> None:
+def test_whisper_on_real_speech(whisper: str, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
-    result = run("whisper", "librivox", "--n-hashes", "24", "--cluster-size", "32",
+    result = run(whisper, "librivox", "--n-hashes", "24", "--cluster-size", "32",
                  "--json", str(file))  # fmt: skip
     assert result.exit_code == 0, result.output
     rows = {row["method"]: row for row in json.loads(file.read_text())["rows"]}

