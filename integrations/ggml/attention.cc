@@ -73,8 +73,8 @@ BasicTensorView<Void> View(Void* data, const ggml_tensor& tensor, int rows, int 
 
 class Call {
  public:
-  Call(const ggml_tensor& node, const Settings& settings, int num_threads, Summary& summary)
-      : node_(node), settings_(settings), threads_(num_threads), summary_(summary) {}
+  Call(const ggml_tensor& node, const Settings& settings, int num_threads)
+      : node_(node), settings_(settings), threads_(num_threads) {}
 
   void Run() {
     for (std::int64_t stream = 0; stream < node_.src[kQuery]->ne[3]; ++stream) {
@@ -179,7 +179,7 @@ class Call {
     attention(arguments, options, outputs);
     if (settings_.log) {
       const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
-      summary_.Add(statistics.method, group.rows() * group.keys(), statistics, seconds.count());
+      CountCall(statistics.method, group.rows() * group.keys(), statistics, seconds.count());
     }
   }
 
@@ -209,7 +209,6 @@ class Call {
   const ggml_tensor& node_;
   const Settings& settings_;
   const int threads_;
-  Summary& summary_;
 };
 
 }  // namespace
@@ -236,8 +235,8 @@ bool Takes(const ggml_tensor& node) {
          node.type == GGML_TYPE_F32 && node.nb[0] == sizeof(float);
 }
 
-void Attend(const ggml_tensor& node, const Settings& settings, int num_threads, Summary& summary) {
-  Call(node, settings, num_threads, summary).Run();
+void Attend(const ggml_tensor& node, const Settings& settings, int num_threads) {
+  Call(node, settings, num_threads).Run();
 }
 
 }  // namespace smyrf::ggml

@@ -11,6 +11,6 @@ namespace smyrf::ggml {
 bool Takes(const ggml_tensor& node);
 
 /// Computes a node that Takes() accepts. Throws what smyrf::attention throws.
-void Attend(const ggml_tensor& node, const Settings& settings, int num_threads, Summary& summary);
+void Attend(const ggml_tensor& node, const Settings& settings, int num_threads);
 
 }  // namespace smyrf::ggml

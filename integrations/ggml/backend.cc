@@ -27,13 +27,12 @@ bool IsView(const ggml_tensor& node) {
 
 struct Context {
   int num_threads = 0;
-  Summary summary;
 };
 
 Context& ContextOf(ggml_backend_t backend) { return *static_cast<Context*>(backend->context); }
 
 ggml_status Compute(ggml_backend_t backend, ggml_cgraph* graph) {
-  Context& context = ContextOf(backend);
+  const Context& context = ContextOf(backend);
   try {
     const Settings settings = CurrentSettings();
     const int count = TheHost().graph_n_nodes(graph);
@@ -45,7 +44,7 @@ ggml_status Compute(ggml_backend_t backend, ggml_cgraph* graph) {
             Message("got an operation ", TheHost().op_name(node.op), " that it doesn't take"));
         return GGML_STATUS_FAILED;
       }
-      Attend(node, settings, context.num_threads, context.summary);
+      Attend(node, settings, context.num_threads);
     }
     return GGML_STATUS_SUCCESS;
   } catch (const std::bad_alloc&) {
@@ -60,8 +59,7 @@ ggml_status Compute(ggml_backend_t backend, ggml_cgraph* graph) {
 void Free(ggml_backend_t backend) {
   const std::unique_ptr<ggml_backend> owner(backend);
   const std::unique_ptr<Context> context(&ContextOf(backend));
-  const std::string text = context->summary.Text();
-  if (CurrentSettings().log && !text.empty()) Log(GGML_LOG_LEVEL_INFO, text);
+  WriteSummary();
 }
 
 ggml_guid_t Guid() {

@@ -1,6 +1,7 @@
 #include "settings.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -12,6 +13,68 @@ namespace {
 
 std::mutex mutex;
 Settings settings;
+
+class Summary {
+ public:
+  Summary() = default;
+  Summary(const Summary&) = delete;
+  Summary& operator=(const Summary&) = delete;
+  Summary(Summary&&) = delete;
+  Summary& operator=(Summary&&) = delete;
+  ~Summary() { Write(); }
+
+  void Add(Method method, std::int64_t pairs, const Statistics& statistics, double seconds) {
+    double density = 0.0;
+    double error = 0.0;
+    for (const auto& head : statistics.heads) {
+      density += head.density;
+      error = std::max(error, head.expected_error);
+    }
+    const auto heads = static_cast<double>(statistics.heads.size());
+    const auto weight = static_cast<double>(pairs);
+    const std::scoped_lock lock(mutex_);
+    Sums& sums = method == Method::kTree ? tree_ : exact_;
+    ++sums.calls;
+    sums.pairs += weight;
+    sums.evaluated += heads > 0.0 ? weight * density / heads : weight;
+    sums.expected_error = std::max(sums.expected_error, error);
+    sums.seconds += seconds;
+  }
+
+  void Write() {
+    const std::scoped_lock lock(mutex_);
+    std::string text = Text("exact", exact_);
+    const std::string tree = Text("tree", tree_);
+    if (!text.empty() && !tree.empty()) text += "; ";
+    text += tree;
+    if (text.empty()) return;
+    std::fprintf(stderr, "smyrf: %s\n", text.c_str());
+    exact_ = tree_ = {};
+  }
+
+ private:
+  struct Sums {
+    std::int64_t calls = 0;
+    double pairs = 0.0, evaluated = 0.0, seconds = 0.0, expected_error = 0.0;
+  };
+
+  static std::string Text(const char* name, const Sums& sums) {
+    if (sums.calls == 0) return {};
+    std::string text = Message(name, ": ", sums.calls, " calls, ", sums.seconds, " s");
+    if (sums.evaluated < sums.pairs) {
+      text += Message(", ", 100.0 * sums.evaluated / sums.pairs, " % of the pairs");
+    }
+    if (sums.expected_error > 0.0) {
+      text += Message(", largest error expected ", 100.0 * sums.expected_error, " %");
+    }
+    return text;
+  }
+
+  std::mutex mutex_;
+  Sums exact_, tree_;
+};
+
+Summary summary;
 
 }  // namespace
 
@@ -62,39 +125,10 @@ std::string ReadSettings() {
   return {};
 }
 
-void Summary::Add(Method method, std::int64_t pairs, const Statistics& statistics, double seconds) {
-  Sums& sums = method == Method::kTree ? tree_ : dense_;
-  double density = 0.0;
-  double error = 0.0;
-  for (const auto& head : statistics.heads) {
-    density += head.density;
-    error = std::max(error, head.expected_error);
-  }
-  const auto heads = static_cast<double>(statistics.heads.size());
-  const auto weight = static_cast<double>(pairs);
-  ++sums.calls;
-  sums.pairs += weight;
-  sums.evaluated += heads > 0.0 ? weight * density / heads : weight;
-  sums.expected_error = std::max(sums.expected_error, error);
-  sums.seconds += seconds;
+void CountCall(Method method, std::int64_t pairs, const Statistics& statistics, double seconds) {
+  summary.Add(method, pairs, statistics, seconds);
 }
 
-std::string Summary::Text() const {
-  std::string text;
-  const auto part = [&](const char* name, const Sums& sums) {
-    if (sums.calls == 0) return;
-    if (!text.empty()) text += "; ";
-    text += Message(name, ": ", sums.calls, " calls, ", sums.seconds, " s");
-    if (sums.pairs > 0.0 && sums.evaluated < sums.pairs) {
-      text += Message(", ", 100.0 * sums.evaluated / sums.pairs, " % of the pairs");
-    }
-    if (sums.expected_error > 0.0) {
-      text += Message(", largest error expected ", 100.0 * sums.expected_error, " %");
-    }
-  };
-  part("exact", dense_);
-  part("tree", tree_);
-  return text;
-}
+void WriteSummary() { summary.Write(); }
 
 }  // namespace smyrf::ggml

@@ -12,7 +12,7 @@ namespace smyrf::ggml {
 struct Settings {
   Method method = Method::kAuto;         ///< SMYRF_METHOD: auto, dense or tree
   double tolerance = kDefaultTolerance;  ///< SMYRF_TOLERANCE: of `tree`, from 0 to below 1
-  bool log = false;                      ///< SMYRF_LOG=1: a summary when a backend is freed
+  bool log = false;                      ///< SMYRF_LOG=1: a summary on standard error
 };
 
 /// Reads the environment. Returns an empty string, or what is wrong with it, in one sentence.
@@ -25,19 +25,12 @@ bool SetMethod(const char* name);
 bool SetTolerance(double tolerance);
 void SetLog(bool log);
 
-/// Sums over calls of one backend.
-class Summary {
- public:
-  void Add(Method method, std::int64_t pairs, const Statistics& statistics, double seconds);
-  /// One line; empty where there was no call.
-  std::string Text() const;
+/// Counts a call for the summary, which must have been asked for.
+void CountCall(Method method, std::int64_t pairs, const Statistics& statistics, double seconds);
 
- private:
-  struct Sums {
-    std::int64_t calls = 0;
-    double pairs = 0.0, evaluated = 0.0, seconds = 0.0, expected_error = 0.0;
-  };
-  Sums dense_, tree_;
-};
+/// Writes one line about the calls since the last one; nothing where there was no call. To standard
+/// error and not to the host's log, of which llama.cpp's programs show warnings alone. Done when a
+/// backend is freed and when the process ends: many a program never frees one.
+void WriteSummary();
 
 }  // namespace smyrf::ggml
