@@ -1,6 +1,7 @@
 #include "attention.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstring>
 #include <vector>
@@ -37,6 +38,19 @@ bool HasRows(const ggml_tensor& tensor) {
           tensor.type == GGML_TYPE_BF16) &&
          tensor.nb[0] == size && tensor.nb[1] % size == 0 && tensor.nb[2] % size == 0 &&
          tensor.nb[3] % size == 0 && tensor.ne[0] >= 1 && tensor.ne[0] <= kMaxHeadDimension;
+}
+
+/// Whether a node is as ggml makes it: (Dv, heads, queries, streams), contiguous.
+bool HasAnswer(const ggml_tensor& node) {
+  const ggml_tensor& query = *node.src[kQuery];
+  const std::array<std::int64_t, 4> shape{node.src[kValue]->ne[0], query.ne[2], query.ne[1],
+                                          query.ne[3]};
+  std::size_t stride = sizeof(float);
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    if (node.ne[i] != shape[i] || node.nb[i] != stride) return false;
+    stride *= static_cast<std::size_t>(shape[i]);
+  }
+  return node.type == GGML_TYPE_F32;
 }
 
 DType TypeOf(const ggml_tensor& tensor) {
@@ -224,15 +238,15 @@ bool Takes(const ggml_tensor& node) {
     return false;
   }
   if (mask != nullptr &&
-      (mask->type != GGML_TYPE_F16 || mask->nb[0] != 2 ||
+      (mask->type != GGML_TYPE_F16 || mask->nb[0] != 2 || mask->ne[0] < key->ne[1] ||
        (mask->ne[2] != 1 && mask->ne[2] != query->ne[2]) || mask->ne[1] < query->ne[1])) {
     return false;
   }
-  return query->type == GGML_TYPE_F32 && HasRows(*query) && HasRows(*key) && HasRows(*value) &&
-         key->type == value->type && key->ne[2] == value->ne[2] && key->ne[3] == query->ne[3] &&
-         value->ne[3] == query->ne[3] && key->ne[1] == value->ne[1] && key->ne[1] >= 1 &&
-         query->ne[1] >= kFewQueries && query->ne[2] % key->ne[2] == 0 &&
-         node.type == GGML_TYPE_F32 && node.nb[0] == sizeof(float);
+  return HasAnswer(node) && query->type == GGML_TYPE_F32 && HasRows(*query) && HasRows(*key) &&
+         HasRows(*value) && key->type == value->type && key->ne[2] == value->ne[2] &&
+         key->ne[3] == query->ne[3] && value->ne[3] == query->ne[3] && key->ne[1] == value->ne[1] &&
+         key->ne[1] >= 1 && key->ne[0] == query->ne[0] && query->ne[1] >= kFewQueries &&
+         key->ne[2] >= 1 && query->ne[2] % key->ne[2] == 0;
 }
 
 void Attend(const ggml_tensor& node, const Settings& settings, int num_threads) {

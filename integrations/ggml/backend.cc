@@ -40,18 +40,18 @@ ggml_status Compute(ggml_backend_t backend, ggml_cgraph* graph) {
       const ggml_tensor& node = *TheHost().graph_node(graph, i);
       if ((node.flags & GGML_TENSOR_FLAG_COMPUTE) == 0 || IsView(node)) continue;
       if (!Takes(node)) {
-        Log(GGML_LOG_LEVEL_ERROR,
-            Message("got an operation ", TheHost().op_name(node.op), " that it doesn't take"));
+        LogError(Message("got an operation ", TheHost().op_name(node.op), " that it doesn't take")
+                     .c_str());
         return GGML_STATUS_FAILED;
       }
       Attend(node, settings, context.num_threads);
     }
     return GGML_STATUS_SUCCESS;
   } catch (const std::bad_alloc&) {
-    Log(GGML_LOG_LEVEL_ERROR, "not enough memory for attention");
+    LogError("not enough memory for attention");
     return GGML_STATUS_ALLOC_FAILED;
   } catch (const std::exception& error) {
-    Log(GGML_LOG_LEVEL_ERROR, error.what());
+    LogError(error.what());
     return GGML_STATUS_FAILED;
   }
 }
@@ -68,14 +68,20 @@ ggml_guid_t Guid() {
   return &guid;
 }
 
-ggml_backend_t NewBackend(ggml_backend_dev_t device, const char* /*parameters*/) {
+ggml_backend_t NewBackend(ggml_backend_dev_t device, const char* /*parameters*/) try {
   ggml_backend_i interface{};
   interface.get_name = [](ggml_backend_t) { return "smyrf"; };
   interface.free = Free;
   interface.graph_compute = Compute;
-  return std::make_unique<ggml_backend>(
-             ggml_backend{Guid(), interface, device, std::make_unique<Context>().release()})
-      .release();
+  auto context = std::make_unique<Context>();
+  auto backend =
+      std::make_unique<ggml_backend>(ggml_backend{Guid(), interface, device, context.get()});
+  // NOLINTNEXTLINE(bugprone-unused-return-value): the backend has it
+  static_cast<void>(context.release());
+  return backend.release();
+} catch (const std::bad_alloc&) {
+  LogError("not enough memory for a backend");
+  return nullptr;
 }
 
 void SetThreads(ggml_backend_t backend, int num_threads) {
@@ -144,10 +150,13 @@ ggml_backend_reg_t Registry() {
 }  // namespace
 }  // namespace smyrf::ggml
 
-extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backend_init() {
+extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backend_init() try {
   std::string wrong = smyrf::ggml::FindHost(__builtin_return_address(0));
   if (wrong.empty()) wrong = smyrf::ggml::ReadSettings();
   if (wrong.empty()) return smyrf::ggml::Registry();
-  smyrf::ggml::Log(GGML_LOG_LEVEL_ERROR, wrong);
+  smyrf::ggml::LogError(wrong.c_str());
+  return nullptr;
+} catch (const std::bad_alloc&) {
+  smyrf::ggml::LogError("not enough memory to load");
   return nullptr;
 }

@@ -86,11 +86,11 @@ std::string FindHost(const void* address) {
   return CheckVersion();
 }
 
-void Log(enum ggml_log_level level, const std::string& text) {
+void LogError(const char* text) {
   if (host.log != nullptr) {
-    host.log(level, "smyrf: %s\n", text.c_str());
+    host.log(GGML_LOG_LEVEL_ERROR, "smyrf: %s\n", text);
   } else {
-    std::fprintf(stderr, "smyrf: %s\n", text.c_str());
+    std::fprintf(stderr, "smyrf: %s\n", text);
   }
 }
 

@@ -31,7 +31,7 @@ std::string FindHost(const void* address);
 
 const Host& TheHost();
 
-/// One line through the host's log, with the plug-in's name in front.
-void Log(enum ggml_log_level level, const std::string& text);
+/// One line through the host's log, with the plug-in's name in front. Throws nothing.
+void LogError(const char* text);
 
 }  // namespace smyrf::ggml

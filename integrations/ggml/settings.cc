@@ -41,7 +41,7 @@ class Summary {
     sums.seconds += seconds;
   }
 
-  void Write() {
+  void Write() noexcept try {
     const std::scoped_lock lock(mutex_);
     std::string text = Text("exact", exact_);
     const std::string tree = Text("tree", tree_);
@@ -50,6 +50,8 @@ class Summary {
     if (text.empty()) return;
     std::fprintf(stderr, "smyrf: %s\n", text.c_str());
     exact_ = tree_ = {};
+  } catch (const std::bad_alloc&) {
+    std::fputs("smyrf: not enough memory for the summary\n", stderr);
   }
 
  private:

@@ -9,8 +9,8 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -78,7 +78,7 @@ class Team {
     while (given && static_cast<int>(threads_.size()) < count) {
       try {
         threads_.emplace_back([this] { Serve(); });
-      } catch (const std::system_error&) {
+      } catch (const std::exception&) {  // no thread, or no memory for it
         given = false;
       }
     }
