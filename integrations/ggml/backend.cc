@@ -90,13 +90,19 @@ void SetThreads(ggml_backend_t backend, int num_threads) {
 
 // The device.
 
+template <class Capabilities>
+void SetCapabilities(Capabilities& capabilities) {
+  capabilities.buffer_from_host_ptr = true;
+  // Not in every version of ggml.
+  if constexpr (requires { capabilities.mmap_support; }) capabilities.mmap_support = true;
+}
+
 void Properties(ggml_backend_dev_t device, ggml_backend_dev_props* properties) {
   *properties = {};
   properties->name = device->iface.get_name(device);
   properties->description = device->iface.get_description(device);
   properties->type = GGML_BACKEND_DEVICE_TYPE_ACCEL;
-  properties->caps.buffer_from_host_ptr = true;
-  properties->caps.mmap_support = true;
+  SetCapabilities(properties->caps);
 }
 
 ggml_backend_device_i DeviceInterface() {
