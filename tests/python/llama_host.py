@@ -71,15 +71,20 @@ def call(name: str, result: Any, *arguments: Any) -> Any:
     return function(*(value for _, value in arguments))
 
 
+def model_parameters() -> tuple[Any, Any]:
+    """llama.cpp's defaults, as an argument of call()."""
+    return _ModelParams, call("llama_model_default_params", _ModelParams)
+
+
 @cache
 def load(model: str) -> Any:
-    params = call("llama_model_default_params", _ModelParams)
-    loaded = call(
-        "llama_model_load_from_file",
-        _pointer,
-        (ctypes.c_char_p, model.encode()),
-        (_ModelParams, params),
-    )
+    """A model from its file, or with made-up weights from "random:" and its architecture."""
+    if model.startswith("random:"):
+        from llama_random import load_random
+
+        return load_random(model.removeprefix("random:"))
+    file = (ctypes.c_char_p, model.encode())
+    loaded = call("llama_model_load_from_file", _pointer, file, model_parameters())
     assert loaded, model
     return loaded
 
@@ -285,4 +290,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # llama_random imports this module by its name.
+    sys.modules["llama_host"] = sys.modules["__main__"]
     main()

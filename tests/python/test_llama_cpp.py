@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 # out: for those ggml's flash attention is a thousand times as far from its attention without it.
 ROUNDING = 3e-5
 ROUNDING_BFLOAT16 = 2e-3
+ROUNDING_MADE_UP = 1e-4  # made-up weights let roundings grow
 # Of log-probabilities, where prompts read at the same time are cut into chunks by chance.
 ROUNDING_TOGETHER = 0.06
 FLOAT32 = {"type_k": 0, "type_v": 0}
@@ -68,7 +69,10 @@ def arrays(folder: Path, jobs: list[Any], method: str, **environment: str) -> tu
     plug-in, or "none" without it."""
     plugin = "" if method == "none" else str(smyrf.ggml.path())
     written = folder / f"{os.getpid()}.npz"
-    named = [[name, str(folder / f"{model}.gguf"), given] for name, model, given in jobs]
+    named = [
+        [name, model if ":" in model else str(folder / f"{model}.gguf"), given]
+        for name, model, given in jobs
+    ]
     environment |= {} if method == "none" else {"SMYRF_METHOD": method}
     _, log = start("llama_host.py", [plugin, named], str(written), **environment)
     made: list[Arrays] = [[] for _ in jobs]
@@ -153,6 +157,30 @@ def test_tree_is_as_far_off_as_its_tolerance_lets_it_be(folder: Path, book: str)
             assert f"tree: {calls} calls" in line
             assert f"largest error expected {100 * tolerance:g} %" in line
         before = far
+
+
+LEFT_TO_GGML = ("gemma2", "mpt", "jina-bert-v2", "gpt-oss")
+
+
+def test_architectures_with_made_up_weights(tmp_path: Path) -> None:
+    """Windows, latent keys wider than values, encoders; and soft caps, ALiBi and sinks, of which
+    the plug-in must take none."""
+    generator = np.random.default_rng(0)
+    texts = [generator.integers(512, size=length).tolist() for length in (300, 200, 130)]
+    size = {"n_ctx": 1536, "n_batch": 768, "n_ubatch": 768} | FLOAT32
+    taken = ("gpt2", "qwen2", "gemma3", "phi3", "deepseek2", "bert", "nomic-bert", "modern-bert")
+    named = [
+        ["embed" if "bert" in name else "together", f"random:{name}", {"texts": texts} | size]
+        for name in taken + LEFT_TO_GGML
+    ]
+    want, _ = arrays(tmp_path, named, "none")
+    got, log = arrays(tmp_path, named, "dense", SMYRF_LOG="1")
+    distances = dict(zip(taken + LEFT_TO_GGML, map(distance, got, want), strict=True))
+    left = {name: distances.pop(name) for name in LEFT_TO_GGML}
+    assert set(left.values()) == {0.0}
+    assert {name: far for name, far in distances.items() if not far <= ROUNDING_MADE_UP} == {}
+    # A line when a context is freed where it had calls.
+    assert log.count("smyrf: exact: ") == len(taken)
 
 
 def answers(
