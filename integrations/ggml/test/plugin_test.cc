@@ -133,7 +133,9 @@ TEST_F(Plugin, TreeAnswersLaterChunks) {
   Node node = LaterChunk();
   ASSERT_TRUE(Takes(node));
   ASSERT_EQ(Compute(backend_, {&node.ggml()}), GGML_STATUS_SUCCESS) << TheFakeHost().log;
-  EXPECT_LE(node.Error(), 0.1);
+  // In rows without structure `tree` opens every node: earlier keys, own keys and their merge are
+  // exact, each key counted once.
+  EXPECT_LE(node.Error(), 2e-6);
 }
 
 TEST_F(Plugin, LeavesToGgmlWhatItDoesNotTake) {
@@ -289,7 +291,7 @@ TEST_F(Plugin, FailsWithASentenceWhereMemoryRunsOut) {
       ++failures;
     }
     EXPECT_GE(failures, 3);
-    EXPECT_LE(node.Error(), tree ? 0.1 : 2e-6);
+    EXPECT_LE(node.Error(), 2e-6);
   }
   Setter<void(bool)>("smyrf_set_log")(false);
   for (std::int64_t count = 0; count < 2; ++count) {
