@@ -1,6 +1,6 @@
 # The Python extension smyrf._core and its stub. scikit-build-core (SKBUILD) packs them into a wheel;
 # any other build puts them beside the Python sources, so that the tree itself can be imported.
-find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
+find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module ${SKBUILD_SABI_COMPONENT})
 execute_process(
   COMMAND ${Python_EXECUTABLE} -m nanobind --cmake_dir
   OUTPUT_VARIABLE nanobind_ROOT
@@ -8,10 +8,13 @@ execute_process(
   COMMAND_ERROR_IS_FATAL ANY)
 find_package(nanobind CONFIG REQUIRED)
 
-nanobind_add_module(_core NB_STATIC NB_SUPPRESS_WARNINGS bindings/module.cc)
+# STABLE_ABI: where scikit-build-core asks for it, from Python 3.12 on, one wheel is for all later ones.
+nanobind_add_module(_core NB_STATIC NB_SUPPRESS_WARNINGS STABLE_ABI bindings/module.cc
+  src/kernels/lost_pool.cc src/kernels/team_python.cc src/kernels/thread_team.cc)
 smyrf_compile_options(_core)
 target_include_directories(_core PRIVATE ${PROJECT_SOURCE_DIR}/src)
-target_link_libraries(_core PRIVATE smyrf::smyrf)
+find_package(Threads REQUIRED)
+target_link_libraries(_core PRIVATE smyrf_core hwy::hwy Threads::Threads ${CMAKE_DL_LIBS})
 
 if(SKBUILD)
   set(module_dir ${PROJECT_BINARY_DIR}/python/smyrf)
@@ -24,6 +27,9 @@ nanobind_add_stub(_core_stub
   OUTPUT ${module_dir}/_core.pyi
   PYTHON_PATH ${module_dir}
   DEPENDS _core)
+
+# What a wheel is built from; integrations/ggml adds the plug-in.
+add_custom_target(python_package DEPENDS _core _core_stub)
 
 # EXCLUDE_FROM_ALL: `cmake --install` installs the C++ library only; the wheel asks for `python`.
 install(TARGETS _core LIBRARY DESTINATION smyrf COMPONENT python EXCLUDE_FROM_ALL)

@@ -109,7 +109,8 @@ def attention(
         key_padding_mask, query_padding_mask: bool (B, Nk) and (B, Nq), True is valid. Padded rows
             are never read.
         layout: "BHND", or "BNHD" for (B, N, H, D); of query, key, value and out.
-        num_threads: default what PyTorch or OpenMP would use. The result has the same bits for any.
+        num_threads: default what PyTorch would use; without it OMP_NUM_THREADS, else all
+            processors. The result has the same bits for any.
         plan: made by `smyrf.plan` for such a call; then its method, dials, padding, causality and
             window apply, and arguments that differ from it raise.
         out: written to and returned; the shape and dtype of the result. Default a new array.
@@ -286,7 +287,8 @@ def merge(
         lse, other_lse: float32 (B, Hq, Nq), or as out without its last dimension, from
             `return_lse=True`. A row of -inf adds nothing.
         layout: "BHND", or "BNHD" for (B, N, H, D); of out and other_out.
-        num_threads: default what PyTorch or OpenMP would use.
+        num_threads: default what PyTorch would use; without it OMP_NUM_THREADS, else all
+            processors.
 
     Returns:
         (out, lse) over both sets, new arrays.

@@ -1,153 +1,15 @@
 // Threads of the standard library, for a host whose own threads want the same cores.
-//
-// A section ends when the threads that took part in it are done. One that the system did not wake
-// in time is not waited for: on a busy machine the caller does the work alone, where a barrier
-// would wait for every thread's turn at each section. Idle threads sleep.
-#include <pthread.h>
-
 #include <algorithm>
-#include <atomic>
-#include <condition_variable>
-#include <cstdint>
-#include <exception>
-#include <mutex>
-#include <thread>
-#include <vector>
 
 #include "kernels/team.h"
+#include "kernels/thread_team.h"
 
 namespace smyrf {
-namespace {
-
-constexpr int kThreadsPerProcessor = 4;
-// Looks at the next section before a thread sleeps: about 20 microseconds, less than waking costs.
-constexpr int kLooks = 400;
-
-int Processors() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
-
-void Pause() {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#else
-  std::this_thread::yield();
-#endif
-}
-
-class Team {
- public:
-  Team() = default;
-  Team(const Team&) = delete;
-  Team& operator=(const Team&) = delete;
-  Team(Team&&) = delete;
-  Team& operator=(Team&&) = delete;
-  ~Team() {
-    {
-      const std::scoped_lock lock(mutex_);
-      ends_ = true;
-      ++section_;
-    }
-    begins_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
-  }
-
-  void Run(int threads, const std::function<void()>& work) {
-    // Another call has the threads, or this is a section inside a section.
-    if (threads <= 1 || busy_.exchange(true)) return work();
-    Grow(threads - 1);
-    {
-      const std::scoped_lock lock(mutex_);
-      work_ = &work;
-      places_ = threads - 1;
-      ++section_;
-    }
-    for (int i = 1; i < threads; ++i) begins_.notify_one();
-    work();
-    {
-      std::unique_lock lock(mutex_);
-      places_ = 0;
-      ended_.wait(lock, [&] { return active_ == 0; });
-      work_ = nullptr;
-    }
-    busy_ = false;
-  }
-
- private:
-  /// Makes threads up to `count`, or as many as the system gives.
-  void Grow(int count) {
-    bool given = true;
-    while (given && static_cast<int>(threads_.size()) < count) {
-      try {
-        threads_.emplace_back([this] { Serve(); });
-      } catch (const std::exception&) {  // no thread, or no memory for it
-        given = false;
-      }
-    }
-  }
-
-  void Serve() {
-    std::uint64_t seen = 0;
-    while (true) {
-      for (int look = 0; look < kLooks && section_ == seen; ++look) Pause();
-      std::unique_lock lock(mutex_);
-      begins_.wait(lock, [&] { return section_ != seen; });
-      seen = section_;
-      if (ends_) return;
-      if (places_ == 0) continue;
-      --places_;
-      ++active_;
-      const std::function<void()>& work = *work_;
-      lock.unlock();
-      work();
-      lock.lock();
-      if (--active_ == 0) ended_.notify_one();
-    }
-  }
-
-  std::atomic<bool> busy_{false};
-  std::mutex mutex_;
-  std::condition_variable begins_, ended_;
-  std::atomic<std::uint64_t> section_{0};
-  const std::function<void()>* work_ = nullptr;
-  int places_ = 0;  // threads that may still join the section
-  int active_ = 0;
-  bool ends_ = false;
-  std::vector<std::thread> threads_;
-};
-
-/// The process's team. A forked child has none of its threads and makes a new one; what it
-/// inherited can't be destroyed, since its threads can't be joined.
-class Teams {
- public:
-  Teams() : team_(new Team) {
-    instance = this;
-    pthread_atfork(nullptr, nullptr, [] {
-      if (instance != nullptr) instance->team_ = new Team;
-    });
-  }
-  Teams(const Teams&) = delete;
-  Teams& operator=(const Teams&) = delete;
-  Teams(Teams&&) = delete;
-  Teams& operator=(Teams&&) = delete;
-  ~Teams() {
-    instance = nullptr;
-    delete team_;
-  }
-  Team& team() { return *team_; }
-
- private:
-  static inline Teams* instance = nullptr;
-  Team* team_;
-};
-
-}  // namespace
 
 int DefaultThreads() { return Processors(); }
 
 int TeamSize(int asked) { return std::min(asked, kThreadsPerProcessor * Processors()); }
 
-void RunTeam(int threads, const std::function<void()>& work) {
-  static Teams teams;
-  teams.team().Run(threads, work);
-}
+void RunTeam(int threads, const std::function<void()>& work) { RunThreads(threads, work); }
 
 }  // namespace smyrf

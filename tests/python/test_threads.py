@@ -249,3 +249,50 @@ else:
     raise AssertionError("smyrf.torch was imported without torch")
 """
     )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+@pytest.mark.parametrize("first", ["import torch", "pass"], ids=["torch first", "smyrf first"])
+def test_with_pytorch_a_call_makes_no_threads_of_its_own(first: str) -> None:
+    """A second pool would fight PyTorch's for the cores."""
+    run_python(
+        first
+        + """
+import os
+import numpy as np
+import smyrf
+import torch
+threads = lambda: len(os.listdir("/proc/self/task"))
+torch.set_num_threads(3)
+torch.rand(512, 512) @ torch.rand(512, 512)
+torch.rand(1 << 20).sin()
+before = threads()
+assert before > 2
+array = np.ones((1, 4, 600, 32), np.float32)
+smyrf.attention(array, array, array)
+assert threads() == before, (before, threads())
+"""
+    )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+@pytest.mark.parametrize("asked", [None, "3"])
+def test_without_pytorch_a_call_has_threads_of_its_own(asked: str | None) -> None:
+    run_python(
+        f"""
+import os
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+asked = {asked!r}
+if asked:
+    os.environ["OMP_NUM_THREADS"] = asked
+import numpy as np
+import smyrf
+threads = lambda: len(os.listdir("/proc/self/task"))
+before = threads()
+array = np.ones((1, 4, 600, 32), np.float32)
+out = smyrf.attention(array, array, array)
+wanted = int(asked) if asked else len(os.sched_getaffinity(0))
+assert threads() - before == wanted - 1, (before, threads())
+assert (out == smyrf.attention(array, array, array, num_threads=1)).all()
+"""
+    )
