@@ -1,5 +1,7 @@
 # Installs smyrf into a temporary prefix, copies examples/cpp out of the tree, builds it against
-# the installed package alone, and runs it.
+# the installed package alone, by CMake and by pkg-config, and runs it. Then a project takes smyrf in by
+# add_subdirectory, which must change nothing of its own, and
+# smyrf is configured where its dependencies are missing.
 execute_process(COMMAND mktemp -d OUTPUT_VARIABLE work OUTPUT_STRIP_TRAILING_WHITESPACE
   COMMAND_ERROR_IS_FATAL ANY)
 
@@ -13,13 +15,42 @@ function(run)
 endfunction()
 
 run(${CMAKE_COMMAND} --install ${BUILD_DIR} --prefix ${work}/prefix)
-file(COPY ${EXAMPLE_DIR}/ DESTINATION ${work}/example)
+file(COPY ${SOURCE_DIR}/examples/cpp/ DESTINATION ${work}/example)
 run(${CMAKE_COMMAND} -S example -B build -G ${GENERATOR}
   -DCMAKE_CXX_COMPILER=${CXX} -DCMAKE_PREFIX_PATH=${work}/prefix)
 file(STRINGS ${work}/build/CMakeCache.txt found REGEX "^smyrf_DIR:PATH=${work}/prefix/")
 run(${CMAKE_COMMAND} --build build)
 run(${work}/build/example)
+
+file(GLOB_RECURSE pkgconfig_file ${work}/prefix/smyrf.pc)
+get_filename_component(pkgconfig_dir ${pkgconfig_file} DIRECTORY)
+set(ENV{PKG_CONFIG_PATH} ${pkgconfig_dir})
+run(sh -c "${CXX} -std=c++20 example/main.cc $(pkg-config --cflags --libs smyrf) -o by_pkgconfig")
+run(${work}/by_pkgconfig)
+
+file(WRITE ${work}/parent/CMakeLists.txt [[
+cmake_minimum_required(VERSION 3.25)
+project(parent LANGUAGES CXX)
+add_subdirectory(${SMYRF} smyrf)
+if(CMAKE_BUILD_TYPE OR DEFINED BUILD_SHARED_LIBS OR DEFINED CMAKE_CXX_STANDARD OR NOT TARGET smyrf::smyrf)
+  message(FATAL_ERROR "build type ${CMAKE_BUILD_TYPE}, shared ${BUILD_SHARED_LIBS}, C++ ${CMAKE_CXX_STANDARD}")
+endif()
+]])
+run(${CMAKE_COMMAND} -S parent -B parent/build -G ${GENERATOR} -DCMAKE_CXX_COMPILER=${CXX}
+  -DSMYRF=${SOURCE_DIR})
+run(${CMAKE_COMMAND} --install parent/build --prefix ${work}/parent/prefix)
+if(EXISTS ${work}/parent/prefix/include)
+  message(FATAL_ERROR "a parent project installs smyrf, which it didn't ask for")
+endif()
+
+execute_process(COMMAND ${CMAKE_COMMAND} -S ${SOURCE_DIR} -B ${work}/without -G ${GENERATOR}
+  -DCMAKE_CXX_COMPILER=${CXX} -DCMAKE_DISABLE_FIND_PACKAGE_hwy=ON -DCMAKE_DISABLE_FIND_PACKAGE_Eigen3=ON
+  RESULT_VARIABLE result OUTPUT_QUIET ERROR_VARIABLE said)
 file(REMOVE_RECURSE ${work})
+string(REGEX REPLACE "[ \n]+" " " said "${said}")
+if(NOT result OR NOT said MATCHES "needs Highway and Eigen .*apt-get install libhwy-dev libeigen3-dev")
+  message(FATAL_ERROR "without Highway and Eigen it says: ${said}")
+endif()
 if(NOT found)
   message(FATAL_ERROR "the example was built against another smyrf than the one just installed")
 endif()
