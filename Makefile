@@ -1,10 +1,11 @@
 # Two commands: `make demo` and `make test`. Each sets up what is missing first. Recipes call scripts
 # by relative paths, so the tree may lie under a path with spaces.
-.PHONY: help demo test format bench clean
+.PHONY: help demo test wheel format bench clean
 
 help:
 	@echo 'make demo    set up, then pretrained models answer with dense attention and with SMYRF'
 	@echo 'make test    set up, then all tests, the sanitizer build, the fuzzer, format and lint'
+	@echo 'make wheel   wheels and the source package in dist/, for every Python from 3.10 on that is here'
 	@echo 'make format  rewrite the sources the way the format check wants them'
 	@echo 'make bench   speed and memory against PyTorch'
 	@echo 'make clean   remove what was built; the downloads in .venv stay'
@@ -14,6 +15,9 @@ demo:
 
 test:
 	@tools/setup.sh release asan-ubsan fuzz && tools/test.sh
+
+wheel:
+	@tools/wheel.sh $(PYTHON)
 
 format:
 	@tools/setup.sh release && tools/format.sh

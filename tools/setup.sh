@@ -14,8 +14,12 @@ debian_packages=(
   pocketsphinx-testdata dict-devil dict-jargon                         # speech and texts of the demo
 )
 
-# Only those who test need the second compiler.
-[[ " $* " == *" fuzz "* ]] && debian_packages+=(clang libclang-rt-dev)
+# Only those who test need the second compiler and the package tool, and compile the same files again
+# for the wheel.
+if [[ " $* " == *" fuzz "* ]]; then
+  debian_packages+=(clang libclang-rt-dev pkgconf ccache)
+  export CMAKE_CXX_COMPILER_LAUNCHER=ccache
+fi
 
 # Jobs run in process groups of their own, so that one signal ends a job with all its children.
 set -m

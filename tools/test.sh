@@ -34,6 +34,7 @@ check 'C++ tests under sanitizers (ctest)' ctest --preset asan-ubsan
 check 'fuzzing, about 30 s' fuzz
 # A worker that hangs after a fork must end the run, not stop it.
 check 'Python tests (pytest)' timeout 1800 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+check 'wheel' env CMAKE_CXX_COMPILER_LAUNCHER=ccache tools/wheel.sh .venv/bin/python
 check 'clang-format' .venv/bin/clang-format --dry-run --Werror "${cpp[@]}"
 check 'clang-tidy' xargs -0 -n 1 -P "$(nproc)" .venv/bin/clang-tidy --quiet -p build/release \
   --extra-arg=-idirafter --extra-arg="$gcc_headers" \
