@@ -93,12 +93,14 @@ def attention(
             Daras et al., NeurIPS 2020), "tree" (balanced trees of queries and keys: far nodes of
             keys are summarised, near ones opened until sampled rows meet the tolerance) or "auto":
             "tree" from 2048 queries and keys on (1536 where query heads share keys) where there is
-            no mask but padding and the tolerance is not 0, else "dense".
+            no mask but padding and the tolerance is not 0, else "dense". The environment variable
+            SMYRF_METHOD ("dense" or "tree") stands in for "auto" where a call gives it.
         n_hashes: rounds of hashing, 1 to 4096, default 8. `lsh` only.
         cluster_size: keys a cluster, at least 1, default 32. `lsh` only.
         tolerance: relative error of out aimed for in every (batch, query head), and RMS error of
             lse in nats; from 0 (every pair) to below 1, default 0.05. Relative to out, or to .01
-            of the values' deviation where that is more. `tree` and "auto" only.
+            of the values' deviation where that is more. `tree` and "auto" only. SMYRF_TOLERANCE
+            is another default.
         max_density: most pairs over all pairs that may be evaluated, above 0 to 1, default no
             limit; statistics say what error to expect. 24 or 40 keys and a summary for about every
             512 are evaluated in any case. `tree` only.
@@ -109,8 +111,8 @@ def attention(
         key_padding_mask, query_padding_mask: bool (B, Nk) and (B, Nq), True is valid. Padded rows
             are never read.
         layout: "BHND", or "BNHD" for (B, N, H, D); of query, key, value and out.
-        num_threads: default what PyTorch would use; without it OMP_NUM_THREADS, else all
-            processors. The result has the same bits for any.
+        num_threads: default SMYRF_NUM_THREADS, else what PyTorch would use; without it
+            OMP_NUM_THREADS, else all processors. The result has the same bits for any.
         plan: made by `smyrf.plan` for such a call; then its method, dials, padding, causality and
             window apply, and arguments that differ from it raise.
         out: written to and returned; the shape and dtype of the result. Default a new array.

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from smyrf import _core
+from smyrf import _core, _environment
 from smyrf._call import MASKS, PARTS, check_arrays, lse_shape, output_shape, pack
 from smyrf._shapes import is_plain, rows, shaped, shaped_parts
 from smyrf.collector import active
@@ -33,6 +33,7 @@ def attention(
         query_padding_mask=options["query_padding_mask"],
         out=out,
     )
+    options = _environment.completed(options, plan)
     given_out = out
     call = None if is_plain(query, key, value, options) else shaped(query, key, value, options)
     if call is not None:
@@ -44,9 +45,11 @@ def attention(
         out = np.empty(output_shape(query, value), query.dtype)
     lse = np.empty(lse_shape(query, options["layout"]), np.float32) if return_lse else None
     collecting = active()
-    statistics = _core.attention(
-        query, key, value, out, lse, plan, return_stats or collecting is not None, options
-    )
+    first = _environment.is_first(options, plan, query, key)
+    wanted = return_stats or first or collecting is not None
+    statistics = _core.attention(query, key, value, out, lse, plan, wanted, options)
+    if first:
+        _environment.say_first(statistics, options)
     if collecting is not None and statistics is not None:
         collecting.add(statistics, query, key, value, out, {**options, "plan": plan})
     if call is not None:
@@ -59,6 +62,7 @@ def planned(call: Any, query: Any, key: Any, value: Any, options: dict[str, Any]
     given = {"key": key} if value is None else {"key": key, "value": value}
     masks = {name: options[name] for name in MASKS}
     check_arrays(np.ndarray, query=query, **given, **masks)
+    options = _environment.completed(options)
     seen = None if is_plain(query, key, value, options) else shaped(query, key, value, options)
     if seen is not None:
         query, key, value, options, _ = seen
@@ -72,5 +76,6 @@ def merge(
     check_arrays(np.ndarray, PARTS, out=out, lse=lse, other_out=other_out, other_lse=other_lse)
     out, lse = np.array(out, order="C"), np.array(lse, order="C")
     parts = shaped_parts((out, lse, other_out, other_lse), layout)
+    num_threads = _environment.threads(num_threads)
     _core.merge(parts[0], parts[1], rows(parts[2]), parts[3], layout, num_threads)
     return out, lse

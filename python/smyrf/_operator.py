@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
-from smyrf import _core, collector
+from smyrf import _core, _environment, collector
 from smyrf._call import MASKS, detached, lse_shape, output_shape
 
 _OPTIONS = (
@@ -394,12 +394,15 @@ def run(
         export("out", out),
         export("lse", lse),
     )
-    with_statistics = return_stats or collecting is not None
+    first = _environment.is_first(options, plan, query, key)
+    with_statistics = return_stats or first or collecting is not None
     kept = plan
     if keep_plan:
         statistics, kept = _core.attention_and_plan(*arrays, with_statistics, exported(options))
     else:
         statistics = _core.attention(*arrays, plan, with_statistics, exported(options))
+    if first:
+        _environment.say_first(statistics, options)
     if collecting is not None and statistics is not None:
         collecting.add(statistics, query, key, value, out, {**options, "plan": plan})
     return statistics, kept

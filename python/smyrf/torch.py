@@ -15,7 +15,7 @@ except ModuleNotFoundError as missing:
     raise ImportError("smyrf.torch needs PyTorch; type: pip install 'smyrf[torch]'") from None
 from torch.autograd import forward_ad
 
-from smyrf import _core
+from smyrf import _core, _environment
 from smyrf._call import MASKS, PARTS, check_arrays, lse_shape, pack
 from smyrf._operator import (
     NO_MASK_GRADIENT,
@@ -74,6 +74,7 @@ def attention(
         and options["tolerance"] is None
     ):
         options = {**options, "tolerance": 0.0}  # it bounds out's error, and not the gradients'
+    options = _environment.completed(options, plan)
     given_out = out
     call = None if is_plain(query, key, value, options) else shaped(query, key, value, options)
     if call is not None:
@@ -174,6 +175,7 @@ def planned(
     """`smyrf.plan` and `smyrf.estimate` for tensors: `call` is the core's function."""
     given: dict[str, Any] = {"key": key} if value is None else {"key": key, "value": value}
     check_arrays(torch.Tensor, query=query, **given, **{name: options[name] for name in MASKS})
+    options = _environment.completed(options)
     seen = None if is_plain(query, key, value, options) else shaped(query, key, value, options)
     if seen is not None:
         query, key, value, options, _ = seen
@@ -198,6 +200,7 @@ def merge(
     out = out.detach().clone(memory_format=torch.contiguous_format)
     lse = lse.detach().clone(memory_format=torch.contiguous_format)
     parts = shaped_parts((out, lse, other_out, other_lse), layout)
+    num_threads = _environment.threads(num_threads)
     _core.merge(
         export("out", parts[0]),
         export("lse", parts[1]),
