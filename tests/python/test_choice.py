@@ -25,7 +25,9 @@ def columns(
 
 
 def test_dials_go_with_their_methods_in_order() -> None:
-    assert columns() == columns("tree lsh") == ["tree 0.1", "tree 0.05", "lsh 0.5"]
+    assert columns() == ["tree 0.1", "tree 0.05"]
+    assert columns("tree lsh") == ["tree 0.1", "tree 0.05", "lsh 0.5"]
+    assert columns("auto tree", (0.2,)) == ["auto", "tree 0.2"]
     assert columns("lsh") == ["lsh 0.5"]
     assert columns(densities=(0.5, 0.25)) == ["lsh 0.5", "lsh 0.25"]
     assert columns(tolerances=(0.2,)) == ["tree 0.2"]
@@ -45,7 +47,8 @@ def test_dials_go_with_their_methods_in_order() -> None:
         ({"methods": "lsh", "max_density": 0.5}, r"--max-density goes with --method tree"),
         ({"methods": "tree tree", "tolerances": (0.1,)}, r"given 2 times and its dials 1 time"),
         ({"methods": "tree tree"}, r"given 2 times and its dials 0 times"),
-        ({"methods": "lhs"}, r"unknown, this release has tree, lsh"),
+        ({"methods": "lhs"}, r"unknown, this release has auto, tree, lsh"),
+        ({"methods": "auto auto"}, r"--method auto: is given twice"),
         ({"methods": "dense"}, r"dense always runs"),
         ({"tolerances": (float("nan"),)}, r"--tolerance nan: must be from 0 to below 1"),
         ({"max_density": 0.0}, r"--max-density 0: must be above 0"),

@@ -30,7 +30,7 @@ def test_a_generator_beside_dense(folder: Path, tmp_path: Path) -> None:
                  "--json", str(file), "--sheet", str(sheet))  # fmt: skip
     assert result.exit_code == 0, result.output
     said = " ".join(result.output.split())
-    assert "on seeded noise with random weights" in said
+    assert "Run with random weights" in said
     assert "8 images of 128 x 128 pixels" in said
     rows = {row["label"]: row for row in json.loads(file.read_text())["rows"]}
     assert list(rows) == ["explicit", "dense", "tree 0.1", "lsh 4 x 64"]

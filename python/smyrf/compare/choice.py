@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from smyrf.compare.problem import Problem
 
-METHODS = ("tree", "lsh")  # beside dense, which always runs
+METHODS = ("auto", "tree", "lsh")  # beside dense, which always runs
+DEFAULT = ("tree",)
 # Where the user names none.
 TOLERANCES = (0.1, 0.05)
 DENSITIES = (0.5,)
@@ -18,7 +19,8 @@ DIALS = {"tree": "--tolerance", "lsh": "--density (or --n-hashes with --cluster-
 
 @dataclass(frozen=True)
 class Choice:
-    """A method to compare with dense: `lsh` by density or by its own dials, `tree` by its dials."""
+    """A method to compare with dense: `lsh` by density or by its own dials, `tree` by its dials,
+    `auto` as it comes."""
 
     method: str
     density: float | None = None
@@ -31,6 +33,8 @@ class Choice:
     @property
     def label(self) -> str:
         """What a column is called."""
+        if self.method == "auto":
+            return "auto"
         if self.density is not None:
             return f"{self.method} {self.density:g}"
         separator = " x " if self.method == "lsh" else " cap "
@@ -63,17 +67,19 @@ def pair(
     one each, in the order given. Without methods the dials say which, and without dials each
     method has its default ones.
 
-    Raises Problem for an unknown method, for dials out of range, for dials of a method that is not
-    asked for, and for lists that don't pair.
+    Raises Problem for an unknown method or `auto` twice, for dials out of range, for dials of a
+    method that is not asked for, and for lists that don't pair.
     """
     for method in methods:
         if method == "dense":
             raise Problem("--method dense: dense always runs, as the base; name another or none")
         if method not in METHODS:
             raise Problem(f"--method {method}: unknown, this release has {', '.join(METHODS)}")
+    if methods.count("auto") > 1:
+        raise Problem("--method auto: is given twice, and has no dials; name it once")
     lsh = _lsh(densities, n_hashes, cluster_sizes)
     given = {"tree": len(tolerances), "lsh": len(lsh)}
-    methods = methods or [method for method in METHODS if given[method]] or METHODS
+    methods = methods or [method for method in given if given[method]] or DEFAULT
     for method, count in given.items():
         asked = methods.count(method)
         if count and not asked:
@@ -88,6 +94,7 @@ def pair(
     columns = {
         "tree": _tree(tolerances or TOLERANCES, max_density),
         "lsh": lsh or _lsh(DENSITIES, (), ()),
+        "auto": [Choice("auto")],
     }
     choices = []
     for method in methods:

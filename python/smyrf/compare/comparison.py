@@ -1,9 +1,9 @@
 """The main job: one model, one input, dense attention beside each asked method.
 
-Three kinds of pass, so that none disturbs another: one with the model's own attention, which
-also shows how long the sequences are; one a method that collects answers, density and errors and
-is never timed; then a few timed rounds in which the methods take turns, of which each one's best
-counts. Where an output is NaN or infinite, the first two kinds find the layer; what exact attention
+Four kinds of pass, so that none disturbs another: one batch by the model's own attention and one by
+dense, which shows which layers can take a method; then all of them by each method, some with errors
+collected and none timed; then a few timed rounds in which the methods take turns, of which each
+one's best counts. Where an output is NaN or infinite, the layer is found; what exact attention
 can't do nothing is compared with, and a method that can't is not timed.
 """
 
@@ -23,7 +23,7 @@ from torch import nn
 import smyrf
 from smyrf.compare.choice import Choice
 from smyrf.compare.finite import FiniteWatch
-from smyrf.compare.measure import PeakMemory, collect_in
+from smyrf.compare.measure import Masks, PeakMemory, collect_in, watch_masks
 from smyrf.compare.models import naming_the_model
 from smyrf.compare.problem import Problem
 from smyrf.compare.task import Figure, Pictures, Task
@@ -104,8 +104,9 @@ class Comparison:
     about: str
     weights: str  # which ones: pretrained, random ...
     threads: int
-    layers: list[str]
-    whole_model: bool  # whether all of it ran each time, not only its attention
+    layers: list[str]  # those whose attention is timed: all that some method took
+    left: dict[str, int]  # why layers can't take any method, and how many can't
+    skipped: list[str]  # methods that were asked for and can take no layer
     reference: str | None
     rows: list[Row]
 
@@ -133,66 +134,100 @@ class Comparison:
         return "\n".join(said) or None
 
 
+@dataclass(frozen=True)
+class Settings:
+    """How a comparison is run. `layers` is a shell pattern on module names that narrows down which
+    layers take the methods."""
+
+    layers: str | None
+    threads: int
+    rounds: int = ROUNDS
+
+
 def compare(
-    name: str,
-    task: Task,
-    choices: Sequence[Choice],
-    layers: str | None,
-    threads: int,
-    progress: Progress,
+    name: str, task: Task, choices: Sequence[Choice], settings: Settings, progress: Progress
 ) -> Comparison:
     """Runs the task with the model's own attention, dense and every choice.
 
-    `layers` is a shell pattern on module names that narrows down which layers take the methods.
-    Raises Problem if it matches none, or if smyrf refuses a method or its dials.
+    Raises Problem if no layer matches, or if smyrf refuses a method or its dials.
     """
-    with _enabled(task, "dense", {}, None) as every:
-        changed = _changed(task, every, layers)
-    task.narrow(changed)
-    runs = [_Run(task.switch.own, task.switch.own), _Run("dense", "dense")]
-    progress.start((len(runs) + len(choices)) * (task.batches + ROUNDS * task.timed))
+    progress.doing("looking at the layers")
     with naming_the_model(name):
-        keys = _run_own(task, runs[0], changed, progress)
-    for choice in choices:
-        runs.append(_Run(choice.label, choice.method, choice.resolve(keys)))
-        with _enabled(task, choice.method, runs[-1].dials, changed):
-            pass  # what smyrf refuses, it refuses before the long runs
-
+        task.run(range(1), progress.advance)
+    with _enabled(task, "dense", {}, None) as every, watch_masks() as seen:
+        task.run(range(1), progress.advance)
+    able = _able(task, [layer for layer in every if layer in seen], settings.layers)
+    runs, skipped = _choose(task, choices, able, seen)
+    progress.start(2 + len(runs) * (task.batches + settings.rounds * task.timed))
+    changed = [layer for layer in able if any(layer in run.layers for run in runs)] or able
     modules = dict(task.model.named_modules())
-    layer_modules = [modules[layer] for layer in changed]
-    done = runs[:1]
-    for run in runs[1:]:
+    timed = [modules[layer] for layer in changed]
+    done: list[_Run] = []
+    for run in runs:
         if any(exact.not_finite for exact in done[:2]):
             break
-        progress.doing(f"{run.label}: answers and errors")
-        with (
-            _enabled(task, run.method, run.dials, changed),
-            collect_in(layer_modules, errors=run.method != "dense") as records,
-            FiniteWatch(task.model) as watch,
-        ):
-            run.answers = task.run(task.batches, progress.advance)
-        run.records, run.not_finite = records, watch.begins(run.answers)
+        _answer(task, run, [modules[layer] for layer in run.layers or changed], progress)
         done.append(run)
 
     finite = [run for run in done if run.not_finite is None]
     if finite[:2] == done[:2]:
-        for turn in range(ROUNDS):
+        for turn in range(settings.rounds):
             for run in finite:
-                progress.doing(f"{run.label}: time, round {turn + 1} of {ROUNDS}")
-                _time(task, run, changed, layer_modules, progress)
-    rows = [_row(task, run, done, changed, every) for run in done]
+                progress.doing(f"{run.label}: time, round {turn + 1} of {settings.rounds}")
+                _time(task, run, timed, progress)
+    rows = [_row(task, run, done, every) for run in done]
+    left: dict[str, int] = {}
+    for layer in able:
+        if layer not in changed or not runs[2:]:
+            left[seen[layer].says] = left.get(seen[layer].says, 0) + 1
+    about, weights = task.about, task.weights
     return Comparison(
-        name, task.about, task.weights, threads, changed, task.whole_model, task.reference(), rows
+        name, about, weights, settings.threads, changed, left, skipped, task.reference(), rows
     )
+
+
+def _able(task: Task, ran: list[str], pattern: str | None) -> list[str]:
+    """The layers that run and may take a method, whatever their masks."""
+    able = [layer for layer in ran if task.changeable(layer)]
+    chosen = [layer for layer in able if pattern is None or fnmatch.fnmatchcase(layer, pattern)]
+    if not chosen and pattern is not None:
+        raise Problem(
+            f"--layers {pattern}: matches none of the layers that can change: {', '.join(able)}"
+        )
+    if not chosen:
+        raise Problem("none of the model's layers calls attention on this input")
+    return chosen
+
+
+def _choose(
+    task: Task, choices: Sequence[Choice], able: list[str], seen: dict[str, Masks]
+) -> tuple[list[_Run], list[str]]:
+    """Own, dense and the choices that can take a layer; and the labels of those that can't.
+
+    What smyrf refuses, it refuses here, before the long runs.
+    """
+    runs = [_Run(task.switch.own, task.switch.own), _Run("dense", "dense")]
+    skipped = []
+    for choice in choices:
+        layers = [layer for layer in able if not seen[layer].refused(choice.method)]
+        if not layers:
+            skipped.append(choice.label)
+            continue
+        dials = choice.resolve(max(seen[layer].keys for layer in layers))
+        with _enabled(task, choice.method, dials, layers):
+            pass
+        runs.append(_Run(choice.label, choice.method, dials, layers))
+    return runs, skipped
 
 
 @dataclass(eq=False)
 class _Run:
-    """A column: how it is run, and what has been found so far."""
+    """A row: how it is run, and what has been found so far."""
 
     label: str
     method: str
     dials: dict[str, float] = field(default_factory=dict)
+    layers: list[str] = field(default_factory=list)  # that take the method; none if it is exact
     answers: list[Any] = field(default_factory=list)
     records: list[smyrf.Record] = field(default_factory=list)
     not_finite: str | None = None
@@ -201,47 +236,46 @@ class _Run:
     memory: PeakMemory = field(default_factory=PeakMemory)
 
 
-def _run_own(task: Task, run: _Run, changed: Sequence[str], progress: Progress) -> int:
-    """The answers with the model's own attention; returns the most keys in a changed layer."""
-    progress.doing(f"{run.label}: answers")
-    with task.switch.clock(task.model, run.method) as clock, FiniteWatch(task.model) as watch:
-        run.answers = task.run(task.batches, progress.advance)
-    run.not_finite = watch.begins(run.answers)
-    modules = dict(task.model.named_modules())
-    return max(clock.calls[id(modules[layer])].keys for layer in changed)
+def _answer(task: Task, run: _Run, modules: Sequence[nn.Module], progress: Progress) -> None:
+    """All answers, and of the first batches what each call did."""
+    progress.doing(f"{run.label}: answers and errors" if run.layers else f"{run.label}: answers")
+    exact = not run.layers
+    # The model's own attention is no call of smyrf's, so that it leaves no records.
+    with (
+        _enabled(task, run.method, run.dials, None if exact else run.layers),
+        FiniteWatch(task.model) as watch,
+    ):
+        with collect_in(modules, errors=not exact) as records:
+            run.answers = task.run(range(task.observed), progress.advance)
+        run.answers += task.run(range(task.observed, task.batches), progress.advance)
+    run.records, run.not_finite = records, watch.begins(run.answers)
 
 
-def _time(
-    task: Task,
-    run: _Run,
-    changed: list[str],
-    layer_modules: Sequence[nn.Module],
-    progress: Progress,
-) -> None:
+def _time(task: Task, run: _Run, modules: Sequence[nn.Module], progress: Progress) -> None:
     """One timed round, whose times count if they are the best; memory is that of the first."""
     first = run.whole is None
     with (
-        _enabled(task, run.method, run.dials, changed),
+        _enabled(task, run.method, run.dials, run.layers or None),
         task.switch.clock(task.model, run.method) as clock,
         run.memory if first else nullcontext(),
     ):
         start = time.perf_counter()
-        task.run(task.timed, progress.advance)
+        task.run(range(task.timed), progress.advance)
         seconds = time.perf_counter() - start
-    inside = sum(clock.calls[id(module)].seconds for module in layer_modules)
     run.whole = seconds if run.whole is None else min(run.whole, seconds)
-    run.attention = inside if run.attention is None else min(run.attention, inside)
+    # Nothing where transformers' own function can't be timed.
+    if inside := sum(clock.calls[id(module)].seconds for module in modules):
+        run.attention = inside if run.attention is None else min(run.attention, inside)
 
 
-def _row(
-    task: Task, run: _Run, runs: Sequence[_Run], changed: list[str], every: Sequence[str]
-) -> Row:
-    approximate = run not in runs[:2]
+def _row(task: Task, run: _Run, runs: Sequence[_Run], every: Sequence[str]) -> Row:
+    approximate = bool(run.layers)
     finite = run.not_finite is None
     judged = finite and len(runs) > 1 and runs[1].not_finite is None
     told = task.tell(run.answers) if finite else None
-    heads = _by_layer(run.records, changed) if approximate else {}
-    count = len(changed) if approximate else 0
+    heads = _by_layer(run.records) if approximate else {}
+    # Those where the method chose to do what it may.
+    taken = {r.layer for r in run.records if r.statistics.method != "dense"} & set(run.layers)
     densities = [record.statistics.density for record in run.records]
     gone_dense = [record.statistics.dense_heads for record in run.records]
     return Row(
@@ -252,15 +286,15 @@ def _row(
         answer=told if isinstance(told, str) else None,
         pictures=told if isinstance(told, np.ndarray) else None,
         density=_mean(densities) if run.records else None,
-        errors=_errors(run.records, heads, run.method) if approximate else None,
+        errors=_errors(run.records, heads) if heads else None,
         gone_dense=_mean(gone_dense) if heads else None,
         heads=heads,
         attention_seconds=run.attention,
         whole_seconds=run.whole,
         peak_bytes=run.memory.peak,
         peak_bytes_above_model=run.memory.above,
-        layers_changed=count,
-        layers_unchanged=len(every) - count,
+        layers_changed=len(taken),
+        layers_unchanged=len(every) - len(taken),
         not_finite=run.not_finite,
     )
 
@@ -286,16 +320,6 @@ def _enabled(
         task.switch.disable(task.model)
 
 
-def _changed(task: Task, every: list[str], pattern: str | None) -> list[str]:
-    able = [layer for layer in every if task.changeable(layer)]
-    chosen = [layer for layer in able if pattern is None or fnmatch.fnmatchcase(layer, pattern)]
-    if not chosen:
-        raise Problem(
-            f"--layers {pattern}: matches none of the layers that can change: {', '.join(able)}"
-        )
-    return chosen
-
-
 def _mean(arrays: Iterable[NDArray[Any]]) -> float:
     return float(np.mean([np.mean(array) for array in arrays]))
 
@@ -310,18 +334,18 @@ def _stacked(
     return {layer: np.concatenate(arrays) for layer, arrays in by_layer.items()}
 
 
-def _by_layer(records: Sequence[smyrf.Record], layers: Sequence[str]) -> dict[str, Heads]:
+def _by_layer(records: Sequence[smyrf.Record]) -> dict[str, Heads]:
     errors = _stacked(records, lambda record: record.relative_error)
     densities = _stacked(records, lambda record: record.statistics.density)
     return {
         layer: Heads(
             np.median(errors[layer], axis=0).tolist(), np.median(densities[layer], axis=0).tolist()
         )
-        for layer in layers
+        for layer in errors
     }
 
 
-def _errors(records: Sequence[smyrf.Record], heads: dict[str, Heads], method: str) -> Errors:
+def _errors(records: Sequence[smyrf.Record], heads: dict[str, Heads]) -> Errors:
     places = [(layer, head) for layer, of in heads.items() for head in range(len(of.error))]
     # max() would pass over a NaN, and NaN is worse than any number.
     layer, head = max(
@@ -330,9 +354,11 @@ def _errors(records: Sequence[smyrf.Record], heads: dict[str, Heads], method: st
     every = _stacked(records, lambda record: record.relative_error)
     median = float(np.median(np.concatenate([errors.ravel() for errors in every.values()])))
     expected_median = expected_worst = None
-    if method == "tree":
-        expected = _stacked(records, lambda record: record.statistics.expected_error)
+    trees = [record for record in records if record.statistics.method == "tree"]
+    if trees:
+        expected = _stacked(trees, lambda record: record.statistics.expected_error)
         expected_median = float(np.median(np.concatenate([e.ravel() for e in expected.values()])))
-        expected_worst = float(np.median(expected[layer][:, head]))
+        if layer in expected:
+            expected_worst = float(np.median(expected[layer][:, head]))
     worst = heads[layer].error[head]
     return Errors(median, worst, layer, head, expected_median, expected_worst)

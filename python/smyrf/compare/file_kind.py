@@ -16,6 +16,11 @@ class Kind:
     name: str
     command: str | None = None
 
+    @property
+    def is_picture(self) -> bool:
+        """Whether Pillow reads it."""
+        return self.name.endswith("picture")
+
 
 FFMPEG = "ffmpeg -i {} -vn -ac 1 -ar 16000 sound.wav"
 OFFICE = "libreoffice --convert-to txt:Text:UTF8 {}"
@@ -75,7 +80,7 @@ def kind_of(raw: bytes) -> Kind | None:
 
 def refusal(path: Path, kind: Kind) -> str:
     """What is wrong with the file as input, and what to do."""
-    says = f"{path}: is {kind.name}; smyrf reads plain text (UTF-8), alone or in gzip, and sound"
+    says = f"{path}: is {kind.name}; smyrf reads plain text (UTF-8, also in gzip), sound and images"
     if kind.command is None:
         return says
     return f"{says}. Type: {kind.command.format(shlex.quote(str(path)))}"

@@ -1,4 +1,4 @@
-"""Finds and reads what a model is run on: text or speech by name or path, or noise."""
+"""Finds and reads what a model is run on: text, speech or images by name or path, or noise."""
 
 from __future__ import annotations
 
@@ -11,18 +11,23 @@ import re
 import shlex
 import sys
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from smyrf.compare.file_kind import kind_of, refusal
-from smyrf.compare.models import InputKind, suggest
-from smyrf.compare.problem import Problem
+from smyrf.compare.kinds import InputKind
+from smyrf.compare.models import suggest
+from smyrf.compare.problem import Problem, first_line
 from smyrf.compare.sound import MOST_BYTES, NAMES, Samples, Sound, is_sound, read_sound
 
 STDIN = "-"
 MOST_TEXT = 16 * 2**20  # bytes; a book has one million
 GZIP = b"\x1f\x8b"
+# What counts in a folder.
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp")
+TEXTS = (".txt", ".md", ".rst", ".text", ".gz", ".dz")
 # How text begins that says which encoding it has, and is not UTF-8. The longer ones first.
 MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -100,6 +105,15 @@ class Speech:
 
 
 @dataclass(frozen=True)
+class Images:
+    """Images as Pillow has them, upright."""
+
+    title: str
+    pictures: tuple[Any, ...]
+    kind: InputKind = "image"
+
+
+@dataclass(frozen=True)
 class Noise:
     """What a generator makes images of: normal numbers cut at 2 and scaled by the truncation."""
 
@@ -110,17 +124,46 @@ class Noise:
     kind: InputKind = "noise"
 
 
-Input = Text | Speech | Noise
+Input = Text | Speech | Images | Noise
+
+
+def read_inputs(names: Sequence[str]) -> Input:
+    """Several inputs of one kind as one, in the order given; see `read_input`.
+
+    Raises Problem where they are of several kinds, or only some recordings have a transcript.
+    """
+    found = [read_input(name) for name in names]
+    if len(found) == 1:
+        return found[0]
+    kinds = {one.kind for one in found}
+    if len(kinds) > 1 or "noise" in kinds:
+        given = ", ".join(f"{name} is {one.kind}" for name, one in zip(names, found, strict=True))
+        raise Problem(f"{given}; give inputs of one kind")
+    title = f"{len(found)} inputs from {names[0]} on"
+    if isinstance(found[0], Text):
+        return Text(title, "\n\n".join(one.text for one in found if isinstance(one, Text)))
+    if isinstance(found[0], Images):
+        pictures = [p for one in found if isinstance(one, Images) for p in one.pictures]
+        return Images(title, tuple(pictures))
+    spoken = [u for one in found if isinstance(one, Speech) for u in one.utterances]
+    known = [u for u in spoken if u.transcript is not None]
+    if known and len(known) < len(spoken):
+        lost = next(u for u in spoken if u.transcript is None)
+        raise Problem(
+            f"{len(known)} of {len(spoken)} recordings have a transcript; add one for {lost.path} "
+            "or remove the others"
+        )
+    return Speech(title, tuple(spoken))
 
 
 def read_input(name: str) -> Input:
-    """Text or speech by built-in name, by the path of a file or a folder of recordings, or from
+    """Text, speech or images by built-in name, by the path of a file or a folder of them, or from
     stdin (`-`); `noise`.
 
     A file may be a pipe, such as /dev/stdin.
 
     Raises Problem if there is no such name or path, or if it can't be used: empty, neither UTF-8
-    nor sound, transcripts for some recordings only.
+    nor sound nor an image, transcripts for some recordings only.
     """
     if name == "noise":
         return Noise()
@@ -160,7 +203,7 @@ def _check_there(name: str, path: Path) -> None:
         there = ", ".join(f"{n} (package {b.package})" for n, b in BUILT_IN.items())
         raise Problem(
             f"input {name or repr(name)}: no such name or file{suggest(name, list(BUILT_IN))}; "
-            f"by name there are {there}; a text file, a recording or a folder of them works too"
+            f"by name there are {there}; a text, recording, image or folder of them works too"
         ) from error
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
@@ -170,15 +213,33 @@ def _check_there(name: str, path: Path) -> None:
 
 def _read_file(
     title: str, path: Path, file: BinaryIO, said: dict[Path, str] | None
-) -> Text | Speech:
-    """Text or one recording, whichever it is; `said` None: what was said is looked for beside."""
+) -> Text | Speech | Images:
+    """Text, a recording or an image, whichever it is; `said` None: what was said is looked for
+    beside."""
     raw = file.read(MOST_TEXT + 1)
+    if (kind := kind_of(raw)) is not None and kind.is_picture:
+        return Images(title, (_picture(path, raw + file.read(MOST_BYTES)),))
     if not is_sound(raw):
         return Text(title, _text(path, raw))
     raw += file.read(MOST_BYTES)
     if said is None:
         said = _transcripts(path.parent, [path])
     return _speech(title, {path: _sound(path, raw)}, said)
+
+
+def _picture(path: Path, raw: bytes) -> Any:
+    """The image, upright as its camera says; raises Problem where it can't be read."""
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise Problem(
+            f"{error.name} is not installed, and images need it; type: pip install pillow"
+        ) from error
+    try:
+        picture = Image.open(io.BytesIO(raw))
+        return ImageOps.exif_transpose(picture).convert("RGB")
+    except Exception as error:  # each format's reader raises exceptions of its own
+        raise Problem(f"{path}: is a damaged or unknown picture ({first_line(error)})") from error
 
 
 def _sound(path: Path, raw: bytes) -> Sound:
@@ -263,10 +324,29 @@ def _read_text(path: Path) -> str:
         return _text(path, file.read(MOST_TEXT + 1))
 
 
-def _read_folder(title: str, folder: Path) -> Speech:
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in NAMES)
-    if not paths:
-        raise Problem(f"{folder}: is a folder without recordings ({' '.join(NAMES)})")
+def _read_folder(title: str, folder: Path) -> Input:
+    """The recordings of a folder if it has any, else its images, else its texts."""
+    files = sorted(path for path in folder.iterdir() if path.name[0] != ".")
+    recordings = [path for path in files if path.suffix.lower() in NAMES]
+    if recordings:
+        return _read_recordings(title, folder, recordings)
+    pictures = [path for path in files if path.suffix.lower() in PICTURES]
+    if pictures:
+        found = tuple(_picture(path, path.read_bytes()) for path in pictures)
+        return Images(f"{title} ({len(found)} images)", found)
+    texts = [path for path in files if path.suffix.lower() in TEXTS]
+    if not texts:
+        raise Problem(
+            f"{folder}: is a folder without recordings ({' '.join(NAMES)}), images "
+            f"({' '.join(PICTURES)}) or texts ({' '.join(TEXTS)})"
+        )
+    read = [_read_text(path) for path in texts]
+    if sum(map(len, read)) > MOST_TEXT:
+        raise Problem(_too_much(folder))
+    return Text(f"{title} ({len(texts)} texts)", "\n\n".join(read))
+
+
+def _read_recordings(title: str, folder: Path, paths: list[Path]) -> Speech:
     said = _transcripts(folder, paths)
     if said and len(said) < len(paths):
         lost = next(p for p in paths if p not in said)

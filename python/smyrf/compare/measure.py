@@ -12,10 +12,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+import numpy as np
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import smyrf
+from smyrf import collector
 
 
 @contextmanager
@@ -41,12 +43,68 @@ def collect_in(modules: Iterable[nn.Module], errors: bool) -> Iterator[list[smyr
         yield records
 
 
+@dataclass(frozen=True)
+class Masks:
+    """How a layer calls attention: the most keys, and what decides which methods can take it."""
+
+    keys: int
+    options: frozenset[str]  # of "is_causal", "window" and "attn_mask", those that it gives
+
+    @property
+    def says(self) -> str:
+        """Why a method that takes none of them can't take this layer."""
+        names = {"is_causal": "causal", "window": "a sliding window", "attn_mask": "masked"}
+        return " and ".join(names[option] for option in sorted(self.options))
+
+    def refused(self, method: str) -> bool:
+        """Whether smyrf says that the method can't take calls with these options."""
+        method = "tree" if method == "auto" else method
+        rows = np.eye(2, dtype=np.float32)[None, None]
+        given: dict[str, Any] = {
+            "is_causal": True,
+            "window": (1, 0),
+            "attn_mask": np.ones((2, 2), np.bool_),
+        }
+        try:
+            with collector.suspended():
+                options = {name: given[name] for name in self.options}
+                smyrf.attention(rows, rows, rows, method=method, **options)
+        except NotImplementedError:
+            return True
+        return False
+
+
+class _Watch(collector.Collector):
+    """Keeps how each layer called, in place of records."""
+
+    def __init__(self) -> None:
+        super().__init__(errors=False, outer=None)
+        self.seen: dict[str, Masks] = {}
+
+    def add(
+        self, statistics: Any, query: Any, key: Any, value: Any, out: Any, options: Any
+    ) -> None:
+        layer = str(collector.layer())
+        given = {name for name in ("is_causal", "window") if options.get(name)}
+        given |= {"attn_mask"} & {k for k, v in options.items() if v is not None}
+        before = self.seen.get(layer, Masks(0, frozenset()))
+        rows = 1 if options.get("layout") == "BNHD" else 2
+        self.seen[layer] = Masks(max(before.keys, key.shape[rows]), before.options | given)
+
+
+@contextmanager
+def watch_masks() -> Iterator[dict[str, Masks]]:
+    """By layer, how smyrf's attention is called inside the block."""
+    watch = _Watch()
+    with collector.received_by(watch):
+        yield watch.seen
+
+
 @dataclass
 class Calls:
-    """All calls of attention by one module: seconds of wall time, and the most keys seen."""
+    """All calls of attention by one module: seconds of wall time."""
 
     seconds: float = 0.0
-    keys: int = 0
 
 
 class Clock(Protocol):
@@ -58,6 +116,8 @@ class Clock(Protocol):
 class AttentionClock:
     """Times every call that transformers makes to an attention function, by module.
 
+    A function that transformers has no name for, as its `eager` ones, is not timed.
+
     The same clock stands around every method, transformers' own included, so that what it costs
     to get from Python to the arithmetic and back counts for each of them. Use as a context manager.
     """
@@ -67,6 +127,7 @@ class AttentionClock:
         self.calls: defaultdict[int, Calls] = defaultdict(Calls)  # by id of the module
 
     def __enter__(self) -> AttentionClock:
+        self.names = tuple(name for name in self.names if name in ALL_ATTENTION_FUNCTIONS)
         for name in self.names:
             ALL_ATTENTION_FUNCTIONS[name] = self._timed(ALL_ATTENTION_FUNCTIONS[name])
         return self
@@ -86,7 +147,6 @@ class AttentionClock:
             start = time.perf_counter()
             out = attend(module, query, key, value, *args, **kwargs)
             calls.seconds += time.perf_counter() - start
-            calls.keys = max(calls.keys, int(key.shape[2]))
             return out
 
         return timed
@@ -111,8 +171,6 @@ class LayerClock:
             for part in layer.children():
                 if not isinstance(part, nn.Softmax):
                     self._time(part, calls, -1)
-            count = layer.register_forward_hook(lambda *call, to=calls: _count_keys(to, *call))
-            self._hooks.callback(count.remove)
         return self
 
     def __exit__(
@@ -133,11 +191,6 @@ class LayerClock:
         # First, or the hook of a spectral norm would count as attention.
         self._hooks.callback(module.register_forward_pre_hook(start, prepend=True).remove)
         self._hooks.callback(module.register_forward_hook(stop).remove)
-
-
-def _count_keys(calls: Calls, layer: nn.Module, inputs: Any, out: Any) -> None:
-    height, width = inputs[0].shape[2:]
-    calls.keys = max(calls.keys, height * width // 4)
 
 
 class PeakMemory:

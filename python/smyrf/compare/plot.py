@@ -59,7 +59,7 @@ def draw(comparison: Comparison, file: BinaryIO, suffix: str) -> None:
     for line, (what, scale) in enumerate(zip(("relative error", "density"), scales, strict=True)):
         for column, row in enumerate(rows):
             axes = grid[line][column]
-            image = axes.imshow(_matrix(row, what), aspect="auto", **scale)
+            image = axes.imshow(_matrix(row, what, comparison.layers), aspect="auto", **scale)
             if line == 0:
                 axes.set_title(row.label)
             else:
@@ -74,12 +74,19 @@ def draw(comparison: Comparison, file: BinaryIO, suffix: str) -> None:
     figure.savefig(file, format=suffix.lower().lstrip("."), dpi=150)
 
 
-def _matrix(row: Row, what: str) -> Any:
-    """(layers, heads); NaN, which is drawn as nothing, where a layer has fewer heads."""
-    values = [h.error if what == "relative error" else h.density for h in row.heads.values()]
+def _matrix(row: Row, what: str, layers: list[str]) -> Any:
+    """(layers, heads); NaN, which is drawn as nothing, where a layer has fewer heads or none."""
+    values = [
+        []
+        if (h := row.heads.get(layer)) is None
+        else h.error
+        if what == "relative error"
+        else h.density
+        for layer in layers
+    ]
     matrix = np.full((len(values), max(map(len, values))), np.nan)
-    for layer, heads in enumerate(values):
-        matrix[layer, : len(heads)] = heads
+    for index, heads in enumerate(values):
+        matrix[index, : len(heads)] = heads
     # A head that was done as dense may err by 0, which has no logarithm.
     return np.maximum(matrix, LEAST_ERROR / 10) if what == "relative error" else matrix
 
@@ -93,9 +100,11 @@ def _pareto(axes: Any, comparison: Comparison) -> None:
         axes.set_axis_off()
         return
     base = comparison.dense.attention_seconds
-    assert base is not None
+    if base is None:
+        return
     for row, style in zip(comparison.rows[:2], (":", "--"), strict=True):
-        assert row.attention_seconds is not None
+        if row.attention_seconds is None:
+            continue  # an `eager` of transformers, which can't be timed
         ratio = row.attention_seconds / base
         axes.axvline(ratio, color="0.4", linestyle=style, label=f"{row.label}, exact")
     for row in comparison.rows[2:]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +17,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from smyrf.compare.choice import Choice
-from smyrf.compare.inputs import BUILT_IN, read_input
-from smyrf.compare.models import KIND_NAMES, TAKES, Source, find_model, load_model
+from smyrf.compare.inputs import BUILT_IN, read_inputs
+from smyrf.compare.kinds import KIND_NAMES, TAKES
+from smyrf.compare.models import Source, find_model, load_model
 from smyrf.compare.output_file import OutputFile, deliver, print_bytes
 from smyrf.compare.plot import FORMATS, check_plot, draw
 from smyrf.compare.problem import Problem
@@ -27,7 +30,9 @@ if TYPE_CHECKING:
     from smyrf.compare.task import Task
 
 DEFAULT_INPUTS = {"text": "devil", "speech": "librivox", "noise": "noise"}
-WIDTH = 100  # where the output is no terminal
+EXAMPLES = {**DEFAULT_INPUTS, "image": "photo.jpg"}
+WIDTH = 80  # where the output is no terminal
+BETWEEN = 5  # seconds between two lines of progress
 # How the JSON files of a model's folder begin.
 MODEL_FILES = ("added_", "config", "generation", "merges", "model", "pre", "processor", "sentence",
                "special_", "token", "vocab")  # fmt: skip
@@ -35,15 +40,19 @@ MODEL_FILES = ("added_", "config", "generation", "merges", "model", "pre", "proc
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is compared, and `files`: where each of --json, --plot and --sheet goes, if given."""
+    """What is compared and how much of it, and `files`: where each of --json, --plot and --sheet
+    goes, if given."""
 
     choices: list[Choice]
     layers: str | None
     threads: int | None
     files: dict[str, Path]
+    length: int | None = None
+    documents: int | None = None
+    rounds: int = 3
 
 
-def run(name: str, source: str | None, wanted: Wanted) -> None:
+def run(name: str, sources: list[str], wanted: Wanted) -> None:
     """Compares and delivers: the numbers first, then what is read and looked at.
 
     Raises Problem for what its reader can put right; what was measured has been delivered then.
@@ -55,28 +64,33 @@ def run(name: str, source: str | None, wanted: Wanted) -> None:
             f"expected at most {4 * cores}"
         )
     found = find_model(name)
-    files = _check_files(found, source, wanted.files)
+    files = _check_files(found, sources, wanted.files)
     kind = TAKES[found.kind]
-    given = read_input(DEFAULT_INPUTS[kind] if source is None else source)
+    if not sources and kind not in DEFAULT_INPUTS:
+        raise Problem(
+            f"model {name} is {KIND_NAMES[found.kind]}; give it {kind}s, for example "
+            f"{EXAMPLES[kind]}"
+        )
+    given = read_inputs(sources or [DEFAULT_INPUTS[kind]])
     if given.kind != kind:
         raise Problem(
-            f"model {name} is {KIND_NAMES[found.kind]} and input {source} is {given.kind}; "
-            f"give it {kind}, for example {DEFAULT_INPUTS[kind]}"
+            f"model {name} is {KIND_NAMES[found.kind]} and input {' '.join(sources)} is "
+            f"{given.kind}; give it {kind}, for example {EXAMPLES[kind]}"
         )
-    # Progress goes to stderr, so that stdout holds the result and nothing else.
-    with Console(stderr=True).status(f"Loading {name}") as status:
+    with _progress() as progress:
+        progress.doing(f"loading {name}")
         model = load_model(found)
         import torch
 
-        from smyrf.compare.comparison import compare
+        from smyrf.compare.comparison import Settings, compare
+        from smyrf.compare.task import Amount
         from smyrf.compare.tasks import make_task
 
         if wanted.threads is not None:
             torch.set_num_threads(wanted.threads)
-        status.update(f"{name}: preparing the input")
-        task = make_task(model, given)
-    with _Bar() as bar:
-        result = compare(name, task, wanted.choices, wanted.layers, torch.get_num_threads(), bar)
+        task = make_task(model, given, Amount(wanted.length, wanted.documents))
+        settings = Settings(wanted.layers, torch.get_num_threads(), wanted.rounds)
+        result = compare(name, task, wanted.choices, settings, progress)
     troubles = _deliver(result, task, files)
     if result.fault is not None:
         troubles.insert(0, result.fault)
@@ -85,12 +99,11 @@ def run(name: str, source: str | None, wanted: Wanted) -> None:
 
 
 def _check_files(
-    found: Source, source: str | None, files: dict[str, Path]
+    found: Source, sources: list[str], files: dict[str, Path]
 ) -> dict[str, OutputFile]:
     """Raises Problem where one can't be written, can't be made, or is read or written twice."""
     read = [found.folder]
-    if source is not None:
-        read.append(BUILT_IN[source].path if source in BUILT_IN else Path(source))
+    read += [BUILT_IN[one].path if one in BUILT_IN else Path(one) for one in sources]
     for option, path in files.items():
         if any(_is_part_of(path, place) for place in read):
             raise Problem(f"{option} {path}: is the input, too; give it another name")
@@ -161,8 +174,13 @@ def _deliver(result: Comparison, task: Task, files: dict[str, OutputFile]) -> li
     return deliver(outputs)
 
 
+def _progress() -> _Bar | _Lines:
+    """On stderr, so that stdout holds the result and nothing else."""
+    return _Bar() if sys.stderr is not None and sys.stderr.isatty() else _Lines()
+
+
 class _Bar:
-    """A progress bar with the time left, on stderr."""
+    """A progress bar with the time left."""
 
     def __init__(self) -> None:
         self.progress = Progress(
@@ -175,16 +193,49 @@ class _Bar:
 
     def __enter__(self) -> _Bar:
         self.progress.start()
+        self.task = self.progress.add_task("", total=None)
         return self
 
     def __exit__(self, *error: object) -> None:
         self.progress.stop()
 
     def start(self, steps: int) -> None:
-        self.task = self.progress.add_task("", total=steps)
+        self.progress.update(self.task, total=steps)
 
     def doing(self, what: str) -> None:
         self.progress.update(self.task, description=what)
 
     def advance(self) -> None:
         self.progress.advance(self.task)
+
+
+class _Lines:
+    """A line now and then, for logs: what is done, and which share of the work is behind."""
+
+    def __init__(self) -> None:
+        self.steps, self.done, self.what = 0, 0, ""
+        self.said = time.monotonic()
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def start(self, steps: int) -> None:
+        self.steps = steps
+
+    def doing(self, what: str) -> None:
+        self.what = what
+        self._say()
+
+    def advance(self) -> None:
+        self.done += 1
+        self._say()
+
+    def _say(self) -> None:
+        now = time.monotonic()
+        if now - self.said >= BETWEEN and sys.stderr is not None:
+            self.said = now
+            share = f"{100 * self.done // self.steps} %, " if self.steps else ""
+            print(f"smyrf: {share}{self.what}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""How a comparison is shown: table, answers, a closing paragraph, and JSON."""
+"""How a comparison is shown: the verdict, a table, notes, answers; and JSON."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
+from smyrf.compare.about import circumstances
 from smyrf.compare.comparison import Comparison, Errors, Row
 from smyrf.compare.models import RANDOM
 from smyrf.compare.task import Task
@@ -20,89 +20,188 @@ from smyrf.compare.task import Task
 MOST_ANSWER = 700  # characters of an answer on the screen; JSON has all
 LEAST_SECONDS = 0.01  # of attention in the base of a ratio; below it a ratio is noise
 QUICKER = 0.95  # the largest ratio of times that counts as time saved
+GAP = 2  # letters between columns
 
 
 def show(comparison: Comparison, task: Task, console: Console) -> None:
     """Prints everything that people read."""
-    console.print(f"\n[bold]{escape(comparison.model)}[/] on {escape(comparison.about)}\n")
-    console.print(table(comparison))
+
+    def say(text: str, style: str = "") -> None:
+        console.print(Text(text, style), soft_wrap=False)
+
+    say(f"\n{verdict(comparison, task)}\n", "bold")
+    say(f"{comparison.model} on {comparison.about}\n")
+    for line in table(comparison, console.width):
+        console.print(Text(line), no_wrap=True, overflow="ignore", crop=False)
+    say("")
+    for note in notes(comparison, task):
+        say(note)
     answers = [(row.label, row.answer) for row in comparison.rows if row.answer is not None]
     if answers:
-        console.print("\n[bold]What was written[/]")
+        say("\nWhat was written", "bold")
         if comparison.reference is not None:
             answers.insert(0, ("what was said", comparison.reference))
         for label, answer in answers:
             cut = answer if len(answer) <= MOST_ANSWER else answer[:MOST_ANSWER] + " ..."
-            console.print(f"[bold]{label}[/]: {escape(cut) or '(nothing)'}")
-    console.print(f"\n{escape(closing(comparison, task))}\n")
+            say(f"{label}: {cut or '(nothing)'}")
+    say("")
 
 
-def table(comparison: Comparison) -> Table:
-    """One column a method, one line a thing measured."""
-    dense = comparison.dense
-    grid = Table(show_edge=False, pad_edge=False)
-    grid.add_column("")
-    for row in comparison.rows:
-        grid.add_column(row.label, justify="right")
-
-    def line(title: str, cell: Callable[[Row], str]) -> None:
-        grid.add_row(title, *(cell(row) for row in comparison.rows))
-
-    def ratio(seconds: float | None, base: float | None) -> str:
-        if seconds is None or base is None or not is_timeable(dense):
-            return "-"
-        return f"{seconds / base:.2f}"
-
-    def figure_text(row: Row, index: int) -> str:
-        return row.figures[index].text if row.figures else "not finite"
-
-    for index, figure in enumerate(dense.figures):
-        line(figure.title, lambda row, i=index: figure_text(row, i))  # type: ignore[misc]
-    if comparison.fault is not None:
-        line("not finite from", lambda row: short_layer(row.not_finite or "-"))
-    line("relative error: median", lambda row: _error(row, lambda e: f"{e.median:.3f}"))
-    line("  worst", lambda row: _error(row, lambda e: f"{e.worst:.3f}"))
-    line("  which is", lambda row: _error(row, lambda e: _place(e)))
-    if any(row.method == "tree" for row in comparison.rows):
-        line("error expected: median", lambda row: _expected(row, lambda e: e.expected_median))
-        line("  of the worst", lambda row: _expected(row, lambda e: e.expected_worst))
-        line("heads gone dense", lambda r: "-" if r.gone_dense is None else _percent(r.gone_dense))
-    line("density", lambda row: "-" if row.density is None else f"{row.density:.3f}")
-    line("attention time, dense = 1", lambda r: ratio(r.attention_seconds, dense.attention_seconds))
-    if comparison.whole_model:
-        line("whole time, dense = 1", lambda r: ratio(r.whole_seconds, dense.whole_seconds))
-        line("  seconds", _seconds)
-    line("memory over model, MB", _memory)
-    if comparison.whole_model:
-        line("layers changed / unchanged", lambda r: f"{r.layers_changed} / {r.layers_unchanged}")
-    return grid
-
-
-def closing(comparison: Comparison, task: Task) -> str:
-    """What the reader saw, in plain words, from the numbers."""
+def verdict(comparison: Comparison, task: Task) -> str:
+    """One sentence: what is quickest without another result, by the time of the whole run."""
+    if comparison.fault is not None and len(comparison.rows) < 3:
+        return f"{comparison.model}: the output is NaN or infinite; nothing is compared."
     own, dense = comparison.rows[0], comparison.dense
-    count, every = len(comparison.layers), dense.layers_unchanged
-    parts = [
-        f"What you saw: {comparison.model} ran {task.ran} with {comparison.weights}, without any "
-        f"fine-tuning, on {comparison.threads} thread{'s' * (comparison.threads != 1)}."
+    rows = [r for r in comparison.rows[2:] if r.not_finite is None and not _is_dense_again(r)]
+    exact = min((own, dense), key=lambda row: row.whole_seconds or math.inf)
+    if not is_timeable(exact):
+        return f"{comparison.model}: too short to time here; give a longer input."
+    quicker = sorted(
+        (row for row in rows if _ratio_to(row, exact) < QUICKER), key=lambda r: _ratio_to(r, exact)
+    )
+    good = [row for row in quicker if task.close(row.figures, dense.figures)]
+    if good:
+        best = good[0]
+        return (
+            f"{best.label} runs {comparison.model} {1 / _ratio_to(best, exact):.2f} times as "
+            f"quickly as exact attention ({exact.label}) and keeps its answers: "
+            f"{task.verdict(best.figures)}."
+        )
+    if _ratio_to(dense, own) < QUICKER:
+        start = (
+            f"dense, which is exact, runs {comparison.model} {1 / _ratio_to(dense, own):.2f} times "
+            f"as quickly as its own attention ({own.label})"
+        )
+    else:
+        start = f"{comparison.model} gains no time here over its own attention ({own.label})"
+    if quicker:
+        return (
+            f"{start}; {quicker[0].label} is quicker still, but gives other answers: "
+            f"{task.verdict(quicker[0].figures)}."
+        )
+    if rows:
+        return f"{start}; at {task.rows} no approximation saves time in the whole run."
+    if comparison.skipped or not comparison.rows[2:]:
+        return f"{start}; none of its layers takes an approximate method."
+    return f"{start}; every method did what dense does."
+
+
+Column = tuple[tuple[str, str], list[str]]  # two lines of heading, and a cell a row
+
+
+def table(comparison: Comparison, width: int) -> list[str]:
+    """Lines of a row a method and a column a thing measured.
+
+    Columns that don't fit into the width follow below, behind the methods' names again.
+    """
+    rows = comparison.rows
+    columns = _columns(comparison)
+    labels: Column = (("", "method"), [row.label for row in rows])
+    lines: list[str] = []
+    while columns:
+        block, space = [labels], width - _width(labels)
+        while columns and (len(block) == 1 or _width(columns[0]) + GAP <= space):
+            space -= _width(columns[0]) + GAP
+            block.append(columns.pop(0))
+        lines += [""] * bool(lines) + _lines(block)
+    return lines
+
+
+def _columns(comparison: Comparison) -> list[Column]:
+    rows, own, dense = comparison.rows, comparison.rows[0], comparison.dense
+
+    def column(first: str, second: str, cell: Callable[[Row], str]) -> Column:
+        return (first, second), [cell(row) for row in rows]
+
+    columns = [
+        column(*figure.title, lambda row, i=index: row.figures[i].text if row.figures else "-")  # type: ignore[misc]
+        for index, figure in enumerate(dense.figures)
     ]
+    if comparison.fault is not None:
+        columns.append(column("not finite", "from", lambda r: short_layer(r.not_finite or "-")))
+    if rows[2:]:
+        columns.append(
+            column(
+                "error", "median", lambda r: "-" if r.errors is None else _share(r.errors.median)
+            )
+        )
+        columns.append(
+            column("", "pairs", lambda row: "-" if row.density is None else _share(row.density))
+        )
+
+    def speed(seconds: float | None, base: float | None) -> str:
+        return "-" if not seconds or not base or not is_timeable(own) else f"{base / seconds:.2f} x"
+
+    columns.append(
+        column("attention", "speed", lambda r: speed(r.attention_seconds, own.attention_seconds))
+    )
+    columns.append(column("whole", "speed", lambda r: speed(r.whole_seconds, own.whole_seconds)))
+    columns.append(
+        column(
+            "whole",
+            "seconds",
+            lambda r: "-" if r.whole_seconds is None else f"{r.whole_seconds:.2f}",
+        )
+    )
+    return columns
+
+
+def _width(column: Column) -> int:
+    return max(map(len, (*column[0], *column[1])))
+
+
+def _lines(block: Sequence[Column]) -> list[str]:
+    def line(cells: Sequence[str]) -> str:
+        widths = [_width(column) for column in block]
+        padded = [cells[0].ljust(widths[0])]
+        padded += [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        return (" " * GAP).join(padded).rstrip()
+
+    heading = [line([column[0][i] for column in block]) for i in (0, 1)]
+    rule = "─" * (sum(map(_width, block)) + GAP * (len(block) - 1))
+    return [*heading, rule, *(line(cells) for cells in zip(*(c[1] for c in block), strict=True))]
+
+
+def notes(comparison: Comparison, task: Task) -> list[str]:
+    """What the table can't say, a sentence a line."""
+    own, dense = comparison.rows[0], comparison.dense
+    rows = [row for row in comparison.rows[2:] if row.not_finite is None]
+    threads = f"{comparison.threads} thread{'s' * (comparison.threads != 1)}"
+    said = [f"Run with {comparison.weights}, without fine-tuning, on {threads}."]
     if comparison.weights == RANDOM:
-        parts.append(
-            "Such weights have learned nothing: the errors and times of trained ones are others."
+        said.append(
+            "Such weights have learned nothing: errors and times of trained ones are others."
         )
-    if own is not dense and is_timeable(own) and dense.attention_seconds is not None:
-        parts.append(
-            "smyrf's dense attention takes "
-            f"{_times(dense.attention_seconds, own.attention_seconds)} {task.switch.says}."
+    said.append(f"Speed: times as quick as {own.label}, {task.switch.says}.")
+    if own.attention_seconds is None:
+        said.append(f"The time inside {own.label} can't be taken apart from the rest.")
+    every = dense.layers_unchanged
+    if comparison.left:
+        why = " and ".join(f"{count} {says}" for says, count in comparison.left.items() if says)
+        said.append(f"Of {every} layers {why}, which stay dense: no method here takes such layers.")
+    if comparison.skipped:
+        said.append(
+            f"Not run: {' and '.join(comparison.skipped)}, since no layer can take it. tree and "
+            "lsh take no causal or windowed attention in this release."
         )
-    approximations = [row for row in comparison.rows[2:] if row.not_finite is None]
-    if approximations:
-        parts.append(task.scope(count, every))
-    for row in approximations:
-        parts += _method(row, comparison, task)
-    if is_timeable(dense):
-        parts += _savings(approximations, comparison, task)
-    return " ".join(parts)
+    if rows:
+        said.append(
+            "Error: of a layer's output, in the median head. Pairs: the share of query-key pairs "
+            "that are evaluated."
+        )
+    for row in rows:
+        changed = f"{row.label} changes {row.layers_changed} of {every} layers"
+        worst = ""
+        if row.errors is not None:
+            worst = f"; the worst head is off by {_share(row.errors.worst)} ({_place(row.errors)}"
+            expected = row.errors.expected_worst
+            worst += ")" if expected is None else f", expected {_share(expected)})"
+        gone = f"; {_share(row.gone_dense)} of the heads went dense" if row.gone_dense else ""
+        same = ". It did every pair as dense does" * _is_dense_again(row)
+        said.append(f"{changed}{worst}{gone}{same}.")
+    if rows:
+        said.append(f"Answers count as kept with {task.keeps}.")
+    return said
 
 
 def as_json(comparison: Comparison) -> str:
@@ -111,7 +210,7 @@ def as_json(comparison: Comparison) -> str:
     Where a figure of a method is null because its output is not finite, `not_finite` names the
     layer.
     """
-    content = dataclasses.asdict(comparison)
+    content = {**circumstances(), **dataclasses.asdict(comparison)}
     dense = comparison.dense
     for row, kept in zip(comparison.rows, content["rows"], strict=True):
         values = {figure.key: figure.value for figure in row.figures}
@@ -135,90 +234,15 @@ def _ratio(seconds: float | None, base: float | None) -> float | None:
     return seconds / base if seconds is not None and base else None
 
 
-def _error(row: Row, cell: Callable[[Errors], str]) -> str:
-    return "-" if row.errors is None else cell(row.errors)
-
-
-def _expected(row: Row, which: Callable[[Errors], float | None]) -> str:
-    expected = None if row.errors is None else which(row.errors)
-    return "-" if expected is None else f"{expected:.3f}"
-
-
-def _what(row: Row) -> str:
-    """What the method is, and its dials."""
-    dials = " and ".join(f"{name} {value:g}" for name, value in row.dials.items())
-    return f"the paper's method, {dials}" if row.method == "lsh" else dials
-
-
-def _method(row: Row, comparison: Comparison, task: Task) -> list[str]:
-    """What one method did and what it cost."""
-    assert row.errors is not None
-    dense = comparison.dense
-    parts = [
-        f"{row.label} ({_what(row)}) evaluates {_percent(row.density or 0)} of the pairs: "
-        f"{task.verdict(row.figures)}, and a layer's output is off by "
-        f"{_percent(row.errors.median)} in the median head and {_percent(row.errors.worst)} in "
-        f"the worst ({_place(row.errors)})."
-    ]
-    if row.errors.expected_worst is not None:
-        parts.append(
-            f"There its calibration expected {_percent(row.errors.expected_worst)}; "
-            f"{_percent(row.gone_dense or 0)} of the heads went dense."
-        )
-    if _is_dense_again(row):
-        parts.append("It did every pair as dense does, so its times say nothing of the method.")
-    elif is_timeable(dense):
-        whole = f", the whole run {_times(row.whole_seconds, dense.whole_seconds)} dense"
-        whole *= comparison.whole_model
-        parts.append(
-            "Its attention takes "
-            f"{_times(row.attention_seconds, dense.attention_seconds)} dense{whole}."
-        )
-    return parts
+def _ratio_to(row: Row, base: Row) -> float:
+    """Of the whole runs' times; 1 where one is not known."""
+    found = _ratio(row.whole_seconds, base.whole_seconds)
+    return 1.0 if found is None else found
 
 
 def _is_dense_again(row: Row) -> bool:
     """Whether the method left nothing out, so that a difference in time is noise."""
     return row.layers_changed == 0 or row.gone_dense == 1 or (row.density or 0) >= 1
-
-
-def _savings(rows: Sequence[Row], comparison: Comparison, task: Task) -> list[str]:
-    """Which methods saved time against the better of the two exact ones, and at what price.
-
-    It is the time of the whole run that counts, where all of it ran, and the answers at its end.
-    """
-    rows = [row for row in rows if not _is_dense_again(row)]
-    in_attention = [row for row in rows if _is_quicker(row, comparison, "attention_seconds")]
-    quicker = in_attention
-    if comparison.whole_model:
-        quicker = [row for row in in_attention if _is_quicker(row, comparison, "whole_seconds")]
-    good = [row for row in quicker if task.close(row.figures, comparison.dense.figures)]
-    parts = []
-    if good:
-        where = "in the whole run" if comparison.whole_model else "in these layers"
-        parts.append(
-            f"Here {_labels(good)} save{'s' * (len(good) == 1)} time over exact attention {where} "
-            f"and keep{'s' * (len(good) == 1)} close to its answers ({task.keeps})."
-        )
-    if other := [row for row in quicker if row not in good]:
-        parts.append(
-            f"{_labels(other)} took less time for other answers than dense's (close would be: "
-            f"{task.keeps})."
-        )
-    if part := [row for row in in_attention if row not in quicker]:
-        parts.append(f"{_labels(part)} took less time in attention, but not in the whole run.")
-    if rows and not quicker:
-        parts.append("Here no approximation saves time over exact attention.")
-    return parts
-
-
-def _is_quicker(row: Row, comparison: Comparison, which: str) -> bool:
-    exact = min(getattr(base, which) for base in comparison.rows[:2])
-    return bool(getattr(row, which) < QUICKER * exact)
-
-
-def _labels(rows: Sequence[Row]) -> str:
-    return " and ".join(row.label for row in rows)
 
 
 def _place(errors: Errors) -> str:
@@ -232,28 +256,12 @@ def short_layer(name: str) -> str:
 
 
 def is_timeable(base: Row) -> bool:
-    """Whether ratios to its attention time are more than noise."""
-    return base.attention_seconds is not None and base.attention_seconds >= LEAST_SECONDS
+    """Whether ratios to its times are more than noise."""
+    seconds = base.whole_seconds if base.attention_seconds is None else base.attention_seconds
+    return seconds is not None and seconds >= LEAST_SECONDS
 
 
-def _memory(row: Row) -> str:
-    above = row.peak_bytes_above_model
-    return "-" if above is None else f"{above / 1e6:.0f}"
-
-
-def _seconds(row: Row) -> str:
-    return "-" if row.whole_seconds is None else f"{row.whole_seconds:.2f}"
-
-
-def _percent(share: float) -> str:
-    if not math.isfinite(share):
-        return "a share without a number"
+def _share(share: float | None) -> str:
+    if share is None or not math.isfinite(share):
+        return "no number"
     return f"{100 * share:.{int(0 < share < 0.0995)}f} %"
-
-
-def _times(seconds: float | None, base: float | None) -> str:
-    """A ratio of times in words, without a verdict inside the noise of a short run."""
-    assert seconds is not None
-    assert base is not None
-    ratio = seconds / base
-    return "as long as" if QUICKER < ratio < 1.05 else f"{ratio:.2f} times as long as"

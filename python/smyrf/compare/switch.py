@@ -26,15 +26,17 @@ class Switch:
     clock: Callable[[Any, str], AbstractContextManager[Clock]]
 
 
-TRANSFORMERS = Switch(
-    own="sdpa",
-    says="transformers' own sdpa",
-    enable=smyrf.transformers.enable,
-    disable=smyrf.transformers.disable,
-    clock=lambda model, method: AttentionClock(
-        "sdpa" if method == "sdpa" else smyrf.transformers.NAME
-    ),
-)
+def of_transformers(own: str) -> Switch:
+    """Of a model that was loaded with the implementation `own`."""
+    return Switch(
+        own=own,
+        says=f"transformers' own {own}",
+        enable=smyrf.transformers.enable,
+        disable=smyrf.transformers.disable,
+        clock=lambda model, method: AttentionClock(
+            own if method == own else smyrf.transformers.NAME
+        ),
+    )
 
 
 def biggan_switch() -> Switch:
