@@ -164,6 +164,7 @@ def find_model(name: str) -> Source:
     """
     if name in EMBEDDED:
         return _embedded(name, EMBEDDED[name])
+    _offline()
     folder = Path(name)
     if os.path.islink(name) and not os.path.exists(name):
         raise Problem(f"model {name}: is a link to {os.readlink(name)}, which is not there")
@@ -194,7 +195,6 @@ def find_model(name: str) -> Source:
     config = read_json(folder / "config.json")
     if "attention_layer_position" in config:
         return Source(name, "generator", folder, "BigGAN")
-    _offline()
     described = describe(folder, config)
     return Source(name, described.kind, folder, described.loader)
 
@@ -362,7 +362,6 @@ def _check_gguf_packages(name: str) -> None:
                 f"{package} is not installed, and model {name} needs it; "
                 f"type: pip install {package}"
             )
-    _offline()
 
 
 def _check_files(source: Source) -> None:
