@@ -3,7 +3,7 @@
 .PHONY: help demo test wheel format bench clean
 
 help:
-	@echo 'make demo    set up, then pretrained models answer with dense attention and with SMYRF'
+	@echo 'make demo    a photograph, llama.cpp and a long document, without smyrf and with it'
 	@echo 'make test    set up, then all tests, the sanitizer build, the fuzzer, format and lint'
 	@echo 'make wheel   wheels and the source package in dist/, for every Python from 3.10 on that is here'
 	@echo 'make format  rewrite the sources the way the format check wants them'
@@ -11,7 +11,7 @@ help:
 	@echo 'make clean   remove what was built; the downloads in .venv stay'
 
 demo:
-	@tools/setup.sh release && tools/demo.sh
+	@tools/demo.sh
 
 test:
 	@tools/setup.sh release asan-ubsan fuzz && tools/test.sh

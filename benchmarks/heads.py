@@ -24,9 +24,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from smyrf.compare.debian import file_of
+
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "build" / "heads"
-SOUNDS = Path("/usr/share/pocketsphinx/test/data")  # Debian's pocketsphinx-testdata
+SOUNDS = file_of("usr/share/pocketsphinx/test/data")
 
 Array = np.ndarray
 Split = Literal["held-out", "tuning"]

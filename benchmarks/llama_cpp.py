@@ -16,6 +16,7 @@ import sys
 from typing import Any
 
 import smyrf.ggml
+from smyrf.compare.debian import file_of
 from smyrf.compare.models import find_model
 
 COLUMNS = {
@@ -80,7 +81,7 @@ def read(column: str, options: argparse.Namespace, tokens: int) -> tuple[int, fl
     parameters.flash_attn_type = getattr(
         xllamacpp.llama_flash_attn_type, f"LLAMA_FLASH_ATTN_TYPE_{kind}"
     )
-    with gzip.open("/usr/share/dictd/devil.dict.dz", "rt") as file:
+    with gzip.open(file_of("usr/share/dictd/devil.dict.dz"), "rt") as file:
         prompt = file.read()[2000 : 2000 + CHARACTERS * tokens]
     server = xllamacpp.Server(parameters)
     answer = server.handle_completions({"prompt": prompt, "max_tokens": 1, "temperature": 0})

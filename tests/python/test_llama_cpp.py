@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 import smyrf.ggml
+from smyrf.compare.debian import file_of
 
 pytest.importorskip("xllamacpp")
 pytest.importorskip("gguf")
@@ -46,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def book() -> str:
-    with gzip.open("/usr/share/dictd/devil.dict.dz", "rt") as file:
+    with gzip.open(file_of("usr/share/dictd/devil.dict.dz"), "rt") as file:
         return file.read()[3000:60000]
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from smyrf.compare.debian import file_of
 from smyrf.compare.file_kind import kind_of, refusal
 from smyrf.compare.kinds import InputKind
 from smyrf.compare.models import suggest
@@ -51,19 +52,19 @@ class BuiltIn:
 
 BUILT_IN = {
     "devil": BuiltIn(
-        Path("/usr/share/dictd/devil.dict.dz"),
+        file_of("usr/share/dictd/devil.dict.dz"),
         "dict-devil",
         "text",
         "The Devil's Dictionary, Ambrose Bierce 1911, public domain",
     ),
     "jargon": BuiltIn(
-        Path("/usr/share/dictd/jargon.dict.dz"),
+        file_of("usr/share/dictd/jargon.dict.dz"),
         "dict-jargon",
         "text",
         "the Jargon File, public domain",
     ),
     "librivox": BuiltIn(
-        Path("/usr/share/pocketsphinx/test/data/librivox"),
+        file_of("usr/share/pocketsphinx/test/data/librivox"),
         "pocketsphinx-testdata",
         "speech",
         "25 seconds of Sense and Sensibility read for LibriVox, with what was said",
