@@ -47,7 +47,7 @@ def test_steps_with_models_and_the_table(tmp_path: Path, whisper: str) -> None:
     assert 1.0 < alone < 300.0  # a model that predicts nothing has 49,152
     assert ours == pytest.approx(alone, rel=0.03)
     assert found["alike"] > 0.85
-    _, found = run("long_document", tmp_path, "--tokens", "600", "2100", "--threads", "2")
+    _, found = run("long_document", tmp_path, "--tokens", "512", "600", "--threads", "2")
     cosines = [method["cosine"] for method in found["methods"].values()]
     assert cosines[:2] == pytest.approx([1.0, 1.0], abs=1e-5)
     assert 0.99 < cosines[3] < 0.99999  # tree did skip
@@ -55,10 +55,3 @@ def test_steps_with_models_and_the_table(tmp_path: Path, whisper: str) -> None:
     printed, _ = run("table", tmp_path)
     assert len(printed.split("\n\n")[0].splitlines()) <= 10
     assert "llama.cpp, 256 tokens" in printed
-
-
-def test_what_is_missing_is_said(tmp_path: Path) -> None:
-    command = [sys.executable, str(DEMO / "long_document.py"), "--tokens", "99999999"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1
-    assert "--tokens is at most that" in done.stderr
