@@ -44,6 +44,7 @@ WHISPER_ROWS = 1500
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 4096, 8192, 16384])
+    parser.add_argument("--repeats", type=int, default=5, help="of the short inputs")
     parser.add_argument("--threads", type=int, default=common.threads())
     parser.add_argument("--folder", type=Path, default=common.ROOT / "build" / "demo")
     options = parser.parse_args()
@@ -65,8 +66,10 @@ def main() -> None:
     common.say("The same at the lengths these models were made for, where smyrf auto is dense:")
     common.row("", "sdpa", "dense", "tree 10%", "cosine")
     found["own"] = {
-        f"MiniLM, {OWN_LENGTH} tokens": short(minilm(OWN_LENGTH), minilm_input(OWN_LENGTH)),
-        f"Whisper, {WHISPER_ROWS} rows": short(*whisper()),
+        f"MiniLM, {OWN_LENGTH} tokens": short(
+            minilm(OWN_LENGTH), minilm_input(OWN_LENGTH), options.repeats
+        ),
+        f"Whisper, {WHISPER_ROWS} rows": short(*whisper(), options.repeats),
     }
     for name, (*seconds, cosine) in found["own"].items():
         common.row(name, *(f"{s:.3f}" for s in seconds), f"{cosine:.4f}")
@@ -114,7 +117,7 @@ def mean_cosine(out: torch.Tensor, exact: torch.Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(out, exact, dim=-1).mean())
 
 
-def short(model: Any, given: dict[str, torch.Tensor], repeats: int = 5) -> list[float]:
+def short(model: Any, given: dict[str, torch.Tensor], repeats: int) -> list[float]:
     """Seconds by sdpa, dense and tree at 10 %, the best of some, and the last's cosine."""
     found = []
     for name in ("PyTorch's sdpa", "smyrf dense", "smyrf tree, 10%"):
