@@ -13,7 +13,7 @@ step() { # step NAME ARGUMENT...: a program of examples/demo
 
 build() { # the extension and the plug-in alone: tests are as much again
   configure release
-  cmake --build --preset release --target _core_stub ggml-smyrf
+  cmake --build --preset release --target _core ggml-smyrf
 }
 
 own_torch() { # the site-packages of the user's python3 where that has a PyTorch that will do
