@@ -35,7 +35,7 @@ install_rest() {
 }
 
 install_debian_packages
-tools/data.sh
+unpack_data
 make_environment
 rest=""
 if [[ $(cat .venv/requirements 2>/dev/null) != "$wanted"* ]]; then

@@ -103,9 +103,15 @@ link_tree() { # the command `smyrf` and the import of python/smyrf; CMake builds
   local wanted_link
   wanted_link=$(cat pyproject.toml include/smyrf/version.h | sha256sum)
   [[ $(cat .venv/link 2>/dev/null) == "$wanted_link" ]] && return
-  start link pip install --no-deps --no-build-isolation -C editable.mode=inplace -C wheel.cmake=false -e .
+  start link pip install --no-deps --no-build-isolation -C editable.mode=inplace -C wheel.cmake=false \
+    -C wheel.py-api=py3 -e .
   finish link "linking the tree into .venv"
   printf '%s\n' "$wanted_link" >.venv/link
+}
+
+unpack_data() {
+  start data tools/data.sh
+  finish data "texts and speech"
 }
 
 convert_whisper() { # into the format that demo and tests read

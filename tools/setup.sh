@@ -24,7 +24,7 @@ build() {
 }
 
 install_debian_packages
-tools/data.sh
+unpack_data
 make_environment
 if [[ $(cat .venv/requirements 2>/dev/null) != "$wanted" ]]; then
   # Without this file an environment counts as half made: an interrupted pip leaves packages that
