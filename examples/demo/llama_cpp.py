@@ -41,8 +41,8 @@ def main() -> None:
         return
     common.head(
         2,
-        f"llama.cpp reads {options.tokens} tokens of {common.BOOK}. Model: "
-        "SmolLM2-135M, 4-bit weights; llama.cpp as the package xllamacpp has it.",
+        f"llama.cpp reads {options.tokens} tokens of {common.BOOK}. "
+        "SmolLM2-135M, 4-bit weights; the stock build of the package xllamacpp.",
     )
     common.row("", "seconds", "tokens/s", "perplexity")
     found = {}
