@@ -227,8 +227,8 @@ T FromBytes(const char* name, nb::handle version, nb::handle state) {
     Fail(ErrorKind::kType, name, ": got ", TypeName(state),
          " as its pickled state, expected bytes");
   }
-  std::string_view bytes(PyBytes_AS_STRING(state.ptr()),
-                         static_cast<std::size_t>(PyBytes_GET_SIZE(state.ptr())));
+  const auto held = nb::borrow<nb::bytes>(state);
+  std::string_view bytes(held.c_str(), held.size());
   std::uint64_t sum = 0;
   if (bytes.size() < sizeof(sum)) RefuseBytes(name);
   std::memcpy(&sum, bytes.data() + bytes.size() - sizeof(sum), sizeof(sum));

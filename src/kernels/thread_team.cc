@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
@@ -30,6 +31,14 @@ void Pause() {
 #endif
 }
 
+/// condition.wait(lock, ready). That function has a newer version in GCC 12's library, which would
+/// keep what is compiled there from running where GCC 11's is.
+template <typename Ready>
+void Wait(std::condition_variable& condition, std::unique_lock<std::mutex>& lock, Ready ready) {
+  while (!condition.wait_for(lock, std::chrono::hours(1), ready)) {
+  }
+}
+
 class Team {
  public:
   void Run(int threads, const std::function<void()>& work) {
@@ -47,7 +56,7 @@ class Team {
     {
       std::unique_lock lock(mutex_);
       places_ = 0;
-      ended_.wait(lock, [&] { return active_ == 0; });
+      Wait(ended_, lock, [&] { return active_ == 0; });
       work_ = nullptr;
     }
     busy_ = false;
@@ -71,7 +80,7 @@ class Team {
     while (true) {
       for (int look = 0; look < kLooks && section_ == seen; ++look) Pause();
       std::unique_lock lock(mutex_);
-      begins_.wait(lock, [&] { return section_ != seen; });
+      Wait(begins_, lock, [&] { return section_ != seen; });
       seen = section_;
       if (places_ == 0) continue;
       --places_;
