@@ -1,92 +1,127 @@
-"""Prompt tokens a second of stock llama.cpp (wheel of xllamacpp), without the plug-in and with it.
+"""Stock llama.cpp without the plug-in and with it: speed by llama-bench, perplexity by
+llama-perplexity.
 
-SmolLM2 with its 4-bit weights reads the beginning of The Devil's Dictionary, whole model, each
-column in a process of its own; the best of --repeats.
+FOLDER holds those two programs and llama-quantize, as tools/llama_cpp.sh builds them. The model is
+SmolLM2, as it comes (4 bits, Q4_1) or quantised anew. llama-bench reads random tokens and
+llama-perplexity a book. The columns take turns; of speeds the best counts.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
-from typing import Any
+import tempfile
+from pathlib import Path
 
 import smyrf.ggml
-from smyrf.compare.debian import file_of
 from smyrf.compare.models import find_model
 
-COLUMNS = {
-    "ggml, flash attention off": {},
-    "ggml, flash attention on": {},
-    "dense": {"SMYRF_METHOD": "dense"},
-    "default": {},
-    "tolerance .1": {"SMYRF_TOLERANCE": "0.1"},
+BOOK = "/usr/share/dictd/devil.dict.dz"
+LICENCE = 2000  # characters before the text
+PLUGIN = {"GGML_BACKEND_PATH": str(smyrf.ggml.path())}
+# Flash attention, and the plug-in's settings.
+COLUMNS: dict[str, tuple[str, dict[str, str]]] = {
+    "off": ("off", {}),
+    "on": ("on", {}),
+    "dense": ("on", PLUGIN | {"SMYRF_METHOD": "dense"}),
+    "default": ("on", PLUGIN),
+    "0.1": ("on", PLUGIN | {"SMYRF_TOLERANCE": "0.1"}),
 }
-CHARACTERS = 4  # a token, nearly
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048, 8000], help="about")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--ubatch", type=int, default=2048, help="tokens in a chunk")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--weights", default="Q4_1", help="Q4_1 (as they come), Q8_0, F16 ...")
+    parser.add_argument("--tokens", type=int, nargs="*", default=[512, 1024, 2048, 4096, 8192])
+    parser.add_argument("--ubatch", type=int, nargs="+", default=[2048, 512], help="a chunk")
+    parser.add_argument("--threads", type=int, nargs="+", default=[2, 1])
+    parser.add_argument("--perplexity", type=int, nargs="*", default=[4096, 8192], help="tokens")
+    parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS))
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--column", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.column:
-        print(json.dumps([read(options.column, options, tokens) for tokens in options.tokens]))
-        return
-    fastest: dict[str, list[tuple[int, float]]] = {}
-    for column, environment in COLUMNS.items():
-        runs = [run(column, environment) for _ in range(options.repeats)]
-        fastest[column] = [tuple(max(at, key=lambda x: x[1])) for at in zip(*runs, strict=True)]
-    base = fastest["ggml, flash attention on"]
-    print(f"{'':26}" + "".join(f"{tokens:>9} tokens" for tokens, _ in base))
-    for column, speeds in fastest.items():
-        cells = (f"{s:9.0f} ({s / b:.2f})" for (_, s), (_, b) in zip(speeds, base, strict=True))
-        print(f"{column:26}" + " ".join(cells))
+    with tempfile.TemporaryDirectory() as scratch:
+        model = quantised(options.folder, options.weights, Path(scratch))
+        print(f"SmolLM2, {options.weights}. Tokens a second, and over the better of ggml's two")
+        for threads in options.threads:
+            for ubatch in options.ubatch:
+                print(f"\n-t {threads} -ub {ubatch}")
+                print(f"{'tokens':>8}" + "".join(f"{name:>14}" for name in options.columns))
+                for tokens in options.tokens:
+                    speeds = [0.0] * len(options.columns)
+                    for _ in range(options.repeats):
+                        for i, name in enumerate(options.columns):
+                            new = speed(options.folder, model, name, (tokens, ubatch, threads))
+                            speeds[i] = max(speeds[i], new)
+                    print(line(tokens, options.columns, speeds), flush=True)
+        if options.perplexity:
+            book = Path(scratch) / "book.txt"
+            with gzip.open(BOOK, "rt") as file:
+                book.write_text(file.read()[LICENCE:])
+            print(f"\nPerplexity of a book's first tokens\n{'tokens':>8}", end="")
+            print("".join(f"{name:>14}" for name in options.columns))
+        for tokens in options.perplexity:
+            cells = [perplexity(options.folder, model, book, x, tokens) for x in options.columns]
+            base = cells[min(1, len(cells) - 1)]
+            print(f"{tokens:8}" + "".join(f"{c:8.3f} {100 * (c / base - 1):+4.2f}%" for c in cells))
 
 
-def run(column: str, environment: dict[str, str]) -> Any:
-    command = [sys.executable, *sys.argv, "--column", column]
+def line(tokens: int, columns: list[str], speeds: list[float]) -> str:
+    own = [s for name, s in zip(columns, speeds, strict=True) if name in ("off", "on")]
+    base = max(own or speeds[:1])
+    return f"{tokens:8}" + "".join(f"{s:8.0f} {s / base:4.2f}x" for s in speeds)
+
+
+def quantised(folder: Path, weights: str, scratch: Path) -> Path:
+    source = find_model("smollm2")
+    model = source.folder / str(source.gguf)
+    if weights == "Q4_1":
+        return model
+    target = scratch / f"smollm2-{weights}.gguf"
+    command = ["llama-quantize", "--allow-requantize", str(model), str(target), weights]
+    run(folder, command, {})
+    return target
+
+
+def run(folder: Path, command: list[str], environment: dict[str, str]) -> str:
+    """Standard output and error of one of llama.cpp's programs."""
     done = subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, check=False
+        [folder / command[0], *command[1:]],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
-        sys.exit(done.stderr[-2000:])
-    return json.loads(done.stdout.splitlines()[-1])
+        sys.exit(f"{' '.join(command)}: {done.stderr[-2000:]}")
+    return done.stdout + done.stderr
 
 
-def read(column: str, options: argparse.Namespace, tokens: int) -> tuple[int, float]:
-    """Tokens, and tokens a second."""
-    import xllamacpp
-    from xllamacpp import xllamacpp as core
+def speed(folder: Path, model: Path, column: str, shape: tuple[int, int, int]) -> float:
+    """Tokens a second of a prompt; `shape`: tokens, tokens in a chunk, threads."""
+    flash, environment = COLUMNS[column]
+    command = ["llama-bench", "-m", str(model), "-n", "0", "-r", "1", "-fa", flash]
+    for flag, value in zip(("-p", "-ub", "-t"), shape, strict=True):
+        command += [flag, str(value)]
+    text = run(folder, [*command, "-b", "2048", "-o", "json"], environment)
+    start, end = text.index("["), text.rindex("]") + 1
+    return float(json.loads(text[start:end])[0]["avg_ts"])
 
-    if not column.startswith("ggml"):
-        load = ctypes.CDLL(core.__file__).ggml_backend_load
-        load.argtypes, load.restype = [ctypes.c_char_p], ctypes.c_void_p
-        if not load(str(smyrf.ggml.path()).encode()):
-            sys.exit("the plug-in was refused")
-    source = find_model("smollm2")
-    kind = "DISABLED" if column.endswith("off") else "ENABLED"
-    parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(source.folder / str(source.gguf))
-    parameters.n_ctx, parameters.n_batch, parameters.n_parallel = 8448, 2048, 1
-    parameters.n_ubatch, parameters.warmup = options.ubatch, False
-    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = options.threads
-    parameters.flash_attn_type = getattr(
-        xllamacpp.llama_flash_attn_type, f"LLAMA_FLASH_ATTN_TYPE_{kind}"
-    )
-    with gzip.open(file_of("usr/share/dictd/devil.dict.dz"), "rt") as file:
-        prompt = file.read()[2000 : 2000 + CHARACTERS * tokens]
-    server = xllamacpp.Server(parameters)
-    answer = server.handle_completions({"prompt": prompt, "max_tokens": 1, "temperature": 0})
-    answer = json.loads(answer) if isinstance(answer, str) else answer
-    return answer["timings"]["prompt_n"], answer["timings"]["prompt_per_second"]
+
+def perplexity(folder: Path, model: Path, book: Path, column: str, tokens: int) -> float:
+    flash, environment = COLUMNS[column]
+    command = ["llama-perplexity", "-m", str(model), "-f", str(book), "-fa", flash]
+    command += ["-c", str(tokens), "-b", str(tokens), "-ub", "2048", "--chunks", "1", "-t", "2"]
+    # A build with its CPU backend inside looks for plug-ins only when it reads the names of
+    # backends: this flag names one, for no tensor.
+    command += ["-ot", "none=CPU"]
+    text = run(folder, command, environment)
+    return float(re.findall(r"PPL = ([0-9.]+)", text)[-1])
 
 
 if __name__ == "__main__":

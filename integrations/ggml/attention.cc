@@ -14,8 +14,9 @@ namespace {
 // Below so many queries ggml's own attention is as quick, and one query must stay with it: with
 // `-fa auto` llama.cpp asks by a graph of one token whether attention runs where the cache lies.
 constexpr std::int64_t kFewQueries = 16;
-// A chunk's earlier keys go by `tree` from so many queries on, and from kAutoRows keys on.
-constexpr std::int64_t kTreeQueries = 256;
+// A chunk's earlier keys go by `tree` from kAutoRows keys and so many pairs on: its queries pay for
+// planning. Measured: 512 queries break even at 4608 keys, 1024 at 2048.
+constexpr std::int64_t kTreePairs = 512 * 4608;
 // Groups with fewer rows than this, in the mean, are done together through their mask.
 constexpr std::int64_t kRowsAGroup = 16;
 
@@ -130,8 +131,8 @@ class Call {
     earlier.kind = Group::Kind::kRectangle;
     earlier.end_key = group.end_key - group.rows();
     const bool tree = settings_.method != Method::kDense && settings_.tolerance > 0.0 &&
-                      group.window < 0 && group.rows() >= kTreeQueries &&
-                      earlier.keys() >= kAutoRows;
+                      group.window < 0 && earlier.keys() >= kAutoRows &&
+                      group.rows() * earlier.keys() >= kTreePairs;
     if (!tree) return Compute(stream, group, Method::kDense, Out(stream, group), nullptr);
     Group own = group;
     own.first_key = earlier.end_key;
