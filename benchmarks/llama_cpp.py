@@ -19,10 +19,11 @@ import tempfile
 from pathlib import Path
 
 import smyrf.ggml
+from smyrf.compare.debian import file_of
 from smyrf.compare.models import find_model
 
-BOOK = "/usr/share/dictd/devil.dict.dz"
 LICENCE = 2000  # characters before the text
+LONG = 4096  # tokens: a prompt that is read once
 PLUGIN = {"GGML_BACKEND_PATH": str(smyrf.ggml.path())}
 # Flash attention, and the plug-in's settings.
 COLUMNS: dict[str, tuple[str, dict[str, str]]] = {
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[2, 1])
     parser.add_argument("--perplexity", type=int, nargs="*", default=[4096, 8192], help="tokens")
     parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS))
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         model = quantised(options.folder, options.weights, Path(scratch))
@@ -61,7 +62,7 @@ def main() -> None:
                     print(line(tokens, options.columns, speeds), flush=True)
         if options.perplexity:
             book = Path(scratch) / "book.txt"
-            with gzip.open(BOOK, "rt") as file:
+            with gzip.open(file_of("usr/share/dictd/devil.dict.dz"), "rt") as file:
                 book.write_text(file.read()[LICENCE:])
             print(f"\nPerplexity of a book's first tokens\n{'tokens':>8}", end="")
             print("".join(f"{name:>14}" for name in options.columns))
@@ -88,8 +89,10 @@ def quantised(folder: Path, weights: str, scratch: Path) -> Path:
     return target
 
 
-def run(folder: Path, command: list[str], environment: dict[str, str]) -> str:
-    """Standard output and error of one of llama.cpp's programs."""
+def run(
+    folder: Path, command: list[str], environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """One of llama.cpp's programs, with its output."""
     done = subprocess.run(
         [folder / command[0], *command[1:]],
         env=os.environ | environment,
@@ -99,18 +102,19 @@ def run(folder: Path, command: list[str], environment: dict[str, str]) -> str:
     )
     if done.returncode:
         sys.exit(f"{' '.join(command)}: {done.stderr[-2000:]}")
-    return done.stdout + done.stderr
+    return done
 
 
 def speed(folder: Path, model: Path, column: str, shape: tuple[int, int, int]) -> float:
     """Tokens a second of a prompt; `shape`: tokens, tokens in a chunk, threads."""
     flash, environment = COLUMNS[column]
-    command = ["llama-bench", "-m", str(model), "-n", "0", "-r", "1", "-fa", flash]
+    # The first reading of a short prompt is slower: it touches the memory first.
+    repeats = "1" if shape[0] >= LONG else "3"
+    command = ["llama-bench", "-m", str(model), "-n", "0", "--no-warmup", "-r", repeats]
+    command += ["-fa", flash, "-b", "2048", "-o", "json"]
     for flag, value in zip(("-p", "-ub", "-t"), shape, strict=True):
         command += [flag, str(value)]
-    text = run(folder, [*command, "-b", "2048", "-o", "json"], environment)
-    start, end = text.index("["), text.rindex("]") + 1
-    return float(json.loads(text[start:end])[0]["avg_ts"])
+    return float(max(json.loads(run(folder, command, environment).stdout)[0]["samples_ts"]))
 
 
 def perplexity(folder: Path, model: Path, book: Path, column: str, tokens: int) -> float:
@@ -119,9 +123,9 @@ def perplexity(folder: Path, model: Path, book: Path, column: str, tokens: int) 
     command += ["-c", str(tokens), "-b", str(tokens), "-ub", "2048", "--chunks", "1", "-t", "2"]
     # A build with its CPU backend inside looks for plug-ins only when it reads the names of
     # backends: this flag names one, for no tensor.
-    command += ["-ot", "none=CPU"]
-    text = run(folder, command, environment)
-    return float(re.findall(r"PPL = ([0-9.]+)", text)[-1])
+    command += ["-ot", "^none$=CPU"]
+    done = run(folder, command, environment)
+    return float(re.findall(r"PPL = ([0-9.]+)", done.stdout + done.stderr)[-1])
 
 
 if __name__ == "__main__":
