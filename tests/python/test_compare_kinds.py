@@ -242,6 +242,9 @@ def test_a_length_beyond_the_positions(text: str, tmp_path: Path) -> None:
     result = run(model, text, "--length", "67")
     assert result.exit_code == 2
     assert "has positions for 66 tokens; give at most that" in " ".join(result.output.split())
+    result = run(model, text, "--length", "2")
+    assert result.exit_code == 2
+    assert "puts 2 tokens around a document; give at least 3" in " ".join(result.output.split())
 
 
 def test_several_texts_and_a_folder_of_them(text: str, tmp_path: Path) -> None:

@@ -53,6 +53,12 @@ def cut(model: Model, text: str, length: int) -> tuple[list[list[int]], int]:
 
     Raises Problem where the tokenizer can't cut, or is another model's.
     """
+    around = model.tokenizer.num_special_tokens_to_add()
+    if length <= around:
+        raise Problem(
+            f"--length {length}: the tokenizer of {model.source.name} puts {around} tokens around "
+            f"a document; give at least {around + 1}"
+        )
     try:
         pieces = model.tokenizer(
             text, truncation=True, max_length=length, return_overflowing_tokens=True

@@ -89,10 +89,11 @@ class EncodeText(_Documents):
                 by_length.setdefault(len(ids), []).append(_ids(ids))
             self.calls += [_joined(same) for same in by_length.values()]
             self.batches = len(self.calls)
+        before = "; before its Dense layer" if any(model.source.folder.glob("*_Dense")) else ""
         queries = f"; {len(held_out)} short queries from the text between" if held_out else ""
         self.about = (
             f"{text.title}: {evenly(len(passages), every)} of {len(passages[0])} tokens"
-            f"{'; a shorter rest is left out' * bool(rest)}{queries}; timed on "
+            f"{'; a shorter rest is left out' * bool(rest)}{queries}{before}; timed on "
             f"{self.documents_timed} documents"
         )
 
