@@ -57,7 +57,7 @@ def verdict(comparison: Comparison, task: Task) -> str:
     if not is_timeable(exact):
         return f"{comparison.model}: too short to time here; give a longer input."
     quicker = sorted(
-        (row for row in rows if _ratio_to(row, exact) < QUICKER), key=lambda r: _ratio_to(r, exact)
+        (row for row in rows if _is_quicker(row, exact)), key=lambda row: _ratio_to(row, exact)
     )
     good = [row for row in quicker if task.close(row.figures, dense.figures)]
     if good:
@@ -67,7 +67,7 @@ def verdict(comparison: Comparison, task: Task) -> str:
             f"quickly as exact attention ({exact.label}) and keeps its answers: "
             f"{task.verdict(best.figures)}."
         )
-    if _ratio_to(dense, own) < QUICKER:
+    if _is_quicker(dense, own):
         start = (
             f"dense, which is exact, runs {comparison.model} {1 / _ratio_to(dense, own):.2f} times "
             f"as quickly as its own attention ({own.label})"
@@ -238,6 +238,13 @@ def _ratio_to(row: Row, base: Row) -> float:
     """Of the whole runs' times; 1 where one is not known."""
     found = _ratio(row.whole_seconds, base.whole_seconds)
     return 1.0 if found is None else found
+
+
+def _is_quicker(row: Row, base: Row) -> bool:
+    """Whether the whole run takes less time, and attention too where that is known: the rest does
+    the same work each time, so that its gain is noise."""
+    attention = _ratio(row.attention_seconds, base.attention_seconds)
+    return _ratio_to(row, base) < QUICKER and (attention is None or attention < 1)
 
 
 def _is_dense_again(row: Row) -> bool:
