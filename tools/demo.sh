@@ -54,18 +54,17 @@ if [[ $(cat .venv/requirements 2>/dev/null) != "$wanted"* ]]; then
     printf '%s\n' "$own" >"$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/own-torch.pth"
   else
     own=""
-    rest="PyTorch with its CUDA libraries, transformers and models (3.1 GB, 5.8 GB installed)"
+    rest="PyTorch, which brings CUDA along, and models (3.1 GB)"
   fi
   start rest nice -n 10 bash -c "$(declare -f pip install_rest); own='$own'; set -e; install_rest"
 else
   start build build
 fi
-finish build "compiling (on two cores one to two minutes, the first time)"
+finish build "compiling (75 s on two cores)"
 step picture
-[[ -n $rest ]] && echo "   (times so far with a download beside)"
 step llama_cpp
 if [[ -n $rest ]]; then
-  echo
+  printf '\n   (A download ran beside the steps so far: a second run measures them alone.)\n'
   finish rest "$rest"
   printf '%s%s\n' "$wanted" "${own:+, own PyTorch}" >.venv/requirements
 fi

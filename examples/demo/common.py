@@ -13,6 +13,7 @@ from smyrf.compare.debian import file_of
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = "The Devil's Dictionary (Ambrose Bierce, 1911)"
+COLUMNS, LABEL = 80, 25  # of the screen, and of a row's first words
 PREFACE = 2000  # characters of the dictionary's format before its text
 
 
@@ -34,11 +35,12 @@ def head(number: int, text: str) -> None:
 
 def say(text: str, before: str = "   ") -> None:
     """Prints a sentence, in lines of 80 columns."""
-    print(textwrap.fill(text, 80, initial_indent=before, subsequent_indent="   "), flush=True)
+    print(textwrap.fill(text, COLUMNS, initial_indent=before, subsequent_indent="   "), flush=True)
 
 
 def row(label: str, *cells: str) -> None:
-    print(f"   {label:24}" + "".join(f"{cell:>13}" for cell in cells), flush=True)
+    width = min(13, (COLUMNS - LABEL) // len(cells))
+    print(f"   {label:{LABEL - 3}}" + "".join(f"{cell:>{width}}" for cell in cells), flush=True)
 
 
 def keep(folder: Path, step: str, found: dict[str, Any]) -> None:

@@ -51,7 +51,7 @@ def main() -> None:
         speed = options.tokens / one["seconds"]
         common.row(name, f"{one['seconds']:.1f}", f"{speed:.0f}", f"{one['perplexity']:.2f}")
     alone, ours = (found[name] for name in RUNS)
-    common.row("", f"{alone['seconds'] / ours['seconds']:.2f} x quicker")
+    common.say(f"With smyrf it is {alone['seconds'] / ours['seconds']:.2f} times as quick.")
     alike = np.mean(np.equal(alone["expected"], ours["expected"]))
     print(
         f"   Of the last {len(ours['expected'])} tokens both expect the same next in {alike:.1%}."

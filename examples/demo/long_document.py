@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import logging
 import os
 import sys
 import time
@@ -50,6 +51,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
+    # That `auto` is approximate is what this shows.
+    logging.getLogger("smyrf").setLevel(logging.ERROR)
     transformers.logging.disable_progress_bar()
     tokens = sorted(options.tokens)
     common.head(
@@ -63,7 +66,7 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     draw(found, file)
     common.say(f"See {common.shown(file)}")
-    common.say("The same at the lengths these models were made for, where smyrf auto is dense:")
+    common.say("At the lengths that models were made for, where smyrf auto is dense:")
     common.row("", "sdpa", "dense", "tree 10%", "cosine")
     found["own"] = {
         f"MiniLM, {OWN_LENGTH} tokens": short(

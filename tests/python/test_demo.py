@@ -47,7 +47,9 @@ def test_steps_with_models_and_the_table(tmp_path: Path, whisper: str) -> None:
     assert 1.0 < alone < 300.0  # a model that predicts nothing has 49,152
     assert ours == pytest.approx(alone, rel=0.03)
     assert found["alike"] > 0.85
-    _, found = run("long_document", tmp_path, "--tokens", "512", "600", "--repeats", "1")
+    _, found = run(
+        "long_document", tmp_path, "--tokens", "320", "400", "512", "600", "--repeats", "1"
+    )
     cosines = [method["cosine"] for method in found["methods"].values()]
     assert cosines[:2] == pytest.approx([1.0, 1.0], abs=1e-5)
     assert 0.99 < cosines[3] < 0.99999  # tree did skip
