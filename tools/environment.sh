@@ -110,8 +110,7 @@ link_tree() { # the command `smyrf` and the import of python/smyrf; CMake builds
 }
 
 unpack_data() {
-  start data tools/data.sh
-  finish data "texts and speech"
+  tools/data.sh >build/logs/data.log 2>&1 || fail "$(tail -n 3 build/logs/data.log)"
 }
 
 convert_whisper() { # into the format that demo and tests read
