@@ -1,8 +1,8 @@
 """Exact: the documents' Python runs, their links lead somewhere, and pages stay short.
 
-Blocks marked ```python run in order, those of a file in one namespace, which begins with what
-`names` gives. A block that can't run here has a comment on the line before it:
-<!-- not run: why -->.
+Blocks marked ```python run in order, those of a file in one namespace. Each of them finds what
+`names` gives, whatever the blocks before made of these names. A block that can't run here has a
+comment on the line before it: <!-- not run: why -->.
 """
 
 from __future__ import annotations
@@ -66,9 +66,11 @@ def blocks(text: str) -> list[Block]:
 
 def run(page: str, found: list[Block], given: dict[str, Any]) -> None:
     """Tracebacks name the page and its line."""
+    namespace: dict[str, Any] = {}
     for block in found:
         source = "\n" * (block.line - 1) + block.code
-        exec(compile(source, page, "exec"), given)
+        namespace.update(given)
+        exec(compile(source, page, "exec"), namespace)
 
 
 def names() -> dict[str, Any]:
@@ -114,12 +116,13 @@ def test_python_of_the_page_runs(page: str) -> None:
 
 
 def test_blocks_are_found_run_in_order_and_fail_at_their_line() -> None:
-    page = "a\n```python\nx = 1\n```\n<!-- not run: no such machine -->\n```python\n1 / 0\n```\n"
-    page += "```\nno Python\n```\n<!-- not run: -->\n```python\nx += 1\n\nassert x == 3\n```\n"
+    page = "```python\nx = y = 1\n```\n<!-- not run: no such machine -->\n```python\n1 / 0\n```\n\n"
+    page += "```\nno Python\n```\n<!-- not run: -->\n"
+    page += "```python\nx += y\nassert x == 3\nassert not x\n```\n"
     found = blocks(page)
-    assert [block.line for block in found] == [3, 14]
+    assert [block.line for block in found] == [2, 14]
     with pytest.raises(AssertionError) as failed:
-        run("page.md", found, {})
+        run("page.md", found, {"y": 2})
     assert (str(failed.traceback[-1].path), failed.traceback[-1].lineno) == ("page.md", 15)
 
 
