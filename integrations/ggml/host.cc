@@ -13,7 +13,7 @@
 namespace smyrf::ggml {
 namespace {
 
-Host host;
+Host the_host;
 
 template <class Function>
 bool Find(void* module, const char* name, Function& function) {
@@ -22,7 +22,7 @@ bool Find(void* module, const char* name, Function& function) {
 }
 
 /// Why the host's structures are not those that this was compiled with; empty if they are.
-std::string CheckVersion() {
+std::string CheckVersion(const Host& host) {
   // Before 1.0 a minor release may change structures.
   const std::string version = host.version();
   if (!version.starts_with(SMYRF_GGML_VERSION ".")) {
@@ -58,7 +58,7 @@ std::string CheckVersion() {
 
 }  // namespace
 
-const Host& TheHost() { return host; }
+const Host& TheHost() { return the_host; }
 
 std::string FindHost(const void* address) {
   Dl_info info{};
@@ -68,27 +68,37 @@ std::string FindHost(const void* address) {
   // The host's module is there already. A program is found by no name, a library by its own.
   void* module = dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
   if (module == nullptr) module = dlopen(nullptr, RTLD_LAZY);
-  const bool found = module != nullptr && Find(module, "ggml_version", host.version) &&
-                     Find(module, "ggml_op_name", host.op_name) &&
-                     Find(module, "ggml_type_name", host.type_name) &&
-                     Find(module, "ggml_tensor_overhead", host.tensor_overhead) &&
-                     Find(module, "ggml_graph_n_nodes", host.graph_n_nodes) &&
-                     Find(module, "ggml_graph_node", host.graph_node) &&
-                     Find(module, "ggml_backend_cpu_buffer_type", host.cpu_buffer_type) &&
-                     Find(module, "ggml_backend_cpu_buffer_from_ptr", host.cpu_buffer_from_ptr) &&
-                     Find(module, "ggml_backend_buft_is_host", host.buft_is_host);
-  if (!found) {
+  Host found;
+  const bool all = module != nullptr && Find(module, "ggml_version", found.version) &&
+                   Find(module, "ggml_op_name", found.op_name) &&
+                   Find(module, "ggml_type_name", found.type_name) &&
+                   Find(module, "ggml_tensor_overhead", found.tensor_overhead) &&
+                   Find(module, "ggml_graph_n_nodes", found.graph_n_nodes) &&
+                   Find(module, "ggml_graph_node", found.graph_node) &&
+                   Find(module, "ggml_backend_cpu_buffer_type", found.cpu_buffer_type) &&
+                   Find(module, "ggml_backend_cpu_buffer_from_ptr", found.cpu_buffer_from_ptr) &&
+                   Find(module, "ggml_backend_buft_is_host", found.buft_is_host);
+  if (!all) {
     return Message(info.dli_fname,
                    " doesn't show its ggml to plug-ins; build it with shared libraries, or link it "
                    "with -rdynamic");
   }
-  Find(module, "ggml_log_internal", host.log);
-  return CheckVersion();
+  Find(module, "ggml_log_internal", found.log);
+  std::string wrong = CheckVersion(found);
+  // A second ggml in the process must not take the functions from under the first one's backends.
+  if (wrong.empty() && the_host.version != nullptr && the_host.version != found.version) {
+    wrong = Message(info.dli_fname,
+                    " has a ggml of its own, and another ggml of this process has the plug-in "
+                    "already; load it in one of them");
+  }
+  if (wrong.empty()) the_host = found;
+  if (the_host.log == nullptr) the_host.log = found.log;  // it says what is wrong
+  return wrong;
 }
 
 void LogError(const char* text) {
-  if (host.log != nullptr) {
-    host.log(GGML_LOG_LEVEL_ERROR, "smyrf: %s\n", text);
+  if (the_host.log != nullptr) {
+    the_host.log(GGML_LOG_LEVEL_ERROR, "smyrf: %s\n", text);
   } else {
     std::fprintf(stderr, "smyrf: %s\n", text);
   }

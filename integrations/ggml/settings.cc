@@ -1,10 +1,12 @@
 #include "settings.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <system_error>
 
 #include "message.h"
 
@@ -116,14 +118,18 @@ std::string ReadSettings() {
     return Message("SMYRF_METHOD: got '", name, "', accepted are auto, dense and tree");
   }
   if (const char* text = std::getenv("SMYRF_TOLERANCE"); text != nullptr) {
-    char* end = nullptr;
-    const double tolerance = std::strtod(text, &end);
-    if (end == text || *end != '\0' || !SetTolerance(tolerance)) {
+    // Not strtod, which wants a comma where the host has set such a locale.
+    double tolerance = 0.0;
+    const char* end = text + std::strlen(text);
+    const auto [stop, error] = std::from_chars(text, end, tolerance);
+    if (error != std::errc() || stop != end || !SetTolerance(tolerance)) {
       return Message("SMYRF_TOLERANCE: got '", text, "', expected a number from 0 to below 1");
     }
   }
-  const char* log = std::getenv("SMYRF_LOG");
-  SetLog(log != nullptr && std::strcmp(log, "") != 0 && std::strcmp(log, "0") != 0);
+  // A program may load all backends again: where the variable is missing, the setter's word holds.
+  if (const char* log = std::getenv("SMYRF_LOG"); log != nullptr) {
+    SetLog(std::strcmp(log, "") != 0 && std::strcmp(log, "0") != 0);
+  }
   return {};
 }
 

@@ -1,7 +1,7 @@
 """Where the plug-in for llama.cpp and other programs built on ggml lies.
 
 `python -m smyrf.ggml` prints its path, which GGML_BACKEND_PATH or ggml_backend_load() takes. Needs
-neither PyTorch nor NumPy.
+no PyTorch.
 """
 
 from __future__ import annotations

@@ -46,13 +46,32 @@ FakeHost& TheFakeHost() {
   return host;
 }
 
-ggml_backend_reg_t Load() {
+namespace {
+
+ggml_backend_init_t Initialiser() {
   static void* plugin = dlopen(SMYRF_GGML_PLUGIN, RTLD_NOW | RTLD_LOCAL);
   if (plugin == nullptr) {
     TheFakeHost().log = dlerror();
     return nullptr;
   }
-  return reinterpret_cast<ggml_backend_init_t>(dlsym(plugin, "ggml_backend_init"))();
+  return reinterpret_cast<ggml_backend_init_t>(dlsym(plugin, "ggml_backend_init"));
+}
+
+}  // namespace
+
+ggml_backend_reg_t Load() {
+  const ggml_backend_init_t initialise = Initialiser();
+  return initialise == nullptr ? nullptr : initialise();
+}
+
+bool LoadInSecondHost() {
+  static void* second = dlopen(SMYRF_GGML_SECOND_HOST, RTLD_NOW | RTLD_LOCAL);
+  if (second == nullptr) {
+    TheFakeHost().log = dlerror();
+    return true;
+  }
+  return reinterpret_cast<bool (*)(ggml_backend_init_t)>(dlsym(second, "smyrf_test_load"))(
+      Initialiser());
 }
 
 void FailAllocationAfter(std::int64_t count) { allocations_left = count; }
@@ -111,6 +130,9 @@ ggml_backend_buffer_t ggml_backend_cpu_buffer_from_ptr(void* data, size_t size) 
 bool ggml_backend_buft_is_host(ggml_backend_buffer_type_t type) {
   return type == ggml_backend_cpu_buffer_type();
 }
+
+// Calls an initialiser from this module; the comparison keeps it from being a tail call.
+bool smyrf_test_load(ggml_backend_init_t init) { return init() != nullptr; }
 
 void ggml_log_internal(ggml_log_level /*level*/, const char* format, ...) {
   std::array<char, 500> text{};

@@ -27,6 +27,9 @@ FakeHost& TheFakeHost();
 /// reason in the host's log.
 ggml_backend_reg_t Load();
 
+/// Loads the plug-in from another module of the process, which has a ggml of its own.
+bool LoadInSecondHost();
+
 /// From now on the allocation after `count` others fails, in any thread; negative: none.
 void FailAllocationAfter(std::int64_t count);
 

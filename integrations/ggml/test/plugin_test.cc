@@ -218,6 +218,19 @@ TEST_F(Plugin, RefusesHostsThatItWasNotBuiltFor) {
   EXPECT_NE(Load(), nullptr);
 }
 
+TEST_F(Plugin, RefusesASecondGgmlInTheProcess) {
+  EXPECT_FALSE(LoadInSecondHost());
+  EXPECT_NE(TheFakeHost().log.find("load it in one of them"), std::string::npos)
+      << TheFakeHost().log;
+  // The first goes on with functions of its own: it counts nodes, and names what isn't taken.
+  Node node({}, {});
+  ExpectExact(node);
+  TheFakeHost().renamed = GGML_OP_FLASH_ATTN_EXT;
+  node.ggml().src[4] = node.ggml().src[0];
+  EXPECT_EQ(Compute(backend_, {&node.ggml()}), GGML_STATUS_FAILED);
+  EXPECT_NE(TheFakeHost().log.find("ANOTHER"), std::string::npos) << TheFakeHost().log;
+}
+
 TEST_F(Plugin, RefusesBadEnvironments) {
   using Pair = std::pair<const char*, const char*>;
   for (const auto& [name, value] : {
@@ -243,6 +256,7 @@ TEST_F(Plugin, RefusesBadEnvironments) {
 
 TEST_F(Plugin, WritesASummaryOfItsCalls) {
   Setter<void(bool)>("smyrf_set_log")(true);
+  ASSERT_NE(Load(), nullptr);  // without SMYRF_LOG: what the setter said holds
   Node node({}, {});
   ASSERT_EQ(Compute(backend_, {&node.ggml(), &node.ggml()}), GGML_STATUS_SUCCESS);
   ::testing::internal::CaptureStderr();
