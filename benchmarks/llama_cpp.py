@@ -68,7 +68,7 @@ def main() -> None:
             print("".join(f"{name:>14}" for name in options.columns))
         for tokens in options.perplexity:
             cells = [perplexity(options.folder, model, book, x, tokens) for x in options.columns]
-            base = cells[min(1, len(cells) - 1)]
+            base = dict(zip(options.columns, cells, strict=True)).get("on", cells[0])
             print(f"{tokens:8}" + "".join(f"{c:8.3f} {100 * (c / base - 1):+4.2f}%" for c in cells))
 
 

@@ -21,8 +21,9 @@ def path() -> Path:
     file = Path(__file__).with_name(NAME)
     if not file.is_file():
         raise FileNotFoundError(
-            f"{file}: not there; build smyrf with -DSMYRF_GGML_SOURCE=llama.cpp/ggml (CMake), the "
-            "sources of the ggml that your program has"
+            f"{file}: not there; install smyrf from a wheel, or by pip with "
+            "-C cmake.define.SMYRF_GGML_SOURCE=/path/to/llama.cpp/ggml, the sources of the ggml "
+            "that your program has"
         )
     return file
 
