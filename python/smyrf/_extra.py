@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import shlex
 from collections.abc import Mapping
 
 
@@ -21,7 +22,18 @@ def missing_extra(what: str, extra: str, oldest: Mapping[str, str], error: Impor
             if _numbers(found) < _numbers(version):
                 reason = f"{name} {found} is too old, {version} or newer is needed"
                 break
-    return f"{what}: {reason}; type: pip install '/path/to/smyrf[{extra}]'"
+    return f"{what}: {reason}; type: {to_install(extra)}"
+
+
+def to_install(extra: str) -> str:
+    """The command that installs what an extra asks for, wherever smyrf itself came from."""
+    try:
+        requirements = importlib.metadata.requires("smyrf") or []
+    except importlib.metadata.PackageNotFoundError:  # no more than a folder on sys.path
+        return f"pip install '/path/to/smyrf[{extra}]'"
+    of_extra = re.compile(rf"(.*?)\s*;.*\bextra\s*==\s*['\"]{extra}['\"]")
+    found = filter(None, map(of_extra.match, requirements))
+    return shlex.join(["pip", "install", *(requirement[1] for requirement in found)])
 
 
 def _numbers(version: str) -> list[int]:

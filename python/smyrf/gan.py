@@ -10,17 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
-
-from smyrf._dials import Layers, attend, check_dials, choose
+from smyrf._extra import to_install
 
 try:
+    import torch
     from pytorch_pretrained_biggan.model import GenBlock, Generator, SelfAttn
+    from torch import nn
+
+    from smyrf._dials import Layers, attend, check_dials, choose
 except ImportError as missing:
     raise ImportError(
         f"smyrf.gan: {missing.name} is not installed, and BigGAN needs it; "
-        "type: pip install '/path/to/smyrf[gan]'",
+        f"type: {to_install('gan')}",
         name=missing.name,
     ) from missing
 

@@ -12,7 +12,9 @@ try:
 except ModuleNotFoundError as missing:
     if missing.name != "torch":
         raise
-    raise ImportError("smyrf.torch needs PyTorch; type: pip install 'smyrf[torch]'") from None
+    from smyrf._extra import to_install
+
+    raise ImportError(f"smyrf.torch needs PyTorch; type: {to_install('torch')}") from None
 from torch.autograd import forward_ad
 
 from smyrf import _core, _environment

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from smyrf._extra import to_install
 from smyrf.compare.problem import Problem, first_line
 
 WEIGHTS = "pytorch_model.bin"
@@ -23,8 +24,7 @@ def load_biggan(folder: Path) -> Any:
         from smyrf.gan import move_attention
     except ImportError as error:
         raise Problem(
-            f"{error.name} is not installed, and generators need it; "
-            "type: pip install '/path/to/smyrf[gan]'"
+            f"{error.name} is not installed, and generators need it; type: {to_install('gan')}"
         ) from error
     if not (folder / WEIGHTS).is_file():
         raise Problem(f"model {folder}: has no weights, expected {WEIGHTS}")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smyrf._extra import to_install
 from smyrf.compare.kinds import LANGUAGE, Described, Kind, describe
 from smyrf.compare.problem import Problem, first_line
 
@@ -274,8 +275,7 @@ def load_model(source: Source) -> Model:
         import transformers
     except ImportError as error:
         raise Problem(
-            f"{error.name} is not installed, and models need it; "
-            "type: pip install '/path/to/smyrf[cli]'"
+            f"{error.name} is not installed, and models need it; type: {to_install('cli')}"
         ) from error
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from smyrf._extra import to_install
+
 
 class Problem(Exception):
     """Something its reader can put right: names what was given and what to do, in one sentence."""
@@ -15,7 +17,4 @@ def first_line(error: BaseException) -> str:
 
 def not_installed(error: ImportError, what: str) -> str:
     """Says which package is missing, and how to get everything that the program needs."""
-    return (
-        f"{error.name} is not installed, and {what} needs it; "
-        "type: pip install '/path/to/smyrf[cli]'"
-    )
+    return f"{error.name} is not installed, and {what} needs it; type: {to_install('cli')}"
