@@ -34,6 +34,14 @@ COLUMNS: dict[str, tuple[str, dict[str, str]]] = {
     "0.1": ("on", PLUGIN | {"SMYRF_TOLERANCE": "0.1"}),
 }
 
+LABELS = {
+    "off": "ggml, flash attention off",
+    "on": "ggml, flash attention on",
+    "dense": "smyrf, exact",
+    "default": "smyrf, default (5 %)",
+    "0.1": "smyrf, 10 %",
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -45,6 +53,7 @@ def main() -> None:
     parser.add_argument("--perplexity", type=int, nargs="*", default=[4096, 8192], help="tokens")
     parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS))
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--plot", type=Path, help="a picture of the last table of speeds")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         model = quantised(options.folder, options.weights, Path(scratch))
@@ -53,13 +62,17 @@ def main() -> None:
             for ubatch in options.ubatch:
                 print(f"\n-t {threads} -ub {ubatch}")
                 print(f"{'tokens':>8}" + "".join(f"{name:>14}" for name in options.columns))
+                table = []
                 for tokens in options.tokens:
                     speeds = [0.0] * len(options.columns)
                     for _ in range(options.repeats):
                         for i, name in enumerate(options.columns):
                             new = speed(options.folder, model, name, (tokens, ubatch, threads))
                             speeds[i] = max(speeds[i], new)
+                    table.append(speeds)
                     print(line(tokens, options.columns, speeds), flush=True)
+                if options.plot:
+                    draw(options, f"{threads} threads, chunks of {ubatch}", table)
         if options.perplexity:
             book = Path(scratch) / "book.txt"
             with gzip.open(file_of("usr/share/dictd/devil.dict.dz"), "rt") as file:
@@ -76,6 +89,21 @@ def line(tokens: int, columns: list[str], speeds: list[float]) -> str:
     own = [s for name, s in zip(columns, speeds, strict=True) if name in ("off", "on")]
     base = max(own or speeds[:1])
     return f"{tokens:8}" + "".join(f"{s:8.0f} {s / base:4.2f}x" for s in speeds)
+
+
+def draw(options: argparse.Namespace, title: str, table: list[list[float]]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, speeds in zip(options.columns, zip(*table, strict=True), strict=True):
+        axes.plot(options.tokens, speeds, marker="o", label=LABELS[name])
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(options.tokens, [str(tokens) for tokens in options.tokens])
+    axes.set(xlabel="tokens of the prompt", ylabel="tokens a second, whole model", ylim=(0, None))
+    axes.set_title(f"llama.cpp, SmolLM2 {options.weights}, {title}", fontsize=10)
+    axes.legend()
+    figure.savefig(options.plot, dpi=120)
 
 
 def quantised(folder: Path, weights: str, scratch: Path) -> Path:

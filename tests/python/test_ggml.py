@@ -146,7 +146,7 @@ def structured(queries: int, keys: int) -> Attention:
 @pytest.mark.parametrize("tolerance", [0.1, 0.02])
 def test_later_chunks_keep_the_tolerance(tolerance: float) -> None:
     assert address("smyrf_set_tolerance", ctypes.c_bool, ctypes.c_double)(tolerance)
-    call = structured(512, 2816)
+    call = structured(1024, 3456)
     got, want = call.run("smyrf"), call.truth()
     assert got is not None
     exact = call.run("cpu")

@@ -154,8 +154,10 @@ def test_tree_is_as_far_off_as_its_tolerance_lets_it_be(folder: Path, book: str)
         far = [distance(got[0][1:], want[0][1:]), distance(got[1], want[1])]
         assert all(2 * a < b <= tolerance for a, b in zip(before, far, strict=True))
         lines = [line for line in log.splitlines() if line.startswith("smyrf: ")]
-        for line, calls in zip(lines, (4, 2), strict=True):  # two layers, of two chunks or one
-            assert f"tree: {calls} calls" in line
+        assert len(lines) == 2
+        for line in lines:
+            # Two layers: the second of three chunks (the third is too short), or the whole text.
+            assert "tree: 2 calls" in line
             assert f"largest error expected {100 * tolerance:g} %" in line
         before = far
 
