@@ -20,10 +20,13 @@
 
 #include "call.h"
 #include "kernels/nodes.h"
+#include "kernels/parallel.h"
+#include "kernels/team.h"
 #include "message.h"
 #include "pickle.h"
 #include "smyrf/smyrf.h"
 #include "validate.h"
+#include "without_gil.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -70,7 +73,7 @@ std::optional<smyrf::Statistics> Attend(nb::handle query, nb::handle key, nb::ha
   }
   std::optional<smyrf::Statistics> statistics;
   if (counts) outputs.statistics = &statistics.emplace();
-  const nb::gil_scoped_release release;
+  const WithoutGil release;
   smyrf::attention(call.arguments, call.options, outputs, plan);
   return statistics;
 }
@@ -109,7 +112,7 @@ void AttentionBackward(nb::handle query, nb::handle key, nb::handle value, nb::h
   const smyrf::Gradients gradients{grad_query_array.view(call.heads_last),
                                    grad_key_array.view(call.heads_last),
                                    grad_value_array.view(call.heads_last)};
-  const nb::gil_scoped_release release;
+  const WithoutGil release;
   smyrf::attention_backward(call.arguments, call.options, out_array.view(call.heads_last),
                             lse_array.view(), grad_out_array.view(call.heads_last), grad_lse_view,
                             gradients, plan);
@@ -117,14 +120,14 @@ void AttentionBackward(nb::handle query, nb::handle key, nb::handle value, nb::h
 
 smyrf::Plan MakePlan(nb::handle query, nb::handle key, nb::handle value, const nb::dict& options) {
   const Call call(query, key, value, options);
-  const nb::gil_scoped_release release;
+  const WithoutGil release;
   return smyrf::plan(call.arguments, call.options);
 }
 
 smyrf::Statistics Estimate(nb::handle query, nb::handle key, nb::handle value,
                            const nb::dict& options) {
   const Call call(query, key, value, options);
-  const nb::gil_scoped_release release;
+  const WithoutGil release;
   return smyrf::estimate(call.arguments, call.options);
 }
 
@@ -137,7 +140,7 @@ void Merge(nb::handle out, nb::handle lse, nb::handle other_out, nb::handle othe
   const Input other_lse_array("other_lse", other_lse, "float32");
   const int threads =
       ToNumber<int>("num_threads", num_threads, "a number of threads or None").value_or(0);
-  const nb::gil_scoped_release release;
+  const WithoutGil release;
   smyrf::merge(out_array.view(heads_last), lse_array.view(), other_out_array.view(heads_last),
                other_lse_array.view(), threads);
 }
@@ -156,7 +159,7 @@ void Reference(nb::handle query, nb::handle key, nb::handle value,
        out.size() != rows * static_cast<std::size_t>(call.arguments.value.shape[3]))) {
     Fail(ErrorKind::kValue, "out, lse: sizes don't fit query and value");
   }
-  const nb::gil_scoped_release release;
+  const WithoutGil release;
   smyrf::reference(call.arguments, call.options, out.data(), lse.data(), plan);
 }
 
@@ -475,6 +478,9 @@ Constants under differentiation.)");
         "out"_a.noconvert(), "lse"_a.noconvert(), "plan"_a.none(), "options"_a);
   m.def("instruction_sets", &smyrf::instruction_sets,
         "Instruction sets that this machine and build can run, best first.");
+  m.def(
+      "threads", [](int asked) { return smyrf::TeamSize(smyrf::ThreadsFor(asked)); }, "asked"_a,
+      "Threads that a call runs on which asks for so many; 0: for none.");
   m.def(
       "force_instruction_set", &smyrf::force_instruction_set, "name"_a,
       "Restrict dispatch to one instruction set, or to the best for ''. For tests and benchmarks.");

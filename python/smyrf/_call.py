@@ -10,8 +10,9 @@ import numpy as np
 
 def is_tensor(array: Any) -> bool:
     """Whether `array` is a PyTorch tensor; never imports torch."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(array, torch.Tensor)
+    # Another thread may be importing it, so that it is there without its classes.
+    tensor = getattr(sys.modules.get("torch"), "Tensor", None)
+    return tensor is not None and isinstance(array, tensor)
 
 
 def detached(array: Any) -> Any:

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -296,3 +297,25 @@ assert threads() - before == wanted - 1, (before, threads())
 assert (out == smyrf.attention(array, array, array, num_threads=1)).all()
 """
     )
+
+
+def test_python_ends_while_other_threads_compute() -> None:
+    """Python before 3.14 unwinds the stack of a thread that comes back then."""
+    code = """
+import threading, time, numpy, smyrf
+rows = numpy.ones((1, 4, 512, 32), numpy.float32)
+def work():
+    while True:
+        smyrf.attention(rows, rows, rows)
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.05)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=60)
+    assert (ran.returncode, ran.stderr) == (0, b"")
+
+
+def test_another_thread_may_be_importing_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, value = arrays(0, 16)
+    monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))
+    assert smyrf.attention(query, key, value).shape == query.shape
