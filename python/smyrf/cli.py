@@ -213,24 +213,25 @@ def compare(
 @app.command()
 def info() -> None:
     """What runs here: versions, processor, instruction set, threads, the plug-in of llama.cpp."""
-    from smyrf import ggml
-    from smyrf._environment import VARIABLES
+    from smyrf import _environment, ggml
     from smyrf.compare import about
 
     for name, version in about.versions().items():
-        typer.echo(f"{name:16} {version or 'not installed'}")
+        typer.echo(f"{name:17} {version or 'not installed'}")
     lines = {
         "processor": about.processor(),
         "instruction set": about.instruction_set(),
         "threads": str(about.threads()),
     }
-    lines |= {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    lines |= {name: os.environ[name] for name in _environment.VARIABLES if name in os.environ}
     try:
         lines["ggml plug-in"] = str(ggml.path())
     except FileNotFoundError as error:
         lines["ggml plug-in"] = str(error)
     for name, value in lines.items():
-        typer.echo(f"{name:16} {value}")
+        typer.echo(f"{name:17} {value}")
+    if _environment.problem:
+        _fail(Problem(_environment.problem))
 
 
 def _fail(error: Exception) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ import torch
 import smyrf
 from smyrf import _environment
 from smyrf._environment import Defaults, read
+from smyrf.compare import program
+from smyrf.compare.problem import Problem
 
 
 @pytest.fixture
@@ -107,3 +110,35 @@ def test_the_first_approximate_call_is_logged_once(
     assert (record.levelname, record.name) == (level, "smyrf")
     assert "method tree, tolerance 0.1 a head" in record.getMessage()
     assert "SMYRF_METHOD=dense" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("given", "threads"),
+    [({"OMP_NUM_THREADS": "9" * 20}, None), ({"OMP_NUM_THREADS": "1"}, 1),
+     ({"SMYRF_NUM_THREADS": "2", "OMP_NUM_THREADS": "1"}, 2), ({"SMYRF_NUM_THREADS": "0"}, None)],
+)  # fmt: skip
+def test_info_says_what_a_call_takes(given: dict[str, str], threads: int | None) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "smyrf", "info"],
+        env={**os.environ, **given}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    said = next(line for line in ran.stdout.splitlines() if line.startswith("threads"))
+    assert int(said.split()[1]) == (threads or len(os.sched_getaffinity(0)))
+    refused = given.get("SMYRF_NUM_THREADS") == "0"
+    assert ran.returncode == 2 * refused
+    assert ran.stderr.startswith("smyrf: SMYRF_NUM_THREADS: got '0'") == refused
+
+
+def test_compare_runs_everything_on_the_threads_of_its_option(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wanted = program.Wanted([], None, 1, {})
+    monkeypatch.setattr(_environment, "defaults", Defaults(num_threads=2))
+    assert program._threads(wanted) == 1
+    assert program._threads(replace(wanted, threads=None)) == 2
+    monkeypatch.setattr(_environment, "defaults", Defaults(num_threads=4096))
+    with pytest.raises(Problem, match="SMYRF_NUM_THREADS 4096: this machine has"):
+        program._threads(replace(wanted, threads=None))
+    monkeypatch.setattr(_environment, "problem", "SMYRF_METHOD: got 'x'")
+    with pytest.raises(Problem, match="SMYRF_METHOD"):
+        program._threads(wanted)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import smyrf
-from smyrf import _core
+from smyrf import _core, _environment
 
 PACKAGES = ("numpy", "torch", "transformers")
 
@@ -48,12 +48,8 @@ def instruction_set() -> str:
 
 
 def threads() -> int:
-    """How many a call takes where nobody says: as PyTorch where it is loaded, else as OpenMP."""
-    torch: Any = sys.modules.get("torch")
-    if torch is not None:
-        return int(torch.get_num_threads())
-    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    return int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0))
+    """How many a call runs on where it does not say."""
+    return int(_core.threads(_environment.defaults.num_threads or 0))
 
 
 def circumstances() -> dict[str, Any]:
@@ -63,5 +59,6 @@ def circumstances() -> dict[str, Any]:
         "processor": processor(),
         "instruction_set": instruction_set(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "environment": {n: os.environ[n] for n in _environment.VARIABLES if n in os.environ},
         "command": shlex.join(["smyrf", *sys.argv[1:]]),
     }

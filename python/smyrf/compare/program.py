@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from itertools import combinations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from smyrf import _environment
 from smyrf.compare.choice import Choice
 from smyrf.compare.inputs import BUILT_IN, read_inputs
 from smyrf.compare.kinds import KIND_NAMES, TAKES
@@ -57,12 +58,7 @@ def run(name: str, sources: list[str], wanted: Wanted) -> None:
 
     Raises Problem for what its reader can put right; what was measured has been delivered then.
     """
-    cores = os.cpu_count() or 1
-    if wanted.threads is not None and wanted.threads > 4 * cores:
-        raise Problem(
-            f"--threads {wanted.threads}: this machine has {cores} core{'s' * (cores != 1)}, "
-            f"expected at most {4 * cores}"
-        )
+    threads = _threads(wanted)
     found = find_model(name)
     files = _check_files(found, sources, wanted.files)
     kind = TAKES[found.kind]
@@ -86,8 +82,10 @@ def run(name: str, sources: list[str], wanted: Wanted) -> None:
         from smyrf.compare.task import Amount
         from smyrf.compare.tasks import make_task
 
-        if wanted.threads is not None:
-            torch.set_num_threads(wanted.threads)
+        if threads is not None:
+            torch.set_num_threads(threads)
+            # smyrf then takes as many as the model's own attention does.
+            _environment.defaults = replace(_environment.defaults, num_threads=None)
         task = make_task(model, given, Amount(wanted.length, wanted.documents))
         settings = Settings(wanted.layers, torch.get_num_threads(), wanted.rounds)
         result = compare(name, task, wanted.choices, settings, progress)
@@ -96,6 +94,25 @@ def run(name: str, sources: list[str], wanted: Wanted) -> None:
         troubles.insert(0, result.fault)
     if troubles:
         raise Problem("\n".join(troubles))
+
+
+def _threads(wanted: Wanted) -> int | None:
+    """What is asked for, by the option or else by the environment.
+
+    Raises Problem where that is too many, or the environment says something that smyrf refuses.
+    """
+    if _environment.problem:
+        raise Problem(_environment.problem)
+    name, threads = "--threads", wanted.threads
+    if threads is None:
+        name, threads = "SMYRF_NUM_THREADS", _environment.defaults.num_threads
+    cores = os.cpu_count() or 1
+    if threads is not None and threads > 4 * cores:
+        raise Problem(
+            f"{name} {threads}: this machine has {cores} core{'s' * (cores != 1)}, expected at "
+            f"most {4 * cores}"
+        )
+    return threads
 
 
 def _check_files(
