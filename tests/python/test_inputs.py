@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
-from smyrf.compare.inputs import MOST_TEXT, Speech, Text, read_input
+from smyrf.compare.inputs import MOST_TEXT, Images, Speech, Text, read_input
 from smyrf.compare.models import find_model
 from smyrf.compare.output_file import OutputFile, deliver
 from smyrf.compare.problem import Problem
@@ -491,3 +492,15 @@ def test_output_into_a_pipe_or_device_does_not_replace_it(tmp_path: Path) -> Non
     for path, says in [(tmp_path, "is a folder"), (tmp_path / ("n" * 300), "can't be written")]:
         with pytest.raises(Problem, match=says):
             OutputFile(path, "--json")
+
+
+def test_pictures_of_more_than_8_bits_keep_their_shades(tmp_path: Path) -> None:
+    shades = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(shades).save(tmp_path / "16.png")
+    given = read_input(str(tmp_path / "16.png"))
+    assert isinstance(given, Images)
+    np.testing.assert_array_equal(np.asarray(given.pictures[0])[..., 0], shades // 257)
+    for kind in (np.int32, np.float32):
+        Image.fromarray(shades.astype(kind)).save(tmp_path / "32.tif")
+        with pytest.raises(Problem, match="pixels of 32 bits"):
+            read_input(str(tmp_path / "32.tif"))

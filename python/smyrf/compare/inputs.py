@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from smyrf.compare.debian import file_of
 from smyrf.compare.file_kind import kind_of, refusal
 from smyrf.compare.kinds import InputKind
@@ -237,8 +239,19 @@ def _picture(path: Path, raw: bytes) -> Any:
             f"{error.name} is not installed, and images need it; type: pip install pillow"
         ) from error
     try:
-        picture = Image.open(io.BytesIO(raw))
-        return ImageOps.exif_transpose(picture).convert("RGB")
+        opened = Image.open(io.BytesIO(raw))
+        picture = ImageOps.exif_transpose(opened)
+        # Pillow would cut at 255 what has more than 8 bits.
+        if picture.mode.startswith("I;16") or (picture.mode, opened.format) == ("I", "PNG"):
+            picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
+        if picture.mode in ("I", "F"):
+            raise Problem(
+                f"{path}: has pixels of 32 bits, and which of them is white is not known; save it "
+                "with 8 or 16 bits"
+            )
+        return picture.convert("RGB")
+    except Problem:
+        raise
     except Exception as error:  # each format's reader raises exceptions of its own
         raise Problem(f"{path}: is a damaged or unknown picture ({first_line(error)})") from error
 

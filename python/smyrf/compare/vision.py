@@ -16,6 +16,7 @@ from smyrf.compare.switch import of_transformers
 from smyrf.compare.task import Amount, Figure, Quiet, at_least, cosine
 
 TIMED = 2
+LARGEST = 8192  # pixels of a side: 800 MB an image
 
 
 class EncodeImages(Quiet):
@@ -36,6 +37,8 @@ class EncodeImages(Quiet):
                 f"--length {side}: is no multiple of the patch, {patch} pixels; give "
                 f"{max(1, side // patch) * patch}"
             )
+        if side > LARGEST:
+            raise Problem(f"--length {side}: expected at most {LARGEST} pixels")
         self.options: dict[str, Any] = {}
         if (
             side != own
