@@ -107,7 +107,7 @@ def pair(
 def _tree(tolerances: Sequence[float], max_density: float | None) -> list[Choice]:
     for tolerance in tolerances:
         if not 0 <= tolerance < 1:
-            raise Problem(f"--tolerance {tolerance:g}: must be from 0 to below 1")
+            raise Problem(f"--tolerance {tolerance:g}: must be from 0 to below 1; 5 % is .05")
     if max_density is not None and not 0 < max_density <= 1:
         raise Problem(f"--max-density {max_density:g}: must be above 0 and at most 1")
     cap = {} if max_density is None else {"max_density": max_density}
