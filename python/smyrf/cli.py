@@ -10,7 +10,7 @@ from typing import Annotated
 
 from smyrf import __version__
 from smyrf.compare.choice import pair
-from smyrf.compare.output_file import ending_cleanly
+from smyrf.compare.output_file import deliver, ending_cleanly, print_bytes
 from smyrf.compare.problem import Problem, first_line, not_installed
 
 try:
@@ -216,9 +216,8 @@ def info() -> None:
     from smyrf import _environment, ggml
     from smyrf.compare import about
 
-    for name, version in about.versions().items():
-        typer.echo(f"{name:17} {version or 'not installed'}")
-    lines = {
+    lines = {name: version or "not installed" for name, version in about.versions().items()}
+    lines |= {
         "processor": about.processor(),
         "instruction set": about.instruction_set(),
         "threads": str(about.threads()),
@@ -228,8 +227,9 @@ def info() -> None:
         lines["ggml plug-in"] = str(ggml.path())
     except FileNotFoundError as error:
         lines["ggml plug-in"] = str(error)
-    for name, value in lines.items():
-        typer.echo(f"{name:17} {value}")
+    said = "".join(f"{name:17} {value}\n" for name, value in lines.items())
+    for trouble in deliver({"stdout": lambda: print_bytes(said.encode(errors="backslashreplace"))}):
+        _fail(Problem(trouble))
     if _environment.problem:
         _fail(Problem(_environment.problem))
 

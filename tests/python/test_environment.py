@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -142,3 +143,13 @@ def test_compare_runs_everything_on_the_threads_of_its_option(
     monkeypatch.setattr(_environment, "problem", "SMYRF_METHOD: got 'x'")
     with pytest.raises(Problem, match="SMYRF_METHOD"):
         program._threads(wanted)
+
+
+def test_info_on_a_full_disk_is_one_sentence() -> None:
+    with Path("/dev/full").open("wb") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "smyrf", "info"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert (ran.returncode, len(ran.stderr.splitlines())) == (2, 1)
+    assert ran.stderr.startswith("smyrf: stdout: can't be written")
