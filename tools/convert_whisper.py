@@ -290,6 +290,7 @@ def convert(source: str, target: Path) -> None:
     """
     if target.exists():
         if (target / "config.json").is_file():
+            print(f"{target}: holds a model already, which is left as it is")
             return
         raise Problem(f"{target}: is there already and no model; give another name or remove it")
     parts = load_ctranslate2(find_source(source))

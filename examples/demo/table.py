@@ -35,7 +35,8 @@ def line(what: str, before: str, after: str, ratio: str, costs: str) -> None:
 
 
 def compared(what: str, before: float, after: float, costs: str) -> None:
-    line(what, f"{before:.2f}", f"{after:.2f}", f"{before / after:.1f} x", costs)
+    digits = 3 if before < 1 else 2  # so that the ratio follows from what is printed
+    line(what, f"{before:.{digits}f}", f"{after:.{digits}f}", f"{before / after:.1f} x", costs)
 
 
 def of_picture(found: dict[str, Any]) -> None:

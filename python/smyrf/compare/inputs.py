@@ -113,7 +113,7 @@ class Images:
 
     title: str
     pictures: tuple[Any, ...]
-    kind: InputKind = "image"
+    kind: InputKind = "images"
 
 
 @dataclass(frozen=True)

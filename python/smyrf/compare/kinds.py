@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from smyrf.compare.problem import Problem, first_line
 
-InputKind = Literal["text", "speech", "image", "noise"]
+InputKind = Literal["text", "speech", "images", "noise"]
 Kind = Literal["encoder", "classifier", "language", "speech", "sound", "vision", "generator"]
 KIND_NAMES: dict[Kind, str] = {
     "encoder": "a text encoder",
@@ -25,7 +25,7 @@ TAKES: dict[Kind, InputKind] = {
     "language": "text",
     "speech": "speech",
     "sound": "speech",
-    "vision": "image",
+    "vision": "images",
     "generator": "noise",
 }
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from smyrf.compare.task import Task
 
 DEFAULT_INPUTS = {"text": "devil", "speech": "librivox", "noise": "noise"}
-EXAMPLES = {**DEFAULT_INPUTS, "image": "photo.jpg"}
+EXAMPLES = {**DEFAULT_INPUTS, "images": "photo.jpg"}
 WIDTH = 80  # where the output is no terminal
 BETWEEN = 5  # seconds between two lines of progress
 # How the JSON files of a model's folder begin.
@@ -64,7 +64,7 @@ def run(name: str, sources: list[str], wanted: Wanted) -> None:
     kind = TAKES[found.kind]
     if not sources and kind not in DEFAULT_INPUTS:
         raise Problem(
-            f"model {name} is {KIND_NAMES[found.kind]}; give it {kind}s, for example "
+            f"model {name} is {KIND_NAMES[found.kind]}; give it {kind}, for example "
             f"{EXAMPLES[kind]}"
         )
     given = read_inputs(sources or [DEFAULT_INPUTS[kind]])
