@@ -16,7 +16,7 @@ namespace {
 constexpr std::int64_t kFewQueries = 16;
 // A chunk's earlier keys go by `tree` from kAutoRows keys and so many pairs on: its queries pay for
 // planning. Measured: 512 queries break even at 4608 keys, 1024 at 2048.
-constexpr std::int64_t kTreePairs = 512 * 4608;
+constexpr std::int64_t kTreePairs = std::int64_t{512} * 4608;
 // Groups with fewer rows than this, in the mean, are done together through their mask.
 constexpr std::int64_t kRowsAGroup = 16;
 
