@@ -60,19 +60,7 @@ def main() -> None:
         print(f"SmolLM2, {options.weights}. Tokens a second, and over the better of ggml's two")
         for threads in options.threads:
             for ubatch in options.ubatch:
-                print(f"\n-t {threads} -ub {ubatch}")
-                print(f"{'tokens':>8}" + "".join(f"{name:>14}" for name in options.columns))
-                table = []
-                for tokens in options.tokens:
-                    speeds = [0.0] * len(options.columns)
-                    for _ in range(options.repeats):
-                        for i, name in enumerate(options.columns):
-                            new = speed(options.folder, model, name, (tokens, ubatch, threads))
-                            speeds[i] = max(speeds[i], new)
-                    table.append(speeds)
-                    print(line(tokens, options.columns, speeds), flush=True)
-                if options.plot:
-                    draw(options, f"{threads} threads, chunks of {ubatch}", table)
+                print_speeds(options, model, ubatch, threads)
         if options.perplexity:
             book = Path(scratch) / "book.txt"
             with gzip.open(file_of("usr/share/dictd/devil.dict.dz"), "rt") as file:
@@ -83,6 +71,22 @@ def main() -> None:
             cells = [perplexity(options.folder, model, book, x, tokens) for x in options.columns]
             base = dict(zip(options.columns, cells, strict=True)).get("on", cells[0])
             print(f"{tokens:8}" + "".join(f"{c:8.3f} {100 * (c / base - 1):+4.2f}%" for c in cells))
+
+
+def print_speeds(options: argparse.Namespace, model: Path, ubatch: int, threads: int) -> None:
+    print(f"\n-t {threads} -ub {ubatch}")
+    print(f"{'tokens':>8}" + "".join(f"{name:>14}" for name in options.columns))
+    table = []
+    for tokens in options.tokens:
+        shape = (tokens, ubatch, threads)
+        rounds = [
+            [speed(options.folder, model, name, shape) for name in options.columns]
+            for _ in range(options.repeats)
+        ]
+        table.append([max(of_column) for of_column in zip(*rounds, strict=True)])
+        print(line(tokens, options.columns, table[-1]), flush=True)
+    if options.plot:
+        draw(options, f"{threads} threads, chunks of {ubatch}", table)
 
 
 def line(tokens: int, columns: list[str], speeds: list[float]) -> str:
