@@ -61,7 +61,7 @@ inline constexpr std::int64_t kDefaultClusterSize = 32;
 inline constexpr double kDefaultTolerance = 0.05;
 /// kAuto takes `tree` for calls with at least so many queries and keys, and does batch entries with
 /// fewer valid ones as dense: from there on it is quicker on nearly all real heads
-/// (docs/benchmarks.md).
+/// (docs/results/2026-11-28.md).
 inline constexpr std::int64_t kAutoRows = 2048;
 /// The same where query heads share keys, and with them most of the planning.
 inline constexpr std::int64_t kAutoRowsShared = 1536;

@@ -26,7 +26,7 @@ from smyrf.compare.models import find_model
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     page
-    for pattern in ("*.md", "docs/*.md", "examples/**/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md")
     for page in ROOT.glob(pattern)
 )  # fmt: skip
 # So that a page is read to its end.
