@@ -6,11 +6,11 @@
 #include <string>
 
 #include "attention.h"
+#include "base/message.h"
 #include "ggml-backend-impl.h"
 #include "ggml-backend.h"
 #include "ggml.h"
 #include "host.h"
-#include "message.h"
 #include "settings.h"
 
 namespace smyrf::ggml {

@@ -8,7 +8,7 @@
 #include <string>
 #include <utility>
 
-#include "message.h"
+#include "base/message.h"
 
 namespace smyrf::ggml {
 namespace {

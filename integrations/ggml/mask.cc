@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "kernels/parallel.h"
+#include "base/parallel.h"
 
 namespace smyrf::ggml {
 namespace {

@@ -8,7 +8,7 @@
 #include <mutex>
 #include <system_error>
 
-#include "message.h"
+#include "base/message.h"
 
 namespace smyrf::ggml {
 namespace {

@@ -1,0 +1,235 @@
+#include "methods/tree/attention.h"
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <numeric>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "base/parallel.h"
+#include "call/statistics.h"
+#include "methods/tree/backward.h"
+#include "methods/tree/forward.h"
+#include "methods/tree/open.h"
+#include "methods/tree/planner.h"
+
+namespace smyrf {
+namespace {
+
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+/// Block i of a head, opened now, in memory of the calling thread until its next call.
+TreeBlock OpenedBlock(const Problem& problem, const TreePlanner& planner, std::int64_t b,
+                      std::int64_t h, const TreePlanner::Head& head, std::int64_t i) {
+  thread_local Opening opening;
+  const QueryBlock& block = head.plan.blocks[static_cast<std::size_t>(i)];
+  const kernels::QueryLanes lanes = BlockLanes(problem, b, h, head.plan, block, planner.key_tree());
+  OpenBlock(planner.nodes(), lanes, head.calibration.threshold, head.calibration.scoring, opening);
+  return {lanes, opening.closed, opening.closed_logits.data(), opening.ranges};
+}
+
+/// A block of a stored plan, in memory of the calling thread until its next call.
+TreeBlock BlockOfPlan(const Problem& problem, const kernels::NodesView& nodes, const KeyTree& tree,
+                      std::int64_t b, std::int64_t h, const HeadPlan& head,
+                      const QueryBlock& block) {
+  thread_local std::vector<float> logits;
+  TreeBlock result;
+  result.lanes = BlockLanes(problem, b, h, head, block, tree);
+  result.closed =
+      std::span(head.nodes).subspan(block.first_node, block.last_node - block.first_node);
+  logits.resize(result.closed.size() * static_cast<std::size_t>(kernels::kTreeRows));
+  kernels::NodeLogits(nodes, result.lanes, result.closed, logits.data());
+  result.closed_logits = logits.data();
+  result.ranges =
+      std::span(head.ranges).subspan(block.first_range, block.last_range - block.first_range);
+  return result;
+}
+
+/// Wall seconds of one head.
+struct HeadTimes {
+  double planning = 0.0;  ///< before its first block
+  double whole = 0.0;     ///< planning included
+};
+
+/// body(i) for every block of a head. Gives the sum of the times that they took, each on its
+/// thread, where statistics are asked for.
+template <class Body>
+double TimedBlocks(const HeadPlan& head, int threads, const Outputs& outputs, const Body& body) {
+  std::vector<double> seconds(outputs.statistics != nullptr ? head.blocks.size() : 0);
+  ParallelFor(std::ssize(head.blocks), threads, [&](std::int64_t i) {
+    if (seconds.empty()) return body(i);
+    const double start = Now();
+    body(i);
+    seconds[static_cast<std::size_t>(i)] = Now() - start;
+  });
+  return std::accumulate(seconds.begin(), seconds.end(), 0.0);
+}
+
+/// Of a head whose blocks evaluate so many pairs.
+double DensityOf(const std::vector<std::int64_t>& pairs, const HeadPlan& head,
+                 const KeyTree& tree) {
+  const auto sum = std::accumulate(pairs.begin(), pairs.end(), std::int64_t{0});
+  return static_cast<double>(sum) / (static_cast<double>(head.query_order.size()) *
+                                     static_cast<double>(tree.key_order.size()));
+}
+
+}  // namespace
+
+double AttendTree(const Problem& problem, const Plan& header, const Outputs& outputs) {
+  const bool keep = outputs.plan != nullptr;
+  Plan kept;
+  if (keep) {
+    kept = header;
+    MakeRoomForTrees(problem, kept);
+  }
+  std::vector<HeadTimes> times(static_cast<std::size_t>(
+      outputs.statistics != nullptr ? problem.batch * problem.query_heads : 0));
+  ForEachGroup(problem, [&](const HeadGroup& group) {
+    const std::int64_t b = group.batch;
+    const int threads = group.threads;
+    const double start = Now();
+    TreePlanner planner(problem, header, b, group.key_head, threads);
+    const double shared = (Now() - start) / static_cast<double>(group.last_head - group.first_head);
+    for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
+      const double head_start = Now();
+      TreePlanner::Head head = planner.PlanHead(h);
+      const double planning = shared + Now() - head_start;
+      const HeadOutput output{outputs, b, h};
+      const std::size_t blocks = head.plan.blocks.size();
+      std::vector<std::int64_t> pairs(blocks);
+      std::vector<Opening> openings(keep ? blocks : 0);
+      double seconds = 0.0;
+      if (head.plan.dense) {
+        seconds = ExecuteDenseHead(problem, header, b, h, threads, outputs);
+      } else {
+        FillUncovered(header, &head.plan, output, threads);
+        seconds = TimedBlocks(head.plan, threads, outputs, [&](std::int64_t i) {
+          const auto at = static_cast<std::size_t>(i);
+          const TreeBlock block = OpenedBlock(problem, planner, b, h, head, i);
+          pairs[at] = block.lanes.rows * block.size();
+          ExecuteNodes(planner.nodes(), block, output);
+          if (keep) {
+            openings[at].closed.assign(block.closed.begin(), block.closed.end());
+            openings[at].ranges.assign(block.ranges.begin(), block.ranges.end());
+          }
+        });
+      }
+      const auto of_head = static_cast<std::size_t>(b * problem.query_heads + h);
+      if (outputs.statistics != nullptr) {
+        Statistics::Head& to = outputs.statistics->heads[of_head];
+        DescribeHead(head.plan, to);
+        to.seconds = seconds;
+        to.planning_seconds = planning;
+        times[of_head] = {planning, shared + Now() - head_start};
+        if (head.plan.non_finite) to.density = 0.0;
+        if (blocks > 0) to.density = DensityOf(pairs, head.plan, planner.key_tree());
+      }
+      if (keep) {
+        StoreOpenings(openings, head.plan);
+        kept.heads[of_head] = std::move(head.plan);
+      }
+    }
+    if (keep) {
+      kept.key_trees[static_cast<std::size_t>(b * problem.key_heads + group.key_head)] =
+          planner.TakeKeyTree();
+    }
+  });
+  if (keep) *outputs.plan = std::move(kept);
+  HeadTimes all;
+  for (const HeadTimes& head : times) {
+    all.planning += head.planning;
+    all.whole += head.whole;
+  }
+  return all.whole > 0.0 ? all.planning / all.whole : 0.0;
+}
+
+void EstimateTree(const Problem& problem, const Plan& header, Statistics& statistics) {
+  ForEachGroup(problem, [&](const HeadGroup& group) {
+    const TreePlanner planner(problem, header, group.batch, group.key_head, group.threads);
+    for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
+      const TreePlanner::Head head = planner.PlanHead(h);
+      Statistics::Head& to =
+          statistics.heads[static_cast<std::size_t>(group.batch * problem.query_heads + h)];
+      DescribeHead(head.plan, to);
+      if (head.plan.non_finite) to.density = 0.0;
+      if (!head.plan.blocks.empty()) to.density = head.calibration.density;
+    }
+  });
+}
+
+void AttendTreePlan(const Problem& problem, const Plan& plan, const Outputs& outputs) {
+  ForEachGroup(problem, [&](const HeadGroup& group) {
+    const std::int64_t b = group.batch;
+    const int threads = group.threads;
+    const KeyTree& tree = plan.key_tree(b, group.key_head);
+    std::unique_ptr<Summaries> summaries;
+    for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
+      const HeadPlan& head = plan.head(0, b, h);
+      double seconds = 0.0;
+      if (head.dense) {
+        seconds = ExecuteDenseHead(problem, plan, b, h, threads, outputs);
+      } else {
+        const HeadOutput output{outputs, b, h};
+        FillUncovered(plan, &head, output, threads);
+        if (!head.blocks.empty() && summaries == nullptr) {
+          summaries = std::make_unique<Summaries>(problem, b, group.key_head, tree, threads);
+        }
+        seconds = TimedBlocks(head, threads, outputs, [&](std::int64_t i) {
+          const QueryBlock& block = head.blocks[static_cast<std::size_t>(i)];
+          ExecuteNodes(summaries->view(),
+                       BlockOfPlan(problem, summaries->view(), tree, b, h, head, block), output);
+        });
+      }
+      if (outputs.statistics != nullptr) {
+        outputs.statistics->heads[static_cast<std::size_t>(b * problem.query_heads + h)].seconds =
+            seconds;
+      }
+    }
+  });
+}
+
+void BackwardTree(const Problem& problem, const Plan& header, const BackwardCall& call) {
+  ForEachGroup(problem, [&](const HeadGroup& group) {
+    const std::int64_t b = group.batch;
+    const TreePlanner planner(problem, header, b, group.key_head, group.threads);
+    TreeBackward backward(problem, header, call, b, group.key_head, group.threads);
+    for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
+      const TreePlanner::Head head = planner.PlanHead(h);
+      const kernels::NodesView nodes =
+          head.plan.blocks.empty() ? kernels::NodesView{} : planner.nodes();
+      backward.AddHead(h, head.plan, nodes, planner.key_tree(), [&](std::int64_t i) {
+        return OpenedBlock(problem, planner, b, h, head, i);
+      });
+    }
+    backward.Finish();
+  });
+}
+
+void BackwardTreePlan(const Problem& problem, const Plan& plan, const BackwardCall& call) {
+  ForEachGroup(problem, [&](const HeadGroup& group) {
+    const std::int64_t b = group.batch;
+    const KeyTree& tree = plan.key_tree(b, group.key_head);
+    TreeBackward backward(problem, plan, call, b, group.key_head, group.threads);
+    std::unique_ptr<Summaries> summaries;
+    for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
+      const HeadPlan& head = plan.head(0, b, h);
+      if (!head.dense && !head.blocks.empty() && summaries == nullptr) {
+        summaries = std::make_unique<Summaries>(problem, b, group.key_head, tree, group.threads);
+      }
+      const kernels::NodesView nodes =
+          summaries != nullptr ? summaries->view() : kernels::NodesView{};
+      backward.AddHead(h, head, nodes, tree, [&](std::int64_t i) {
+        return BlockOfPlan(problem, nodes, tree, b, h, head,
+                           head.blocks[static_cast<std::size_t>(i)]);
+      });
+    }
+    backward.Finish();
+  });
+}
+
+}  // namespace smyrf

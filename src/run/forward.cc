@@ -1,0 +1,241 @@
+#include "run/forward.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "base/parallel.h"
+#include "run/items.h"
+#include "run/output.h"
+#include "simd/kernels.h"
+
+namespace smyrf {
+namespace {
+
+using kernels::kBlockRows;
+
+/// Where one block of queries meets more keys than this, the keys are split and the parts merged,
+/// so that one query over a long cache runs on all threads.
+constexpr std::int64_t kChunkKeys = 2048;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+class Forward {
+ public:
+  Forward(const Problem& problem, std::int64_t rounds, const Outputs& outputs)
+      : problem_(problem), outputs_(outputs), merges_(rounds > 1) {
+    const auto lse_size =
+        static_cast<std::size_t>(problem.batch * problem.query_heads * problem.queries);
+    const std::size_t out_size = lse_size * static_cast<std::size_t>(problem.value_depth);
+    if (merges_) {
+      if (outputs.out.dtype != DType::kFloat32) running_out_.resize(out_size);
+      if (!outputs.lse) running_lse_.resize(lse_size);
+    }
+    if (outputs.statistics != nullptr) {
+      nanoseconds_ = std::vector<std::atomic<std::int64_t>>(static_cast<std::size_t>(heads()));
+    }
+  }
+
+  /// The plan's rounds, of which `first_round` were run before.
+  void Run(const Plan& plan, std::int64_t first_round) {
+    plan_ = &plan;
+    if (first_round == 0) {
+      SplitKeys();
+      FillUncoveredRows();
+    }
+    // A query's rounds are merged in order, so they may not overlap: either whole heads run side by
+    // side, each through all its rounds, or the blocks of one round at a time. Same bits either
+    // way.
+    const int threads = ThreadsFor(problem_.num_threads);
+    if (plan.rounds() > 1 && heads() >= std::int64_t{2} * threads) {
+      ParallelFor(heads(), threads, [&](std::int64_t head) {
+        for (std::int64_t round = 0; round < plan.rounds(); ++round) {
+          const Items items(problem_, plan, round, head, head + 1);
+          for (std::int64_t i = 0; i < items.size(); ++i) {
+            RunItem(items[i], 0, first_round + round);
+          }
+        }
+      });
+    } else {
+      for (std::int64_t round = 0; round < plan.rounds(); ++round) {
+        const Items items(problem_, plan, round, 0, heads());
+        ParallelFor(items.size() * chunks_, threads, [&](std::int64_t i) {
+          RunItem(items[i / chunks_], i % chunks_, first_round + round);
+        });
+      }
+    }
+  }
+
+  void Finish() {
+    if (!running_out_.empty()) StoreRunning();
+    for (std::size_t head = 0; head < nanoseconds_.size(); ++head) {
+      outputs_.statistics->heads[head].seconds += 1e-9 * static_cast<double>(nanoseconds_[head]);
+    }
+  }
+
+ private:
+  std::int64_t heads() const { return problem_.batch * problem_.query_heads; }
+
+  void SplitKeys() {
+    if (plan_->method != Method::kDense || problem_.queries > kBlockRows) return;
+    chunks_ = std::max<std::int64_t>(1, (problem_.keys + kChunkKeys - 1) / kChunkKeys);
+    if (chunks_ == 1) return;
+    const std::int64_t parts = heads() * problem_.queries * chunks_;
+    part_out_.resize(static_cast<std::size_t>(parts * problem_.value_depth));
+    part_max_.resize(static_cast<std::size_t>(parts));
+    part_sum_.resize(static_cast<std::size_t>(parts));
+    chunks_in_ = std::vector<std::atomic<std::int64_t>>(static_cast<std::size_t>(heads()));
+  }
+
+  std::int64_t RowIndex(std::int64_t b, std::int64_t h, std::int64_t i) const {
+    return (b * problem_.query_heads + h) * problem_.queries + i;
+  }
+  std::byte* OutRow(std::int64_t b, std::int64_t h, std::int64_t i) const {
+    return HeadOutput{outputs_, b, h}.Row(i);
+  }
+  /// The float32 row that rounds are merged in, and its lse.
+  float* RunningRow(std::int64_t b, std::int64_t h, std::int64_t i) {
+    if (running_out_.empty()) return reinterpret_cast<float*>(OutRow(b, h, i));
+    return running_out_.data() + RowIndex(b, h, i) * problem_.value_depth;
+  }
+  float* Lse(std::int64_t b, std::int64_t h, std::int64_t i) {
+    float* lse = outputs_.lse ? static_cast<float*>(outputs_.lse->data) : running_lse_.data();
+    return lse + RowIndex(b, h, i);
+  }
+  void Store(std::int64_t b, std::int64_t h, std::int64_t i, const float* row, float lse) const {
+    HeadOutput{outputs_, b, h}.Store(i, row, lse);
+  }
+
+  void FillUncoveredRows() {
+    const auto head_plan = [&](std::int64_t b, std::int64_t h) {
+      return plan_->method == Method::kLsh ? &plan_->head(0, b, h) : nullptr;
+    };
+    bool any = false;
+    for (std::int64_t head = 0; head < heads() && !any; ++head) {
+      any =
+          AnyUncovered(*plan_, head_plan(head / problem_.query_heads, head % problem_.query_heads));
+    }
+    if (!any) return;
+    ParallelRows(heads(), problem_.queries, problem_.num_threads,
+                 [&](std::int64_t head, std::int64_t begin, std::int64_t end) {
+                   const std::int64_t b = head / problem_.query_heads;
+                   const std::int64_t h = head % problem_.query_heads;
+                   FillUncovered(*plan_, head_plan(b, h), b, begin, end, problem_.value_depth,
+                                 [&](std::int64_t i, const float* row, float lse) {
+                                   Store(b, h, i, row, lse);
+                                   if (!merges_) return;
+                                   std::copy_n(row, problem_.value_depth, RunningRow(b, h, i));
+                                 });
+                 });
+  }
+
+  void RunItem(const Item& item, std::int64_t chunk, std::int64_t round) {
+    if (outputs_.statistics == nullptr) return Attend(item, chunk, round);
+    const auto start = std::chrono::steady_clock::now();
+    Attend(item, chunk, round);
+    const auto taken = std::chrono::steady_clock::now() - start;
+    nanoseconds_[static_cast<std::size_t>(item.batch * problem_.query_heads + item.head)] +=
+        std::chrono::duration_cast<std::chrono::nanoseconds>(taken).count();
+  }
+
+  /// `chunk` of the keys: `dense` only.
+  void Attend(const Item& item, std::int64_t chunk, std::int64_t round) {
+    const std::int64_t keys = ValidCount(plan_->valid_keys, item.batch, problem_.keys);
+    const std::int64_t first = chunks_ > 1 ? std::min(keys, chunk * kChunkKeys) : 0;
+    const std::int64_t last = chunks_ > 1 ? std::min(keys, first + kChunkKeys) : keys;
+    DenseRanges implicit;
+    const kernels::BlockTask task = TaskOf(problem_, *plan_, item, first, last, implicit);
+    const kernels::BlockResult result = kernels::AttendBlock(task);
+    for (std::int64_t i = item.begin; i < item.end; ++i) {
+      const float* row = result.out + (i - item.begin) * problem_.value_depth;
+      const float lse = result.lse[i - item.begin];
+      const std::int64_t position = task.query.Position(i);
+      if (chunks_ > 1) {
+        const std::int64_t at = RowIndex(item.batch, item.head, position) * chunks_ + chunk;
+        std::copy_n(row, problem_.value_depth, part_out_.data() + at * problem_.value_depth);
+        part_max_[static_cast<std::size_t>(at)] = result.max[i - item.begin];
+        part_sum_[static_cast<std::size_t>(at)] = result.sum[i - item.begin];
+      } else if (!merges_) {
+        Store(item.batch, item.head, position, row, lse);
+      } else {
+        MergeRound(item, position, row, lse, round);
+      }
+    }
+    if (chunks_ > 1 && IsLastChunk(item)) {
+      for (std::int64_t i = item.begin; i < item.end; ++i) {
+        MergeChunks(item.batch, item.head, task.query.Position(i));
+      }
+    }
+  }
+
+  void MergeRound(const Item& item, std::int64_t position, const float* row, float lse,
+                  std::int64_t round) {
+    float* running = RunningRow(item.batch, item.head, position);
+    float* running_lse = Lse(item.batch, item.head, position);
+    if (round == 0) {
+      std::copy_n(row, problem_.value_depth, running);
+      *running_lse = lse;
+    } else {
+      kernels::MergeRow(running, running_lse, row, lse, problem_.value_depth);
+    }
+  }
+
+  /// Where keys are split, a head has one item. Whoever brings the last of its chunks merges all,
+  /// in their order: the same bits for any number of threads.
+  bool IsLastChunk(const Item& item) {
+    const auto head = static_cast<std::size_t>(item.batch * problem_.query_heads + item.head);
+    return chunks_in_[head].fetch_add(1) + 1 == chunks_;
+  }
+
+  void MergeChunks(std::int64_t b, std::int64_t h, std::int64_t i) {
+    const std::int64_t first = RowIndex(b, h, i) * chunks_;
+    float* row = part_out_.data() + first * problem_.value_depth;
+    float* max = part_max_.data() + first;
+    float* sum = part_sum_.data() + first;
+    for (std::int64_t c = 1; c < chunks_; ++c) {
+      kernels::MergePart(row, max, sum, row + c * problem_.value_depth, max[c], sum[c],
+                         problem_.value_depth);
+    }
+    Store(b, h, i, row, *max == -kInfinity ? -kInfinity : kernels::NaturalLse(*max, *sum));
+  }
+
+  void StoreRunning() {
+    ParallelRows(heads(), problem_.queries, problem_.num_threads,
+                 [&](std::int64_t head, std::int64_t begin, std::int64_t end) {
+                   const std::int64_t b = head / problem_.query_heads;
+                   const std::int64_t h = head % problem_.query_heads;
+                   for (std::int64_t i = begin; i < end; ++i) {
+                     kernels::StoreRow(RunningRow(b, h, i), problem_.value_depth,
+                                       outputs_.out.dtype, OutRow(b, h, i));
+                   }
+                 });
+  }
+
+  const Problem& problem_;
+  const Outputs& outputs_;
+  const bool merges_;           ///< several rounds
+  const Plan* plan_ = nullptr;  ///< of the rounds that run
+  std::int64_t chunks_ = 1;
+  std::vector<float> running_out_, running_lse_;
+  std::vector<float> part_out_, part_max_, part_sum_;
+  std::vector<std::atomic<std::int64_t>> chunks_in_;    ///< of each head
+  std::vector<std::atomic<std::int64_t>> nanoseconds_;  ///< of each head, for statistics
+};
+
+}  // namespace
+
+void ExecuteForward(const Problem& problem, std::int64_t rounds, const PlanOfRounds& plan_of_rounds,
+                    const Outputs& outputs) {
+  Forward forward(problem, rounds, outputs);
+  for (std::int64_t round = 0; round < rounds;) {
+    const Plan& plan = plan_of_rounds(round);
+    forward.Run(plan, round);
+    round += plan.rounds();
+  }
+  forward.Finish();
+}
+
+}  // namespace smyrf

@@ -1,0 +1,83 @@
+// Where executors write: the rows of one (batch, query head).
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <vector>
+
+#include "base/parallel.h"
+#include "simd/kernels.h"
+#include "smyrf/attention.h"
+
+namespace smyrf {
+
+struct HeadOutput {
+  const Outputs& outputs;
+  std::int64_t batch = 0;
+  std::int64_t head = 0;
+
+  std::byte* Row(std::int64_t position) const {
+    const MutableTensorView& out = outputs.out;
+    return static_cast<std::byte*>(out.data) +
+           SizeOf(out.dtype) *
+               (batch * out.strides[0] + head * out.strides[1] + position * out.strides[2]);
+  }
+  void Store(std::int64_t position, const float* row, float lse) const {
+    const MutableTensorView& out = outputs.out;
+    kernels::StoreRow(row, out.shape[3], out.dtype, Row(position));
+    if (!outputs.lse) return;
+    const std::int64_t index = (batch * out.shape[1] + head) * out.shape[2] + position;
+    static_cast<float*>(outputs.lse->data)[index] = lse;
+  }
+};
+
+/// Whether there are queries that no block of `head` writes (null: implicit blocks of all valid
+/// queries).
+inline bool AnyUncovered(const Plan& plan, const HeadPlan* head) {
+  return !plan.valid_queries.empty() || (head != nullptr && head->blocks.empty());
+}
+
+/// store(position, row, lse) for those of them at positions [begin, end): 0 and lse -inf for padded
+/// ones, and for all where there is no block; NaN for the valid ones of a head that is not finite.
+template <class StoreRow>
+void FillUncovered(const Plan& plan, const HeadPlan* head, std::int64_t batch, std::int64_t begin,
+                   std::int64_t end, std::int64_t value_depth, const StoreRow& store) {
+  constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+  const bool whole = head != nullptr && head->blocks.empty();
+  const bool all_valid = plan.valid_queries.empty();
+  const std::vector<float> zeros(static_cast<std::size_t>(value_depth), 0.0F);
+  const std::vector<float> nans(static_cast<std::size_t>(value_depth), kNaN);
+  std::span<const std::int32_t> valid;  // those not yet passed
+  if (!all_valid) {
+    valid = plan.valid_queries[static_cast<std::size_t>(batch)];
+    valid = valid.subspan(static_cast<std::size_t>(
+        std::lower_bound(valid.begin(), valid.end(), begin) - valid.begin()));
+  }
+  for (std::int64_t i = begin; i < end; ++i) {
+    bool is_valid = all_valid;
+    if (!valid.empty() && valid.front() == i) {
+      is_valid = true;
+      valid = valid.subspan(1);
+    }
+    if (is_valid && !whole) continue;
+    if (is_valid && head->non_finite) {
+      store(i, nans.data(), kNaN);
+    } else {
+      store(i, zeros.data(), -std::numeric_limits<float>::infinity());
+    }
+  }
+}
+
+inline void FillUncovered(const Plan& plan, const HeadPlan* head, const HeadOutput& output,
+                          int threads) {
+  if (!AnyUncovered(plan, head)) return;
+  ParallelRows(1, plan.queries, threads, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+    FillUncovered(plan, head, output.batch, begin, end, output.outputs.out.shape[3],
+                  [&](std::int64_t i, const float* row, float lse) { output.Store(i, row, lse); });
+  });
+}
+
+}  // namespace smyrf
