@@ -48,5 +48,7 @@ def programs() -> None:
 if __name__ == "__main__":
     package = Path(smyrf.__file__).parent
     assert package.is_relative_to(sys.prefix), f"{package}: not the wheel"
+    for name in ("py.typed", "_core.pyi"):  # what type checkers look for
+        assert (package / name).is_file(), name
     attention()
     programs()

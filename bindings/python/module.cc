@@ -316,12 +316,14 @@ NB_MODULE(_core, m) {
 
   // A property's own policy would tie an array that owns its memory to the object it is of.
   constexpr auto kOwned = nb::rv_policy::automatic;
+  // The stub says which strings a property may be.
+  const nb::sig method_taken("def method(self) -> typing.Literal['dense', 'lsh', 'tree']");
   nb::class_<smyrf::Plan> plan(m, "Plan",
                                R"(What a call will compute: made by `smyrf.plan`, carried out by
 `smyrf.attention(..., plan=plan)`. Holds indices, no rows of key or value. Can be pickled.)");
   plan.def_prop_ro(
           "method", [](const smyrf::Plan& p) { return smyrf::Name(p.method); },
-          "'dense', 'lsh' or 'tree', never 'auto'.")
+          nb::for_getter(method_taken), "The method taken, never 'auto'.")
       .def_ro("reason", &smyrf::Plan::reason, "Why this method.")
       .def("__repr__", [](const smyrf::Plan& p) { return Describe(p); })
       .def_ro("batch", &smyrf::Plan::batch)
@@ -388,7 +390,7 @@ Constants under differentiation.)");
   statistics
       .def_prop_ro(
           "method", [](const smyrf::Statistics& s) { return smyrf::Name(s.method); },
-          "The method taken: 'dense', 'lsh' or 'tree'.")
+          nb::for_getter(method_taken), "The method taken, never 'auto'.")
       .def_ro("reason", &smyrf::Statistics::reason, "Why it was taken.")
       .def_prop_ro(
           "density",

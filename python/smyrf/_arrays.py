@@ -1,4 +1,4 @@
-"""Calls with NumPy arrays; `smyrf.torch` has those with tensors."""
+"""Calls with NumPy arrays; `_tensors` has those with PyTorch tensors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from smyrf import _core, _environment
 from smyrf._call import MASKS, PARTS, check_arrays, lse_shape, output_shape, pack
 from smyrf._shapes import is_plain, rows, shaped, shaped_parts
+from smyrf._types import Layout
 from smyrf.collector import active
 
 
@@ -70,7 +71,7 @@ def planned(call: Any, query: Any, key: Any, value: Any, options: dict[str, Any]
 
 
 def merge(
-    out: Any, lse: Any, other_out: Any, other_lse: Any, layout: str, num_threads: int | None
+    out: Any, lse: Any, other_out: Any, other_lse: Any, layout: Layout, num_threads: int | None
 ) -> tuple[Any, Any]:
     """`smyrf.merge` for arrays; see there."""
     check_arrays(np.ndarray, PARTS, out=out, lse=lse, other_out=other_out, other_lse=other_lse)

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from smyrf._types import Layout
+
 
 def is_tensor(array: Any) -> bool:
     """Whether `array` is a PyTorch tensor; never imports torch."""
@@ -91,7 +93,7 @@ def output_shape(query: Any, value: Any) -> tuple[int, ...]:
     return (*query.shape[:3], value.shape[3])
 
 
-def lse_shape(query: Any, layout: str) -> tuple[int, ...]:
+def lse_shape(query: Any, layout: Layout) -> tuple[int, ...]:
     """(B, Hq, Nq), whatever the layout."""
     if query.ndim != 4:
         return (0,)

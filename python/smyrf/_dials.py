@@ -12,13 +12,14 @@ from torch import nn
 
 import smyrf
 from smyrf import collector
+from smyrf._types import Method
 
 DIALS = ("n_hashes", "cluster_size", "tolerance", "max_density", "seed")
 
 Layers = str | Callable[[str, nn.Module], bool] | None
 
 
-def check_dials(method: str, dials: Mapping[str, Any]) -> None:
+def check_dials(method: Method, dials: Mapping[str, Any]) -> None:
     unknown = [dial for dial in dials if dial not in DIALS]
     if unknown:
         raise TypeError(

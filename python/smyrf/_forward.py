@@ -16,6 +16,7 @@ from smyrf._interface import supports_sdpa, works_out_causality
 from smyrf._layers import Layer, kept
 from smyrf._masks import UNBOUNDED, Band, BoolMask, PatternMask, as_layers_see, is_traced
 from smyrf._packed import Cuts, attend_texts, is_packed, rows_of
+from smyrf._types import Method
 
 logger = logging.get_logger(__name__)
 
@@ -188,7 +189,7 @@ def _advice(name: str, module: nn.Module, options: Mapping[str, Any]) -> str:
     )
 
 
-def _dropout_options(name: str, dropout: float, method: str | None) -> dict[str, Any]:
+def _dropout_options(name: str, dropout: float, method: Method | None) -> dict[str, Any]:
     if method == "tree":
         raise NotImplementedError(
             f"{name}: got dropout={dropout}, which method tree can't apply; set the config's "

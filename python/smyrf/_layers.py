@@ -14,6 +14,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig
 
+from smyrf._types import Method
+
 
 class Switched:
     """A config that models are enabled on, and what it said before.
@@ -82,7 +84,7 @@ class Layer:
     """What `enable` chose for an attention module."""
 
     name: str
-    method: str
+    method: Method
     dials: Mapping[str, Any]
     self_attention: bool
     enabled: Enabled

@@ -14,6 +14,7 @@ from torch.overrides import handle_torch_function
 
 import smyrf
 from smyrf._dials import check_dials
+from smyrf._types import Method
 
 _NAME = "scaled_dot_product_attention"
 _ORIGINAL = torch.nn.functional.scaled_dot_product_attention
@@ -35,7 +36,7 @@ class Replacement:
         passed: calls that PyTorch computed, counted by reason.
     """
 
-    def __init__(self, method: str, dials: dict[str, Any]) -> None:
+    def __init__(self, method: Method, dials: dict[str, Any]) -> None:
         check_dials(method, dials)
         self.method = method
         self.dials = dials
@@ -73,7 +74,7 @@ class Replacement:
                 self.passed[reason] += 1
 
 
-def replace_sdpa(method: str = "auto", **dials: Any) -> Replacement:
+def replace_sdpa(method: Method = "auto", **dials: float | None) -> Replacement:
     """Have `torch.nn.functional.scaled_dot_product_attention` compute with smyrf.
 
     For models that call it themselves: timm, diffusers, `torch.nn.MultiheadAttention` without
@@ -188,7 +189,7 @@ def scaled_dot_product_attention(
 
 
 def _why_not(
-    method: str, arguments: tuple[Any, ...], dropout_p: float, is_causal: bool
+    method: Method, arguments: tuple[Any, ...], dropout_p: float, is_causal: bool
 ) -> str | None:
     """Why PyTorch has to compute a call; None where smyrf may. smyrf's own refusals come later."""
     query, key, value, attn_mask = arguments

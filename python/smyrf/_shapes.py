@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from smyrf._call import is_tensor
+from smyrf._types import Layout
 
 Sizes = tuple[int, ...]
 
@@ -304,7 +305,7 @@ def _padding(name: str, options: dict[str, Any], array: Any, form: Form) -> Any:
     return _expand(mask, (*form.batch, count)).reshape((math.prod(form.batch), count))
 
 
-def shaped_parts(parts: tuple[Any, Any, Any, Any], layout: str) -> tuple[Any, ...]:
+def shaped_parts(parts: tuple[Any, Any, Any, Any], layout: Layout) -> tuple[Any, ...]:
     """What `merge` takes (out, lse, other_out, other_lse), as the core takes it."""
     rank = parts[0].ndim
     if (

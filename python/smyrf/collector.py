@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smyrf._call import detached, like
+from smyrf._types import Layout
 
 if TYPE_CHECKING:
     from smyrf import Statistics
@@ -173,7 +174,7 @@ def relative_error(
     dense: Any,
     value: Any,
     *,
-    layout: str = "BHND",
+    layout: Layout = "BHND",
     key_padding_mask: Any = None,
     query_padding_mask: Any = None,
 ) -> NDArray[np.float64]:

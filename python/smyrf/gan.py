@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from smyrf._extra import to_install
+from smyrf._types import Method
 
 try:
     import torch
@@ -34,7 +35,7 @@ class _Choice:
     """What `enable` chose for a layer."""
 
     name: str
-    method: str
+    method: Method
     dials: Mapping[str, Any]
 
 
@@ -56,7 +57,7 @@ class _SmyrfSelfAttn(SelfAttn):  # type: ignore[misc]
 
 
 def enable(
-    model: nn.Module, method: str = "auto", layers: Layers = None, **dials: Any
+    model: nn.Module, method: Method = "auto", layers: Layers = None, **dials: float | None
 ) -> list[str]:
     """Switch a generator's self-attention to smyrf, in place.
 

@@ -1,9 +1,12 @@
-"""The plain float64 executor that every other one is compared with. Slow on purpose."""
+"""Attention in float64 by plain loops: what every other executor is compared with.
+
+It is slow, so that it is easy to check.
+"""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +22,132 @@ from smyrf._call import (
     pack,
 )
 from smyrf._shapes import is_plain, rows, shaped
+from smyrf._types import Array, Layout, Method
+
+if TYPE_CHECKING:
+    import torch
 
 
+@overload
+def attention(
+    query: NDArray[Any],
+    key: NDArray[Any],
+    value: NDArray[Any],
+    attn_mask: NDArray[Any] | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    method: Method = "auto",
+    n_hashes: int | None = None,
+    cluster_size: int | None = None,
+    tolerance: float | None = None,
+    max_density: float | None = None,
+    seed: int = 0,
+    window: tuple[int, int] | None = None,
+    key_padding_mask: NDArray[Any] | None = None,
+    query_padding_mask: NDArray[Any] | None = None,
+    layout: Layout = "BHND",
+    plan: _core.Plan | None = None,
+    return_lse: Literal[False] = False,
+) -> NDArray[np.float64]: ...
+@overload
+def attention(
+    query: NDArray[Any],
+    key: NDArray[Any],
+    value: NDArray[Any],
+    attn_mask: NDArray[Any] | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    method: Method = "auto",
+    n_hashes: int | None = None,
+    cluster_size: int | None = None,
+    tolerance: float | None = None,
+    max_density: float | None = None,
+    seed: int = 0,
+    window: tuple[int, int] | None = None,
+    key_padding_mask: NDArray[Any] | None = None,
+    query_padding_mask: NDArray[Any] | None = None,
+    layout: Layout = "BHND",
+    plan: _core.Plan | None = None,
+    return_lse: Literal[True],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+@overload
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    method: Method = "auto",
+    n_hashes: int | None = None,
+    cluster_size: int | None = None,
+    tolerance: float | None = None,
+    max_density: float | None = None,
+    seed: int = 0,
+    window: tuple[int, int] | None = None,
+    key_padding_mask: torch.Tensor | None = None,
+    query_padding_mask: torch.Tensor | None = None,
+    layout: Layout = "BHND",
+    plan: _core.Plan | None = None,
+    return_lse: Literal[False] = False,
+) -> Any: ...
+@overload
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    method: Method = "auto",
+    n_hashes: int | None = None,
+    cluster_size: int | None = None,
+    tolerance: float | None = None,
+    max_density: float | None = None,
+    seed: int = 0,
+    window: tuple[int, int] | None = None,
+    key_padding_mask: torch.Tensor | None = None,
+    query_padding_mask: torch.Tensor | None = None,
+    layout: Layout = "BHND",
+    plan: _core.Plan | None = None,
+    return_lse: Literal[True],
+) -> tuple[Any, Any]: ...
+@overload
+def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    method: Method = "auto",
+    n_hashes: int | None = None,
+    cluster_size: int | None = None,
+    tolerance: float | None = None,
+    max_density: float | None = None,
+    seed: int = 0,
+    window: tuple[int, int] | None = None,
+    key_padding_mask: Array | None = None,
+    query_padding_mask: Array | None = None,
+    layout: Layout = "BHND",
+    plan: _core.Plan | None = None,
+    return_lse: bool,
+) -> Any: ...
 def attention(
     query: Any,
     key: Any,
@@ -31,7 +158,7 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
     *,
-    method: str = "auto",
+    method: Method = "auto",
     n_hashes: int | None = None,
     cluster_size: int | None = None,
     tolerance: float | None = None,
@@ -40,24 +167,26 @@ def attention(
     window: tuple[int, int] | None = None,
     key_padding_mask: Any = None,
     query_padding_mask: Any = None,
-    layout: str = "BHND",
+    layout: Layout = "BHND",
     plan: _core.Plan | None = None,
     return_lse: bool = False,
 ) -> Any:
     """What `smyrf.attention` would return in exact arithmetic, but for float64 rounding.
 
-    Arguments and errors are those of `smyrf.attention`, whose plan is carried out, so only the
-    arithmetic differs.
+    Arguments, shapes, defaults and errors are those of `smyrf.attention`. The same plan is carried
+    out, so that only the arithmetic differs.
 
-    Arrays and tensors of its dtypes are read as they are, by the core; the results are NumPy
-    arrays. Where query, key and value are float64 tensors, the results are tensors which PyTorch's
-    autograd can differentiate by query, key, value and a float attn_mask, any number of times. The
-    plan is then that of float32 copies, unless `plan` is given; it is a constant, as are the
-    bases, directions and profiles of `tree`, but not the means and variances of its nodes.
+    Args:
+        query, key, value: arrays or tensors of a dtype that `smyrf.attention` takes, or float64
+            tensors. Of float64 tensors the plan is that of float32 copies, unless `plan` is given.
 
     Returns:
-        out (B, Hq, Nq, Dv), or in the layout asked for; with return_lse also lse (B, Hq, Nq).
-        float64.
+        out, float64 (B, Hq, Nq, Dv) or in the layout asked for. With return_lse: (out, lse), lse
+        float64 (B, Hq, Nq). Of float64 tensors both are tensors, otherwise NumPy arrays.
+
+        Tensors can be differentiated by query, key, value and a float attn_mask, any number of
+        times. The plan is a constant, and so are the bases, directions and profiles of `tree`. The
+        means and variances of its nodes are not.
     """
     options: dict[str, Any] = {
         "attn_mask": attn_mask,

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
 
 from smyrf._extra import missing_extra
+from smyrf._types import Method
 
 try:
     from torch import nn
@@ -68,9 +68,9 @@ _SELF_ATTENTION_PARAMETERS = frozenset(
 
 def enable(
     model: nn.Module,
-    method: str = "auto",
+    method: Method = "auto",
     layers: Layers = None,
-    **dials: Any,
+    **dials: float | None,
 ) -> list[str]:
     """Switch a loaded model's attention to smyrf, in place.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from smyrf._types import Method
 from smyrf.compare.problem import Problem
 
 METHODS = ("auto", "tree", "lsh")  # beside dense, which always runs
@@ -22,7 +23,7 @@ class Choice:
     """A method to compare with dense: `lsh` by density or by its own dials, `tree` by its dials,
     `auto` as it comes."""
 
-    method: str
+    method: Method
     density: float | None = None
     dials: dict[str, float] = field(default_factory=dict)
 

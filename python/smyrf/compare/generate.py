@@ -64,7 +64,8 @@ class GenerateImages(Quiet):
 
     def tell(self, answers: list[Any]) -> Pictures:
         levels = np.clip(np.rint((np.stack(answers) + 1) * 127.5), 0, 255)
-        return levels.astype(np.uint8).transpose(0, 2, 3, 1)
+        pictures: Pictures = levels.astype(np.uint8).transpose(0, 2, 3, 1)
+        return pictures
 
     def verdict(self, figures: Sequence[Figure]) -> str:
         mean, worst = figures

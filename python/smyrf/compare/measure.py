@@ -56,7 +56,7 @@ class Masks:
         names = {"is_causal": "causal", "window": "a sliding window", "attn_mask": "masked"}
         return " and ".join(names[option] for option in sorted(self.options))
 
-    def refused(self, method: str) -> bool:
+    def refused(self, method: smyrf.Method) -> bool:
         """Whether smyrf says that the method can't take calls with these options."""
         method = "tree" if method == "auto" else method
         rows = np.eye(2, dtype=np.float32)[None, None]

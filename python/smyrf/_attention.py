@@ -1,0 +1,283 @@
+"""`smyrf.attention`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, overload
+
+from smyrf import _arrays
+from smyrf._call import is_tensor, plain
+from smyrf._core import Plan, Statistics
+from smyrf._types import Array, Layout, Method
+
+
+@overload
+def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    method: Method = "auto",
+    n_hashes: int | None = None,
+    cluster_size: int | None = None,
+    tolerance: float | None = None,
+    max_density: float | None = None,
+    seed: int = 0,
+    window: tuple[int, int] | None = None,
+    key_padding_mask: Array | None = None,
+    query_padding_mask: Array | None = None,
+    layout: Layout = "BHND",
+    num_threads: int | None = None,
+    plan: Plan | None = None,
+    out: Array | None = None,
+    return_lse: Literal[False] = False,
+    return_stats: Literal[False] = False,
+) -> Array: ...
+@overload
+def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    method: Method = "auto",
+    n_hashes: int | None = None,
+    cluster_size: int | None = None,
+    tolerance: float | None = None,
+    max_density: float | None = None,
+    seed: int = 0,
+    window: tuple[int, int] | None = None,
+    key_padding_mask: Array | None = None,
+    query_padding_mask: Array | None = None,
+    layout: Layout = "BHND",
+    num_threads: int | None = None,
+    plan: Plan | None = None,
+    out: Array | None = None,
+    return_lse: Literal[True],
+    return_stats: Literal[False] = False,
+) -> tuple[Array, Array]: ...
+@overload
+def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    method: Method = "auto",
+    n_hashes: int | None = None,
+    cluster_size: int | None = None,
+    tolerance: float | None = None,
+    max_density: float | None = None,
+    seed: int = 0,
+    window: tuple[int, int] | None = None,
+    key_padding_mask: Array | None = None,
+    query_padding_mask: Array | None = None,
+    layout: Layout = "BHND",
+    num_threads: int | None = None,
+    plan: Plan | None = None,
+    out: Array | None = None,
+    return_lse: Literal[False] = False,
+    return_stats: Literal[True],
+) -> tuple[Array, Statistics]: ...
+@overload
+def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    method: Method = "auto",
+    n_hashes: int | None = None,
+    cluster_size: int | None = None,
+    tolerance: float | None = None,
+    max_density: float | None = None,
+    seed: int = 0,
+    window: tuple[int, int] | None = None,
+    key_padding_mask: Array | None = None,
+    query_padding_mask: Array | None = None,
+    layout: Layout = "BHND",
+    num_threads: int | None = None,
+    plan: Plan | None = None,
+    out: Array | None = None,
+    return_lse: Literal[True],
+    return_stats: Literal[True],
+) -> tuple[Array, Array, Statistics]: ...
+@overload
+def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    method: Method = "auto",
+    n_hashes: int | None = None,
+    cluster_size: int | None = None,
+    tolerance: float | None = None,
+    max_density: float | None = None,
+    seed: int = 0,
+    window: tuple[int, int] | None = None,
+    key_padding_mask: Array | None = None,
+    query_padding_mask: Array | None = None,
+    layout: Layout = "BHND",
+    num_threads: int | None = None,
+    plan: Plan | None = None,
+    out: Array | None = None,
+    return_lse: bool = False,
+    return_stats: bool = False,
+) -> Array | tuple[Array, Array] | tuple[Array, Statistics] | tuple[Array, Array, Statistics]: ...
+def attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    method: Method = "auto",
+    n_hashes: int | None = None,
+    cluster_size: int | None = None,
+    tolerance: float | None = None,
+    max_density: float | None = None,
+    seed: int = 0,
+    window: tuple[int, int] | None = None,
+    key_padding_mask: Any = None,
+    query_padding_mask: Any = None,
+    layout: Layout = "BHND",
+    num_threads: int | None = None,
+    plan: Plan | None = None,
+    out: Any = None,
+    return_lse: bool = False,
+    return_stats: bool = False,
+) -> Any:
+    """softmax(scale query key^T + masks) value, by the method asked for.
+
+    Sizes are B (batch), Hq and Hkv (heads of query, and of key and value), Nq and Nk (their rows),
+    D (elements in a row of query and key) and Dv (in one of value). A pair of query and key takes
+    part if every mask allows it. A query that is padded, or may see no key, gives 0, and lse -inf.
+    No array is converted. query, key or value is copied only if its last dimension is not
+    contiguous.
+
+    Other ranks are those of `scaled_dot_product_attention`: (N, D), (batch, N, D), or several
+    dimensions of batch before the heads. Three dimensions are (heads, N, D) if enable_gqa is set,
+    and (N, heads, D) if layout is "BNHD". Dimensions before the last two broadcast; one dimension
+    of batch does so without a copy. out has the broadcast shape, and lse that shape without its
+    last dimension. A padding mask has the dimensions of batch and N; attn_mask has at most as many
+    dimensions as out. `Plan` and `Statistics` count one batch, the product of its dimensions, and
+    one head where no dimension counts heads.
+
+    PyTorch's autograd gives the gradients of out and lse by query, key and value. There is none by
+    a mask, and no second derivative. `lsh` and `tree` give the gradients of what they computed,
+    with the plan as a constant. A tolerance bounds the error of out, not that of gradients. Where a
+    gradient is needed, "auto" therefore takes "dense" unless a tolerance is given.
+
+    Args:
+        query: (B, Hq, Nq, D) float32, float16 or (PyTorch) bfloat16, on the CPU. D is 2048 or less.
+        key: (B, Hkv, Nk, D), of the dtype of query.
+        value: (B, Hkv, Nk, Dv), of the dtype of query. Dv is 2048 or less.
+        attn_mask: broadcastable to (B, Hq, Nq, Nk). bool: True takes part. float: added to the
+            logits. Default none. `dense` only.
+        dropout_p: the probability, from 0 to 1, that the weight of an evaluated pair is dropped
+            after softmax; other weights are divided by 1 - dropout_p. seed, batch, head and the
+            indices of query and key decide which are dropped. lse does not change. "auto" takes
+            "dense" if it is above 0. Default 0. Not for `tree`.
+        is_causal: query i sees keys up to i + Nk - Nq: the mask is aligned to the lower right
+            corner, and that of `scaled_dot_product_attention` to the upper left. Default False.
+            `dense` only.
+        scale: factor on the logits, default 1/sqrt(D). Finite; above 0 for `lsh`.
+        enable_gqa: allows fewer key heads than query heads: query head h uses key head
+            h // (Hq / Hkv). Default False.
+        method: "auto" by default.
+            "dense" evaluates every allowed pair.
+            "lsh" evaluates pairs in balanced clusters of an asymmetric hash (SMYRF, Daras et al.,
+            NeurIPS 2020).
+            "tree" makes balanced trees of queries and keys. It summarises far nodes of keys, and
+            opens near ones until sampled rows meet the tolerance.
+            "auto" takes "tree" from 2048 queries and keys on (1536 where query heads share keys) if
+            no mask but padding is given and the tolerance is not 0, else "dense". The environment
+            variable SMYRF_METHOD ("dense" or "tree") replaces "auto".
+        n_hashes: rounds of hashing, 1 to 4096, default 8. `lsh` only.
+        cluster_size: keys a cluster, at least 1, default 32. `lsh` only.
+        tolerance: error aimed for in every (batch, query head), from 0 (every pair) to below 1:
+            the relative error of out, and the RMS error of lse in nats. It is relative to out, or
+            to 1 % of the values' deviation where that is more. Default SMYRF_TOLERANCE, else 0.05.
+            `tree` and "auto" only.
+        max_density: the largest part of all pairs that may be evaluated, above 0 to 1. Default no
+            limit. 24 or 40 keys, and a summary for about every 512, are evaluated in any case.
+            Statistics say what error to expect. `tree` only.
+        seed: chooses hash directions (`lsh`), calibration rows (`tree`) and what dropout drops: 0
+            to 2^63 - 1, default 0. With dropout, take another in each call.
+        window: (left, right): query i sees keys from i + Nk - Nq - left to i + Nk - Nq + right;
+            -1 is no bound. Default no window. `dense` only.
+        key_padding_mask: bool (B, Nk), True where a row is valid. Other rows are never read.
+            Default all are valid.
+        query_padding_mask: bool (B, Nq), likewise.
+        layout: of query, key, value and out: "BHND" by default, or "BNHD" for (B, N, H, D).
+        num_threads: default SMYRF_NUM_THREADS, else PyTorch's number; without PyTorch
+            OMP_NUM_THREADS, else all processors. The result has the same bits for any.
+        plan: made by `smyrf.plan` for such a call. Its method, dials, padding, causality and window
+            apply, and an argument that differs from it raises. Default none.
+        out: written to and returned. It has the shape and dtype of the result, and a contiguous
+            last dimension. Default a new array.
+        return_lse: also return the natural log-sum-exp of every query's logits, float32
+            (B, Hq, Nq). That of `lsh` is the paper's weight of all rounds: it can't be merged.
+            Default False.
+        return_stats: also return `Statistics`. Default False.
+
+    Returns:
+        out, then lse if asked for, then statistics if asked for; a tuple if more than one. A tensor
+        has the strides that `scaled_dot_product_attention` would give it, so that it can be viewed
+        in the same ways.
+
+    Raises:
+        TypeError: an array of the wrong kind, dtype, rank or device.
+        ValueError: shapes that disagree; a dial out of range, or of another method.
+        NotImplementedError: a combination that the method does not take; a derivative that there is
+            none of: by attn_mask, of a call with out, in forward mode, or (in backward) a second.
+    """
+    options = {
+        "attn_mask": attn_mask,
+        "dropout_p": dropout_p,
+        "key_padding_mask": key_padding_mask,
+        "query_padding_mask": query_padding_mask,
+        "is_causal": is_causal,
+        "scale": scale,
+        "enable_gqa": enable_gqa,
+        "method": method,
+        "n_hashes": n_hashes,
+        "cluster_size": cluster_size,
+        "tolerance": tolerance,
+        "max_density": max_density,
+        "seed": seed,
+        "window": window,
+        "layout": layout,
+        "num_threads": num_threads,
+    }
+    if is_tensor(query):
+        from smyrf import _tensors
+
+        return _tensors.attention(
+            query, key, value, plain(options), plan, out, return_lse, return_stats
+        )
+    return _arrays.attention(query, key, value, options, plan, out, return_lse, return_stats)
