@@ -11,6 +11,7 @@
 #include "base/parallel.h"
 #include "run/items.h"
 #include "run/output.h"
+#include "run/partials.h"
 #include "simd/kernels.h"
 
 namespace smyrf {
@@ -27,12 +28,9 @@ class Forward {
  public:
   Forward(const Problem& problem, std::int64_t rounds, const Outputs& outputs)
       : problem_(problem), outputs_(outputs), merges_(rounds > 1) {
-    const auto lse_size =
-        static_cast<std::size_t>(problem.batch * problem.query_heads * problem.queries);
-    const std::size_t out_size = lse_size * static_cast<std::size_t>(problem.value_depth);
     if (merges_) {
-      if (outputs.out.dtype != DType::kFloat32) running_out_.resize(out_size);
-      if (!outputs.lse) running_lse_.resize(lse_size);
+      running_ = Partials(problem.batch * problem.query_heads * problem.queries,
+                          problem.value_depth, outputs.out.dtype != DType::kFloat32, !outputs.lse);
     }
     if (outputs.statistics != nullptr) {
       nanoseconds_ = std::vector<std::atomic<std::int64_t>>(static_cast<std::size_t>(heads()));
@@ -70,7 +68,7 @@ class Forward {
   }
 
   void Finish() {
-    if (!running_out_.empty()) StoreRunning();
+    if (merges_) FinishRounds();
     for (std::size_t head = 0; head < nanoseconds_.size(); ++head) {
       outputs_.statistics->heads[head].seconds += 1e-9 * static_cast<double>(nanoseconds_[head]);
     }
@@ -83,30 +81,20 @@ class Forward {
     if (plan_->method != Method::kDense || problem_.queries > kBlockRows) return;
     chunks_ = std::max<std::int64_t>(1, (problem_.keys + kChunkKeys - 1) / kChunkKeys);
     if (chunks_ == 1) return;
-    const std::int64_t parts = heads() * problem_.queries * chunks_;
-    part_out_.resize(static_cast<std::size_t>(parts * problem_.value_depth));
-    part_max_.resize(static_cast<std::size_t>(parts));
-    part_sum_.resize(static_cast<std::size_t>(parts));
+    parts_ = Partials(heads() * problem_.queries * chunks_, problem_.value_depth);
     chunks_in_ = std::vector<std::atomic<std::int64_t>>(static_cast<std::size_t>(heads()));
   }
 
   std::int64_t RowIndex(std::int64_t b, std::int64_t h, std::int64_t i) const {
     return (b * problem_.query_heads + h) * problem_.queries + i;
   }
-  std::byte* OutRow(std::int64_t b, std::int64_t h, std::int64_t i) const {
-    return HeadOutput{outputs_, b, h}.Row(i);
-  }
-  /// The float32 row that rounds are merged in, and its lse.
-  float* RunningRow(std::int64_t b, std::int64_t h, std::int64_t i) {
-    if (running_out_.empty()) return reinterpret_cast<float*>(OutRow(b, h, i));
-    return running_out_.data() + RowIndex(b, h, i) * problem_.value_depth;
-  }
-  float* Lse(std::int64_t b, std::int64_t h, std::int64_t i) {
-    float* lse = outputs_.lse ? static_cast<float*>(outputs_.lse->data) : running_lse_.data();
-    return lse + RowIndex(b, h, i);
-  }
-  void Store(std::int64_t b, std::int64_t h, std::int64_t i, const float* row, float lse) const {
-    HeadOutput{outputs_, b, h}.Store(i, row, lse);
+  /// What a query's rounds are merged in: the outputs' own memory, as far as that holds it.
+  kernels::Partial Running(std::int64_t b, std::int64_t h, std::int64_t i) {
+    const std::int64_t at = RowIndex(b, h, i);
+    kernels::Partial row = running_.Row(at);
+    if (row.out == nullptr) row.out = reinterpret_cast<float*>(HeadOutput{outputs_, b, h}.Row(i));
+    if (row.max == nullptr && outputs_.lse) row.max = static_cast<float*>(outputs_.lse->data) + at;
+    return row;
   }
 
   void FillUncoveredRows() {
@@ -125,9 +113,14 @@ class Forward {
                    const std::int64_t h = head % problem_.query_heads;
                    FillUncovered(*plan_, head_plan(b, h), b, begin, end, problem_.value_depth,
                                  [&](std::int64_t i, const float* row, float lse) {
-                                   Store(b, h, i, row, lse);
-                                   if (!merges_) return;
-                                   std::copy_n(row, problem_.value_depth, RunningRow(b, h, i));
+                                   if (!merges_) {
+                                     HeadOutput{outputs_, b, h}.Store(i, row, lse);
+                                     return;
+                                   }
+                                   const kernels::Partial running = Running(b, h, i);
+                                   std::copy_n(row, problem_.value_depth, running.out);
+                                   *running.max = lse;
+                                   *running.sum = lse == -kInfinity ? 0.0F : lse;  // else NaN
                                  });
                  });
   }
@@ -148,38 +141,26 @@ class Forward {
     const std::int64_t last = chunks_ > 1 ? std::min(keys, first + kChunkKeys) : keys;
     DenseRanges implicit;
     const kernels::BlockTask task = TaskOf(problem_, *plan_, item, first, last, implicit);
-    const kernels::BlockResult result = kernels::AttendBlock(task);
+    const kernels::Partial partial = kernels::AttendBlock(task);
+    const HeadOutput output{outputs_, item.batch, item.head};
     for (std::int64_t i = item.begin; i < item.end; ++i) {
-      const float* row = result.out + (i - item.begin) * problem_.value_depth;
-      const float lse = result.lse[i - item.begin];
+      const kernels::Partial row = partial.Row(i - item.begin);
       const std::int64_t position = task.query.Position(i);
       if (chunks_ > 1) {
         const std::int64_t at = RowIndex(item.batch, item.head, position) * chunks_ + chunk;
-        std::copy_n(row, problem_.value_depth, part_out_.data() + at * problem_.value_depth);
-        part_max_[static_cast<std::size_t>(at)] = result.max[i - item.begin];
-        part_sum_[static_cast<std::size_t>(at)] = result.sum[i - item.begin];
+        kernels::CopyPartial(parts_.Row(at), row);
       } else if (!merges_) {
-        Store(item.batch, item.head, position, row, lse);
+        output.Finish(position, row);
+      } else if (round == 0) {
+        kernels::CopyPartial(Running(item.batch, item.head, position), row);
       } else {
-        MergeRound(item, position, row, lse, round);
+        kernels::MergePartial(Running(item.batch, item.head, position), row);
       }
     }
     if (chunks_ > 1 && IsLastChunk(item)) {
       for (std::int64_t i = item.begin; i < item.end; ++i) {
-        MergeChunks(item.batch, item.head, task.query.Position(i));
+        MergeChunks(output, task.query.Position(i));
       }
-    }
-  }
-
-  void MergeRound(const Item& item, std::int64_t position, const float* row, float lse,
-                  std::int64_t round) {
-    float* running = RunningRow(item.batch, item.head, position);
-    float* running_lse = Lse(item.batch, item.head, position);
-    if (round == 0) {
-      std::copy_n(row, problem_.value_depth, running);
-      *running_lse = lse;
-    } else {
-      kernels::MergeRow(running, running_lse, row, lse, problem_.value_depth);
     }
   }
 
@@ -190,26 +171,20 @@ class Forward {
     return chunks_in_[head].fetch_add(1) + 1 == chunks_;
   }
 
-  void MergeChunks(std::int64_t b, std::int64_t h, std::int64_t i) {
-    const std::int64_t first = RowIndex(b, h, i) * chunks_;
-    float* row = part_out_.data() + first * problem_.value_depth;
-    float* max = part_max_.data() + first;
-    float* sum = part_sum_.data() + first;
-    for (std::int64_t c = 1; c < chunks_; ++c) {
-      kernels::MergePart(row, max, sum, row + c * problem_.value_depth, max[c], sum[c],
-                         problem_.value_depth);
-    }
-    Store(b, h, i, row, *max == -kInfinity ? -kInfinity : kernels::NaturalLse(*max, *sum));
+  void MergeChunks(const HeadOutput& output, std::int64_t i) {
+    const std::int64_t first = RowIndex(output.batch, output.head, i) * chunks_;
+    const kernels::Partial row = parts_.Row(first);
+    for (std::int64_t c = 1; c < chunks_; ++c) kernels::MergePartial(row, parts_.Row(first + c));
+    output.Finish(i, row);
   }
 
-  void StoreRunning() {
+  void FinishRounds() {
     ParallelRows(heads(), problem_.queries, problem_.num_threads,
                  [&](std::int64_t head, std::int64_t begin, std::int64_t end) {
                    const std::int64_t b = head / problem_.query_heads;
                    const std::int64_t h = head % problem_.query_heads;
                    for (std::int64_t i = begin; i < end; ++i) {
-                     kernels::StoreRow(RunningRow(b, h, i), problem_.value_depth,
-                                       outputs_.out.dtype, OutRow(b, h, i));
+                     HeadOutput{outputs_, b, h}.Finish(i, Running(b, h, i));
                    }
                  });
   }
@@ -219,8 +194,8 @@ class Forward {
   const bool merges_;           ///< several rounds
   const Plan* plan_ = nullptr;  ///< of the rounds that run
   std::int64_t chunks_ = 1;
-  std::vector<float> running_out_, running_lse_;
-  std::vector<float> part_out_, part_max_, part_sum_;
+  Partials running_;                                    ///< of all rows, over the rounds so far
+  Partials parts_;                                      ///< of all rows, a chunk after the other
   std::vector<std::atomic<std::int64_t>> chunks_in_;    ///< of each head
   std::vector<std::atomic<std::int64_t>> nanoseconds_;  ///< of each head, for statistics
 };

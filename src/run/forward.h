@@ -13,8 +13,8 @@ namespace smyrf {
 using PlanOfRounds = std::function<const Plan&(std::int64_t first_round)>;
 
 /// Writes out and lse after `rounds` rounds. Extra memory: one tile a thread, partial results where
-/// few queries meet many keys, and for several rounds a float32 copy of what the outputs do not
-/// hold themselves.
+/// few queries meet many keys, and for several rounds those of all queries, as far as the outputs
+/// do not hold them.
 void ExecuteForward(const Problem& problem, std::int64_t rounds, const PlanOfRounds& plan_of_rounds,
                     const Outputs& outputs);
 

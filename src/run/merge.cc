@@ -1,7 +1,10 @@
 #include "run/merge.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
+#include <numbers>
 #include <vector>
 
 #include "base/parallel.h"
@@ -9,6 +12,26 @@
 #include "simd/kernels.h"
 
 namespace smyrf {
+namespace {
+
+/// Rows that are divided already, so their sums are 1. Their lse become relative to the larger one,
+/// which large numbers would otherwise round away. Returns the lse of both.
+float MergeDivided(std::vector<float>& out, float lse, std::vector<float>& other, float other_lse,
+                   std::int64_t depth, DType dtype, std::byte* target) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  constexpr auto kLog2E = std::numbers::log2e_v<float>;
+  const float largest = std::max(lse, other_lse);
+  const float base = largest == -kInfinity ? 0.0F : largest;
+  float max = (lse - base) * kLog2E;
+  float other_max = (other_lse - base) * kLog2E;
+  float sum = lse == -kInfinity ? 0.0F : 1.0F;
+  float other_sum = other_lse == -kInfinity ? 0.0F : 1.0F;
+  const kernels::Partial merged{out.data(), &max, &sum, depth, depth};
+  kernels::MergePartial(merged, {other.data(), &other_max, &other_sum, depth, depth});
+  return base + kernels::FinishPartial(merged, dtype, target);
+}
+
+}  // namespace
 
 void ExecuteMerge(const MutableTensorView& out, const MutableTensorView& lse,
                   const TensorView& other_out, const TensorView& other_lse, int num_threads) {
@@ -25,17 +48,15 @@ void ExecuteMerge(const MutableTensorView& out, const MutableTensorView& lse,
     std::vector<float> other(static_cast<std::size_t>(depth) + 1);
     for (std::int64_t i = begin; i < end; ++i) {
       float& own_lse = static_cast<float*>(lse.data)[head * rows + i];
+      const float others_lse = static_cast<const float*>(other_lse.data)[head * rows + i];
+      std::byte* target = nullptr;
       if (depth > 0) {
         kernels::GatherRows(own_rows, i, 1, depth, row.data());
         kernels::GatherRows(other_rows, i, 1, depth, other.data());
+        target = static_cast<std::byte*>(out.data) +
+                 SizeOf(out.dtype) * (b * out.strides[0] + h * out.strides[1] + i * out.strides[2]);
       }
-      kernels::MergeRow(row.data(), &own_lse, other.data(),
-                        static_cast<const float*>(other_lse.data)[head * rows + i], depth);
-      if (depth == 0) continue;
-      auto* target =
-          static_cast<std::byte*>(out.data) +
-          SizeOf(out.dtype) * (b * out.strides[0] + h * out.strides[1] + i * out.strides[2]);
-      kernels::StoreRow(row.data(), depth, out.dtype, target);
+      own_lse = MergeDivided(row, own_lse, other, others_lse, depth, out.dtype, target);
     }
   };
   ParallelRows(out.shape[0] * out.shape[1], rows, num_threads, merge);

@@ -28,7 +28,17 @@ struct HeadOutput {
   void Store(std::int64_t position, const float* row, float lse) const {
     const MutableTensorView& out = outputs.out;
     kernels::StoreRow(row, out.shape[3], out.dtype, Row(position));
+    StoreLse(position, lse);
+  }
+  /// Divides a row that no other part is to be merged with.
+  void Finish(std::int64_t position, const kernels::Partial& row) const {
+    StoreLse(position, kernels::FinishPartial(row, outputs.out.dtype, Row(position)));
+  }
+
+ private:
+  void StoreLse(std::int64_t position, float lse) const {
     if (!outputs.lse) return;
+    const MutableTensorView& out = outputs.out;
     const std::int64_t index = (batch * out.shape[1] + head) * out.shape[2] + position;
     static_cast<float*>(outputs.lse->data)[index] = lse;
   }

@@ -70,8 +70,26 @@ HWY_INLINE void DropWeights(const Dropout& dropout, const DropoutLanes& words,
   }
 }
 
+/// o (dv, kBlockRows), a lane a query, as (rows, dv) in scratch.result.
+HWY_INLINE float* RowsOfColumns(const float* o, std::int64_t rows, std::int64_t dv,
+                                Scratch& scratch) {
+  float* result = scratch.result.Need(static_cast<std::size_t>(dv * kBlockRows));
+  const float* columns[kBlockRows];
+  std::int64_t c = 0;
+  while (c + 4 <= dv) {
+    const std::int64_t count = std::min(kBlockRows, (dv - c) / 4 * 4);
+    for (std::int64_t j = 0; j < count; ++j) columns[j] = o + (c + j) * kBlockRows;
+    TransposeRows(columns, count, rows, 1.0F, dv, result + c);
+    c += count;
+  }
+  for (; c < dv; ++c) {
+    for (std::int64_t i = 0; i < rows; ++i) result[i * dv + c] = o[c * kBlockRows + i];
+  }
+  return result;
+}
+
 /// Many queries: a lane each.
-BlockResult AttendLanes(const BlockTask& task, Scratch& scratch) {
+Partial AttendLanes(const BlockTask& task, Scratch& scratch) {
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(FloatTag()));
   const std::int64_t rows = task.query_end - task.query_begin;
   const std::int64_t vectors = (rows + lanes - 1) / lanes;
@@ -113,43 +131,30 @@ BlockResult AttendLanes(const BlockTask& task, Scratch& scratch) {
     ValueTile<kBlockRows>(scratch.values, count, s, dv, vectors, state.rescale, o);
   });
 
-  // Normalise, and back to a row a query.
-  float* result = scratch.result.Need(static_cast<std::size_t>((dv + 1) * kBlockRows));
-  float* lse = result + dv * kBlockRows;
-  for (std::int64_t i = 0; i < rows; ++i) {
-    const bool seen = state.seen[i] != 0.0F;
-    const float inverse = 1.0F / state.sum[i];
-    lse[i] = seen ? NaturalLse(state.max[i], state.sum[i]) : -kInfinity;
-    if (!seen) state.max[i] = -kInfinity;
-    for (std::int64_t c = 0; c < dv; ++c) {
-      result[i * dv + c] = seen ? o[c * kBlockRows + i] * inverse : 0.0F;
-    }
-  }
-  return {result, lse, state.max, state.sum};
+  const Partial result{RowsOfColumns(o, rows, dv, scratch), state.max, state.sum, dv, dv};
+  for (std::int64_t i = 0; i < rows; ++i) ClosePartial(result.Row(i), state.seen[i] != 0.0F);
+  return result;
 }
 
 /// Few queries: one after the other over each tile of keys.
-BlockResult AttendFew(const BlockTask& task, Scratch& scratch) {
+Partial AttendFew(const BlockTask& task, Scratch& scratch) {
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(FloatTag()));
   const std::int64_t rows = task.query_end - task.query_begin;
   const std::int64_t dv = task.value_depth;
   float* q = scratch.q.Need(static_cast<std::size_t>(kFewRows * task.depth));
   float* s = scratch.scores.Need(static_cast<std::size_t>(kTileKeys + lanes));
-  float* result = scratch.result.Need(static_cast<std::size_t>((dv + 1) * kBlockRows));
-  float* lse = result + dv * kBlockRows;
   float* max = scratch.state.Need(2 * kFewRows);
-  float* sum = max + kFewRows;
+  const Partial result{scratch.result.Need(static_cast<std::size_t>(kFewRows * dv)), max,
+                       max + kFewRows, dv, dv};
   bool seen[kFewRows];
   FloatRows(task.query, task.query_begin, rows, task.depth, scratch.key_rows, scratch.queries);
   for (std::int64_t i = 0; i < rows; ++i) {
     for (std::int64_t c = 0; c < task.depth; ++c) {
       q[i * task.depth + c] = task.scale * kLog2E * scratch.queries[i][c];
     }
-    max[i] = -kInfinity;
-    sum[i] = 0.0F;
+    InitPartial(result.Row(i));
     seen[i] = false;
   }
-  std::fill_n(result, rows * dv, 0.0F);
 
   const bool drops = task.dropout != nullptr && task.dropout->active();
   ForTiles(task, drops, scratch, [&](std::int64_t count, bool partial) HWY_ATTR {
@@ -166,7 +171,7 @@ BlockResult AttendFew(const BlockTask& task, Scratch& scratch) {
       } else {
         seen[i] = true;
       }
-      const float rescale = FewSoftmax(count, max[i], sum[i], s);
+      const float rescale = FewSoftmax(count, result.max[i], result.sum[i], s);
       if (drops) {
         const DropoutRow row =
             task.dropout->Row(task.batch, task.head, task.query.Position(task.query_begin + i));
@@ -174,21 +179,15 @@ BlockResult AttendFew(const BlockTask& task, Scratch& scratch) {
           s[j] *= task.dropout->Of(row, scratch.key_positions[j]);
         }
       }
-      FewValues(s, scratch.values, count, dv, rescale, result + i * dv);
+      FewValues(s, scratch.values, count, dv, rescale, result.out + i * dv);
     }
   });
 
-  for (std::int64_t i = 0; i < rows; ++i) {
-    lse[i] = seen[i] ? NaturalLse(max[i], sum[i]) : -kInfinity;
-    if (!seen[i]) max[i] = -kInfinity;
-    for (std::int64_t c = 0; c < dv; ++c) {
-      result[i * dv + c] = seen[i] ? result[i * dv + c] / sum[i] : 0.0F;
-    }
-  }
-  return {result, lse, max, sum};
+  for (std::int64_t i = 0; i < rows; ++i) ClosePartial(result.Row(i), seen[i]);
+  return result;
 }
 
-BlockResult AttendBlockImpl(const BlockTask& task) {
+Partial AttendBlockImpl(const BlockTask& task) {
   Scratch& scratch = OfThread<Scratch>();
   const std::int64_t rows = task.query_end - task.query_begin;
   const auto quarter =
@@ -205,9 +204,7 @@ namespace smyrf::kernels {
 
 HWY_EXPORT(AttendBlockImpl);
 
-BlockResult AttendBlock(const BlockTask& task) {
-  return HWY_DYNAMIC_DISPATCH(AttendBlockImpl)(task);
-}
+Partial AttendBlock(const BlockTask& task) { return HWY_DYNAMIC_DISPATCH(AttendBlockImpl)(task); }
 
 }  // namespace smyrf::kernels
 #endif

@@ -10,6 +10,7 @@
 
 #include "simd/dropout.h"
 #include "simd/mask.h"
+#include "simd/partial.h"
 #include "smyrf/plan.h"
 #include "smyrf/tensor.h"
 
@@ -62,28 +63,9 @@ struct BlockTask {
   const Dropout* dropout = nullptr;  ///< null: none
 };
 
-/// In memory of the calling thread, valid until its next call.
-struct BlockResult {
-  const float* out = nullptr;  ///< (rows, Dv), normalised; 0 where no key was allowed
-  const float* lse = nullptr;  ///< (rows), natural log; -inf where no key was allowed
-  /// (rows): the largest logit in base 2, -inf where no key was allowed, and the sum of all weights
-  /// relative to it: parts merge by these without the rounding of lse, which large logits swallow.
-  const float* max = nullptr;
-  const float* sum = nullptr;
-};
-
-/// Cost: rows * keys * (D + Dv) multiply-adds; one pass over the keys.
-BlockResult AttendBlock(const BlockTask& task);
-
-/// (out, max, sum) of `count` floats a row, as in BlockResult, merged with another's; lse of such a
-/// pair.
-void MergePart(float* out, float* max, float* sum, const float* other, float other_max,
-               float other_sum, std::int64_t count);
-float NaturalLse(float max, float sum);
-
-/// (out, lse) of `count` floats a row merged with another's by lse. Keeps `out` exactly where
-/// other_lse is -inf.
-void MergeRow(float* out, float* lse, const float* other, float other_lse, std::int64_t count);
+/// In memory of the calling thread, valid until its next call. Cost: rows * keys * (D + Dv)
+/// multiply-adds; one pass over the keys.
+Partial AttendBlock(const BlockTask& task);
 
 /// Rounds to the nearest even value of the narrow types; NaN stays NaN.
 void StoreRow(const float* source, std::int64_t count, DType dtype, std::byte* target);

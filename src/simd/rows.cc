@@ -1,4 +1,4 @@
-// Row-wise pieces: merging, storing, projecting, and the table of instruction sets.
+// Row-wise pieces: storing, projecting, and the table of instruction sets.
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -42,20 +42,6 @@ void StoreRowImpl(const float* source, std::int64_t count, DType dtype, std::byt
   } else {
     StoreNarrow<DType::kBFloat16>(source, count, reinterpret_cast<std::uint16_t*>(target));
   }
-}
-
-void BlendRowImpl(float* out, float weight, const float* other, float other_weight,
-                  std::int64_t count) {
-  const FloatTag d;
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  const auto a = hn::Set(d, weight);
-  const auto b = hn::Set(d, other_weight);
-  std::int64_t i = 0;
-  for (; i + lanes <= count; i += lanes) {
-    const auto sum = hn::MulAdd(b, hn::LoadU(d, other + i), hn::Mul(a, hn::LoadU(d, out + i)));
-    hn::StoreU(sum, d, out + i);
-  }
-  for (; i < count; ++i) out[i] = std::fma(other_weight, other[i], weight * out[i]);
 }
 
 float MaxAbsImpl(const Rows& rows, std::int64_t begin, std::int64_t end, std::int64_t depth) {
@@ -138,63 +124,12 @@ HWY_AFTER_NAMESPACE();
 namespace smyrf::kernels {
 
 HWY_EXPORT(StoreRowImpl);
-HWY_EXPORT(BlendRowImpl);
 HWY_EXPORT(MaxAbsImpl);
 HWY_EXPORT(ProjectRowsImpl);
 HWY_EXPORT(ExpImpl);
 
 void StoreRow(const float* source, std::int64_t count, DType dtype, std::byte* target) {
   HWY_DYNAMIC_DISPATCH(StoreRowImpl)(source, count, dtype, target);
-}
-
-void MergeRow(float* out, float* lse, const float* other, float other_lse, std::int64_t count) {
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  if (other_lse == -kInfinity && *lse != -kInfinity) return;
-  if (*lse == -kInfinity && other_lse != -kInfinity) {
-    std::copy_n(other, count, out);
-    *lse = other_lse;
-    return;
-  }
-  float weight = 1.0F;
-  float other_weight = 1.0F;
-  const float largest = std::max(*lse, other_lse);
-  if (largest != -kInfinity) {
-    weight = std::exp(*lse - largest);
-    other_weight = std::exp(other_lse - largest);
-    const float sum = weight + other_weight;
-    weight /= sum;
-    other_weight /= sum;
-    *lse = largest + std::log(sum);
-  }
-  HWY_DYNAMIC_DISPATCH(BlendRowImpl)(out, weight, other, other_weight, count);
-}
-
-float NaturalLse(float max, float sum) {
-  constexpr float kLn2 = 0.69314718055994530942F;
-  constexpr float kLowest = std::numeric_limits<float>::lowest();
-  // A row that only the bound of additive masks left finite has that number itself.
-  return max == kLowest ? kLowest : kLn2 * max + std::log(sum);
-}
-
-void MergePart(float* out, float* max, float* sum, const float* other, float other_max,
-               float other_sum, std::int64_t count) {
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  // A part in which a row may see no key has no mass at all.
-  if (other_max == -kInfinity && (*max != -kInfinity || other_sum == 0.0F)) return;
-  if (*max == -kInfinity && other_max != -kInfinity) {
-    std::copy_n(other, count, out);
-    *max = other_max;
-    *sum = other_sum;
-    return;
-  }
-  const float largest = std::max(*max, other_max);
-  // Equal largest logits, infinite ones included, weigh by their sums alone.
-  const float own = *max == largest ? *sum : *sum * std::exp2(*max - largest);
-  const float others =
-      other_max == largest ? other_sum : other_sum * std::exp2(other_max - largest);
-  *max = largest;
-  *sum = own + others;
-  HWY_DYNAMIC_DISPATCH(BlendRowImpl)(out, own / *sum, other, others / *sum, count);
 }
 
 float MaxAbs(const Rows& rows, std::int64_t begin, std::int64_t end, std::int64_t depth) {

@@ -9,10 +9,10 @@ namespace smyrf {
 
 void ExecuteNodes(const kernels::NodesView& nodes, const TreeBlock& block,
                   const HeadOutput& output) {
-  const kernels::BlockResult result =
+  const kernels::Partial partial =
       kernels::AttendNodes(nodes, block.lanes, block.closed, block.closed_logits, block.ranges);
   for (std::int64_t i = 0; i < block.lanes.rows; ++i) {
-    output.Store(block.lanes.positions[i], result.out + i * nodes.value_depth, result.lse[i]);
+    output.Finish(block.lanes.positions[i], partial.Row(i));
   }
 }
 

@@ -24,7 +24,7 @@ namespace smyrf::kernels {
 namespace {
 
 struct NodeScratch {
-  Buffer rows, coordinates, q, lanes, squares, energies, scores, shares, out, result;
+  Buffer rows, coordinates, q, lanes, squares, energies, scores, shares, out, state;
   const float* queries[kTreeRows];
   std::int32_t positions[kTreeRows];
 };
@@ -89,9 +89,9 @@ void NodeLogitsImpl(const NodesView& nodes, const QueryLanes& lanes,
   NodeLogitsTile(nodes, lanes, ids.data(), static_cast<std::int64_t>(ids.size()), logits, nullptr);
 }
 
-BlockResult AttendNodesImpl(const NodesView& nodes, const QueryLanes& lanes,
-                            std::span<const std::int32_t> closed, const float* closed_logits,
-                            std::span<const KeyRange> ranges) {
+Partial AttendNodesImpl(const NodesView& nodes, const QueryLanes& lanes,
+                        std::span<const std::int32_t> closed, const float* closed_logits,
+                        std::span<const KeyRange> ranges) {
   NodeScratch& scratch = OfThread<NodeScratch>();
   const std::int64_t dv = nodes.value_depth;
   const std::int64_t vectors = TreeVectors();
@@ -100,9 +100,9 @@ BlockResult AttendNodesImpl(const NodesView& nodes, const QueryLanes& lanes,
   const std::int64_t columns = (dv + lanes_of_floats - 1) / lanes_of_floats;  // vectors of them
   const std::int64_t stride = PaddedDepth(dv);
   float* o = scratch.out.Need(static_cast<std::size_t>(kTreeRows * stride));
-  HWY_ALIGN float max[kTreeRows];
-  HWY_ALIGN float sum[kTreeRows];
-  HWY_ALIGN float rescale[kTreeRows];
+  float* max = scratch.state.Need(3 * kTreeRows);
+  float* sum = max + kTreeRows;
+  float* rescale = sum + kTreeRows;
   std::fill_n(max, kTreeRows, -std::numeric_limits<float>::infinity());
   std::fill_n(sum, kTreeRows, 0.0F);
   std::fill_n(o, kTreeRows * stride, 0.0F);
@@ -134,14 +134,10 @@ BlockResult AttendNodesImpl(const NodesView& nodes, const QueryLanes& lanes,
   }
   flush();
 
-  float* result = scratch.result.Need(static_cast<std::size_t>((dv + 1) * kTreeRows));
-  float* lse = result + dv * kTreeRows;
-  for (std::int64_t i = 0; i < lanes.rows; ++i) {
-    lse[i] = NaturalLse(max[i], sum[i]);
-    const float inverse = 1.0F / sum[i];
-    for (std::int64_t c = 0; c < dv; ++c) result[i * dv + c] = o[i * stride + c] * inverse;
-  }
-  return {result, lse, nullptr, nullptr};
+  const Partial partial{o, max, sum, dv, stride};
+  const bool any = !closed.empty() || !ranges.empty();
+  for (std::int64_t i = 0; i < lanes.rows; ++i) ClosePartial(partial.Row(i), any);
+  return partial;
 }
 
 void AddSharesImpl(const Rows& keys, std::int64_t count, std::int64_t depth,
@@ -185,9 +181,9 @@ void NodeLogits(const NodesView& nodes, const QueryLanes& lanes, std::span<const
   HWY_DYNAMIC_DISPATCH(NodeLogitsImpl)(nodes, lanes, ids, logits);
 }
 
-BlockResult AttendNodes(const NodesView& nodes, const QueryLanes& lanes,
-                        std::span<const std::int32_t> closed, const float* closed_logits,
-                        std::span<const KeyRange> ranges) {
+Partial AttendNodes(const NodesView& nodes, const QueryLanes& lanes,
+                    std::span<const std::int32_t> closed, const float* closed_logits,
+                    std::span<const KeyRange> ranges) {
   return HWY_DYNAMIC_DISPATCH(AttendNodesImpl)(nodes, lanes, closed, closed_logits, ranges);
 }
 

@@ -84,10 +84,10 @@ void NodeLogits(const NodesView& nodes, const QueryLanes& lanes, std::span<const
 
 /// One softmax over the summaries of `closed` and the keys of `ranges`. `closed_logits` as
 /// NodeLogits gives them. Cost: kTreeRows (keys (D + Dv) + closed Dv) multiply-adds, Dv rounded up
-/// to whole vectors.
-BlockResult AttendNodes(const NodesView& nodes, const QueryLanes& lanes,
-                        std::span<const std::int32_t> closed, const float* closed_logits,
-                        std::span<const KeyRange> ranges);
+/// to whole vectors. In memory of the calling thread, valid until its next call.
+Partial AttendNodes(const NodesView& nodes, const QueryLanes& lanes,
+                    std::span<const std::int32_t> closed, const float* closed_logits,
+                    std::span<const KeyRange> ranges);
 
 /// shares (count) += the softmax weights of every key, summed over the lanes' queries.
 void AddShares(const Rows& keys, std::int64_t count, std::int64_t depth, const QueryLanes& lanes,
