@@ -75,6 +75,9 @@ class Import {
     if (array_.ndim() > 4) {
       Fail(ErrorKind::kType, name, ": got ", array_.ndim(), " dimensions, at most 4");
     }
+    if (array_.data() == nullptr && array_.size() > 0) {  // PyTorch's efficient zero tensors
+      Fail(ErrorKind::kType, name, ": has no memory of its own; pass a copy, by .clone()");
+    }
     view_.data = array_.data();
     view_.dtype = ToDType(name, array_.dtype(), accepted);
     view_.rank = static_cast<int>(array_.ndim());

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, overload
 
 from smyrf import _arrays
-from smyrf._call import is_tensor, plain
+from smyrf._call import is_tensor
 from smyrf._core import Plan, Statistics
 from smyrf._types import Array, Layout, Method
 
@@ -277,7 +277,5 @@ def attention(
     if is_tensor(query):
         from smyrf import _tensors
 
-        return _tensors.attention(
-            query, key, value, plain(options), plan, out, return_lse, return_stats
-        )
+        return _tensors.attention(query, key, value, options, plan, out, return_lse, return_stats)
     return _arrays.attention(query, key, value, options, plan, out, return_lse, return_stats)

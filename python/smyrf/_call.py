@@ -66,7 +66,7 @@ _PYTHONS = frozenset((type(None), bool, int, float, str))
 
 def plain(options: dict[str, Any]) -> dict[str, Any]:
     """The options with NumPy's numbers as Python's: PyTorch's operators take no others."""
-    if _PYTHONS.issuperset(map(type, options.values())):  # nearly always, and a microsecond counts
+    if _PYTHONS.issuperset(map(type, options.values())):  # nearly always
         return options
 
     def converted(option: Any) -> Any:
@@ -103,5 +103,7 @@ def lse_shape(query: Any, layout: Layout) -> tuple[int, ...]:
 
 def pack(out: Any, lse: Any, statistics: Any) -> Any:
     """out, or a tuple of what there is."""
+    if lse is None and statistics is None:
+        return out
     results = tuple(result for result in (out, lse, statistics) if result is not None)
     return results if len(results) > 1 else out

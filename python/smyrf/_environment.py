@@ -96,11 +96,15 @@ _said = False
 
 def is_first(options: Mapping[str, Any], plan: Any, query: Any, key: Any) -> bool:
     """Whether this call may be the first approximate one, so that its statistics are wanted."""
-    if _said or query.ndim != 4 or key.ndim != 4:
+    method = options["method"]
+    if _said or (method == "dense" and plan is None):
+        return False
+    if plan is not None or method in ("tree", "lsh"):
+        return True
+    if query.ndim != 4 or key.ndim != 4:  # the core will refuse it
         return False
     rows = -3 if options["layout"] == "BNHD" else -2
-    long = min(query.shape[rows], key.shape[rows]) >= AUTO_ROWS
-    return plan is not None or options["method"] in ("tree", "lsh") or long
+    return bool(query.shape[rows] >= AUTO_ROWS and key.shape[rows] >= AUTO_ROWS)
 
 
 def say_first(statistics: Any, options: Mapping[str, Any]) -> None:

@@ -369,10 +369,13 @@ def empty_out(
 
 def exported(options: dict[str, Any]) -> dict[str, Any]:
     """The options as the core takes them."""
-    exported = options | {name: export(name, options[name]) for name in MASKS}
-    if exported["num_threads"] is None:
-        exported["num_threads"] = torch.get_num_threads()
-    return exported
+    masks = {name: export(name, options[name]) for name in MASKS if options[name] is not None}
+    threads = options["num_threads"]
+    return {
+        **options,
+        **masks,
+        "num_threads": torch.get_num_threads() if threads is None else threads,
+    }
 
 
 def run(
@@ -434,6 +437,44 @@ def _run_backward(
         exported(options),
     )
     return gradients
+
+
+def needs_operator(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    options: dict[str, Any],
+    needs_gradient: bool,
+) -> bool:
+    """Whether something works on the operators of a program, and must see this call as one.
+
+    That is autograd, a compiler, a tracer, a transform of torch.func, a mode, the profiler, or a
+    tensor that is not a plain one of the CPU. Dispatching takes longer than a short call.
+    """
+    return (
+        needs_gradient
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH)
+        or torch._C._autograd._profiler_enabled()
+        or not (_is_simple(query) and _is_simple(key) and _is_simple(value))
+        or not all(options[name] is None or _is_simple(options[name]) for name in MASKS)
+    )
+
+
+# Modes that see a program before autograd, as those of torch.export do, set this key.
+_PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
+
+
+def _is_simple(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has no class, device or memory that the dispatcher must look at."""
+    return type(tensor) in _PLAIN_TYPES and tensor.is_cpu and not tensor._is_zerotensor()
+
+
+_PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 
 
 def call_operator(

@@ -8,7 +8,7 @@ import torch
 from torch.autograd import forward_ad
 
 from smyrf import _core, _environment
-from smyrf._call import MASKS, PARTS, check_arrays, lse_shape, pack
+from smyrf._call import MASKS, PARTS, check_arrays, lse_shape, pack, plain
 from smyrf._operator import (
     NO_MASK_GRADIENT,
     NO_TANGENT,
@@ -18,6 +18,7 @@ from smyrf._operator import (
     export,
     export_rows,
     exported,
+    needs_operator,
     run,
 )
 from smyrf._shapes import is_plain, shaped, shaped_parts
@@ -36,15 +37,12 @@ def attention(
 ) -> Any:
     """`smyrf.attention` for tensors; see there.
 
-    Calls the operator. `plan`, `out` and `return_stats` are not tensors' business: such calls go to
-    the core directly, outside graphs.
+    A call is one of the operator where that is needed, else one of the core. Calls with plan, out
+    or return_stats are always of the core, since operators take and give nothing but tensors.
     """
     masks = {name: options[name] for name in MASKS}
     check_arrays(torch.Tensor, query=query, key=key, value=value, **masks, out=out)
     _check_differentiation(query, key, value, options["attn_mask"])
-    for name in ("is_causal", "enable_gqa"):
-        if not isinstance(options[name], bool):  # the schema would take None for False
-            raise TypeError(f"{name}: got {options[name]!r}, expected True or False")
     if torch.is_autocast_enabled("cpu"):
         query, key, value = _autocast(query), _autocast(key), _autocast(value)
     if query.dtype == torch.float64:
@@ -55,15 +53,15 @@ def attention(
     needs_gradient = torch.is_grad_enabled() and (
         query.requires_grad or key.requires_grad or value.requires_grad
     )
-    # A trace runs with gradients and without, whatever its example had.
-    traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    # A tolerance bounds the error of out, not that of gradients: without one asked for, a call that
+    # may need gradients is exact. A trace may run with gradients or without.
     if (
-        (needs_gradient or traced)
-        and plan is None
+        plan is None
         and options["method"] == "auto"
         and options["tolerance"] is None
+        and (needs_gradient or torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
     ):
-        options = {**options, "tolerance": 0.0}  # it bounds out's error, and not the gradients'
+        options = {**options, "tolerance": 0.0}
     options = _environment.completed(options, plan)
     given_out = out
     call = None if is_plain(query, key, value, options) else shaped(query, key, value, options)
@@ -71,7 +69,8 @@ def attention(
         query, key, value, options, _ = call
         out = None if out is None else call.view_of_out(out)
     statistics = None
-    if plan is None and out is None and not return_stats:
+    simple = plan is None and out is None and not return_stats
+    if simple and needs_operator(query, key, value, options, needs_gradient):
         out, lse = _by_operator(query, key, value, options, needs_gradient)
     else:
         out, lse, statistics = _directly(
@@ -92,6 +91,10 @@ def _by_operator(
     needs_gradient: bool,
 ) -> Any:
     """(out, lse)."""
+    options = plain(options)
+    for name in ("is_causal", "enable_gqa"):
+        if not isinstance(options[name], bool):  # the schema would take None for False
+            raise TypeError(f"{name}: got {options[name]!r}, expected True or False")
     try:
         return call_operator(query, key, value, options, needs_gradient)
     except RuntimeError as error:
