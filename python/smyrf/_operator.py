@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from smyrf import _core, _environment, collector
-from smyrf._call import MASKS, detached, lse_shape, output_shape
+from smyrf._call import MASKS, detached, lse_shape, output_shape, plain
 
 _OPTIONS = (
     "Tensor? attn_mask, Tensor? key_padding_mask, Tensor? query_padding_mask, bool is_causal, "
@@ -50,54 +48,34 @@ NO_MASK_GRADIENT = (
 )
 
 
-class _Handover(threading.local):
-    """How the plan of `tree` gets past the dispatcher, which takes none, to the backward of a call.
+# Modes that see a program before autograd does, as those of torch.export, set this key.
+_PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
 
-    The operator below leaves it for what autograd sets up, and autograd's backward for the
-    operator's, on the same thread. Whose it is tells the address of the call's lse. Where somebody
-    else runs between, as tracers do, there is none, and backward plans again.
+
+def needs_operator(*tensors: torch.Tensor | None) -> bool:
+    """Whether something works on the operators of a program, and must see a call as one.
+
+    That is a compiler, a tracer, a transform of torch.func, a mode, or a tensor that is not a plain
+    one of the CPU. Other calls go to the core directly: dispatching takes longer than a short call.
     """
-
-    keeps = False
-    plan: _core.Plan | None = None
-    address = 0
-
-    def plan_of(self, lse: torch.Tensor) -> _core.Plan | None:
-        if self.plan is None or type(lse) is not torch.Tensor:
-            return None
-        try:
-            return self.plan if lse.data_ptr() == self.address else None
-        except RuntimeError:  # a tensor of torch.func
-            return None
-
-
-_handover = _Handover()
-
-
-@contextlib.contextmanager
-def _keeping_plan() -> Iterator[None]:
-    _handover.keeps = True
-    try:
-        yield
-    finally:
-        _handover.keeps, _handover.plan = False, None
-
-
-@contextlib.contextmanager
-def _handing_over(plan: _core.Plan, lse: torch.Tensor) -> Iterator[None]:
-    _handover.plan, _handover.address = plan, lse.data_ptr()
-    try:
-        yield
-    finally:
-        _handover.plan = None
-
-
-def _plan_is_worth_keeping(options: dict[str, Any]) -> bool:
-    """For backward. Saved tensors have hooks where memory is dear, as in checkpoints."""
     return (
-        options["method"] in ("auto", "tree")
-        and options["tolerance"] != 0
-        and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH)
+        or not all(tensor is None or _is_plain(tensor) for tensor in tensors)
+    )
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has no class, device or memory that the dispatcher must look at."""
+    return (
+        (type(tensor) is torch.Tensor or type(tensor) is torch.nn.Parameter)
+        and tensor.is_cpu
+        and not tensor._is_zerotensor()
+        and not torch._C._functorch.is_legacy_batchedtensor(tensor)  # of is_grads_batched
     )
 
 
@@ -120,9 +98,7 @@ def _attention(
     options = dict(zip(_NAMES, values, strict=True))
     out = empty_out(query, key, value, options)
     lse = query.new_empty(lse_shape(query, options["layout"]), dtype=torch.float32)
-    _, plan = run(query, key, value, out, lse, options, None, False, keep_plan=_handover.keeps)
-    if plan is not None:
-        _handover.plan, _handover.address = plan, lse.data_ptr()
+    run(query, key, value, out, lse, options, None, False)
     return out, lse
 
 
@@ -148,7 +124,7 @@ def _attention_backward(
     grad_out: torch.Tensor, grad_lse: torch.Tensor, *inputs: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     options = dict(zip(_NAMES, inputs[5:], strict=True))
-    return _run_backward(grad_out, grad_lse, inputs[:5], options, _handover.plan_of(inputs[4]))
+    return _run_backward(grad_out, grad_lse, inputs[:5], options, None)
 
 
 def _attention_backward_fake(
@@ -166,20 +142,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         raise NotImplementedError(NO_MASK_GRADIENT)
     masks, ctx.values = values[: len(MASKS)], values[len(MASKS) :]
     ctx.save_for_backward(query, key, value, *output, *masks)
-    ctx.plan = _handover.plan_of(output[1])
 
 
 def _backward(ctx: Any, grad_out: torch.Tensor, grad_lse: torch.Tensor) -> Any:
     saved = ctx.saved_tensors
-    if not torch.compiler.is_compiling():
-        # Autograd frees tensors now, and not the node: a loss that lives on would hold the plan.
-        plan, ctx.plan = ctx.plan, None
-        if plan is not None:
-            with _handing_over(plan, saved[4]):
-                gradients = torch.ops.smyrf.attention_backward(
-                    grad_out, grad_lse, *saved, *ctx.values
-                )
-            return *gradients, *[None] * len(_NAMES)
     gradients = torch.ops.smyrf.attention_backward(grad_out, grad_lse, *saved, *ctx.values)
     return *gradients, *[None] * len(_NAMES)
 
@@ -192,10 +158,11 @@ torch.library.register_autograd("smyrf::attention", _backward, setup_context=_se
 torch.library.register_autograd("smyrf::attention_backward", _second_derivative)
 
 
-class Direct(torch.autograd.Function):
-    """A call that no graph can hold, since it has a plan, keeps one or gives statistics.
+class SmyrfAttention(torch.autograd.Function):
+    """A call of the core with gradients. Profiles show it by this name.
 
-    What `tree` planned is kept for the first backward, which would plan it again.
+    What `tree` planned is kept for the first backward, which would plan it again. The operator
+    takes and gives nothing but tensors, so it can't keep a plan.
     """
 
     @staticmethod
@@ -210,9 +177,19 @@ class Direct(torch.autograd.Function):
     ) -> Any:
         out = empty_out(query, key, value, options)
         lse = query.new_empty(lse_shape(query, options["layout"]), dtype=torch.float32)
-        keep = plan is None and _plan_is_worth_keeping(options)
+        # Where saved tensors have hooks, as in checkpoints, memory is dear.
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        plans = plan is None and options["method"] in ("auto", "tree") and options["tolerance"] != 0
         statistics, ctx.plan = run(
-            query, key, value, out, lse, options, plan, return_stats, keep_plan=keep
+            query,
+            key,
+            value,
+            out,
+            lse,
+            options,
+            plan,
+            return_stats,
+            keep_plan=plans and hooks is None,
         )
         ctx.given_plan = plan
         ctx.save_for_backward(query, key, value, out, lse, *(options[name] for name in MASKS))
@@ -223,14 +200,19 @@ class Direct(torch.autograd.Function):
     def backward(ctx: Any, grad_out: torch.Tensor, grad_lse: torch.Tensor, _: Any) -> Any:
         saved = ctx.saved_tensors  # once: a checkpoint computes them again each time
         tensors, masks = saved[:5], saved[5:]
+        if ctx.given_plan is None and needs_operator(grad_out, grad_lse):
+            options = plain(ctx.options)
+            values = (options[name] for name in _NAMES if name not in MASKS)
+            gradients = torch.ops.smyrf.attention_backward(grad_out, grad_lse, *saved, *values)
+            return *gradients, None, None, None
         options = ctx.options | dict(zip(MASKS, masks, strict=True))
         # Autograd frees tensors now, and not the node: a loss that lives on would hold the plan.
         plan, ctx.plan = ctx.plan, ctx.given_plan
-        gradients = _DirectBackward.apply(grad_out, grad_lse, *tensors, options, plan)  # type: ignore[no-untyped-call]
+        gradients = _SmyrfAttentionBackward.apply(grad_out, grad_lse, *tensors, options, plan)  # type: ignore[no-untyped-call]
         return *gradients, None, None, None
 
 
-class _DirectBackward(torch.autograd.Function):
+class _SmyrfAttentionBackward(torch.autograd.Function):
     """Only so that a second derivative raises."""
 
     @staticmethod
@@ -439,56 +421,11 @@ def _run_backward(
     return gradients
 
 
-def needs_operator(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    options: dict[str, Any],
-    needs_gradient: bool,
-) -> bool:
-    """Whether something works on the operators of a program, and must see this call as one.
-
-    That is autograd, a compiler, a tracer, a transform of torch.func, a mode, the profiler, or a
-    tensor that is not a plain one of the CPU. Dispatching takes longer than a short call.
-    """
-    return (
-        needs_gradient
-        or torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._is_tracing()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH)
-        or torch._C._autograd._profiler_enabled()
-        or not (_is_simple(query) and _is_simple(key) and _is_simple(value))
-        or not all(options[name] is None or _is_simple(options[name]) for name in MASKS)
-    )
-
-
-# Modes that see a program before autograd, as those of torch.export do, set this key.
-_PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
-
-
-def _is_simple(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has no class, device or memory that the dispatcher must look at."""
-    return type(tensor) in _PLAIN_TYPES and tensor.is_cpu and not tensor._is_zerotensor()
-
-
-_PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
-
-
 def call_operator(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    options: dict[str, Any],
-    needs_gradient: bool,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: dict[str, Any]
 ) -> Any:
-    """(out, lse) of the operator, whose plan is kept for backward where it has one."""
+    """(out, lse) of the operator."""
     values = [options[name] for name in _NAMES]
     if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
         return Transformed.apply(query, key, value, *values)  # type: ignore[no-untyped-call]
-    if not needs_gradient or torch.compiler.is_compiling() or not _plan_is_worth_keeping(options):
-        return torch.ops.smyrf.attention(query, key, value, *values)
-    with _keeping_plan():
-        return torch.ops.smyrf.attention(query, key, value, *values)
+    return torch.ops.smyrf.attention(query, key, value, *values)

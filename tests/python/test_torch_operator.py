@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._dynamo import compiled_autograd
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
@@ -16,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import smyrf
 import smyrf.torch  # registers the operator
-from smyrf import _tensors
+from smyrf import _core, _tensors
 
 torch.manual_seed(0)
 ROWS = torch.randn(2, 3, 5, 16)
@@ -98,8 +99,9 @@ def test_other_calls_are_not_dispatched(monkeypatch: pytest.MonkeyPatch) -> None
         assert call(ROWS).is_inference()
     with torch.autocast("cpu", torch.bfloat16):
         assert call(ROWS).dtype == torch.bfloat16
-    with pytest.raises(AssertionError, match="dispatched"):
-        call(parameter)
+    (call(parameter) * ROWS).sum().backward()
+    with pytest.raises(AssertionError, match="dispatched"), DispatchMode():
+        call(ROWS)
 
 
 INPUTS: dict[str, Callable[[], torch.Tensor]] = {
@@ -124,6 +126,51 @@ def test_bits_and_strides_are_those_of_the_operator(name: str) -> None:
         assert torch.equal(mine, theirs)
         assert mine.dtype == theirs.dtype
         assert mine.stride() == theirs.stride()
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "tree", "tolerance": 0.1}], ids=str)
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_backward_takes_a_batch_of_gradients(options: dict[str, Any]) -> None:
+    rows = ROWS[:1, :1].clone().requires_grad_()
+    out = smyrf.attention(rows, rows, rows, **options)
+    wanted = torch.stack([torch.ones_like(out), torch.randn_like(out)])
+    batched = torch.autograd.grad(out, rows, wanted, is_grads_batched=True, retain_graph=True)[0]
+    one_by_one = [torch.autograd.grad(out, rows, one, retain_graph=True)[0] for one in wanted]
+    assert torch.equal(batched, torch.stack(one_by_one))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_backward_holds_the_operator() -> None:
+    torch._dynamo.reset()
+    rows = ROWS.clone().requires_grad_()
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(str(graph.graph))
+        return graph
+
+    out = smyrf.attention(rows, rows, rows)
+    want = torch.autograd.grad(out.sum(), rows, retain_graph=True)[0]
+    with compiled_autograd._enable(torch.compile(backend=backend)):
+        out.sum().backward()
+    assert torch.equal(rows.grad, want)
+    assert "smyrf.attention_backward" in "".join(graphs)
+
+
+def test_a_profile_shows_calls_with_gradients_and_keeps_their_plan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = torch.sin(torch.arange(4096.0)[:, None] * torch.linspace(0.001, 0.01, 16))[None, None]
+    rows.requires_grad_()
+    plans = []
+    backward = _core.attention_backward
+    monkeypatch.setattr(
+        _core, "attention_backward", lambda *given: (plans.append(given[10]), backward(*given))
+    )
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        smyrf.attention(rows, rows, rows, method="tree", tolerance=0.2).sum().backward()
+    assert any(event.key == "SmyrfAttention" for event in profiler.key_averages())
+    assert [plan.method for plan in plans] == ["tree"]
 
 
 def test_a_tensor_without_memory_is_refused_by_calls_that_no_operator_takes() -> None:
