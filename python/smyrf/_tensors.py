@@ -70,9 +70,11 @@ def attention(
         out = None if out is None else call.view_of_out(out)
     statistics = None
     only_tensors = plan is None and out is None and not return_stats
-    # The profiler shows a call with gradients by the name of its Function.
-    profiled = not needs_gradient and torch._C._autograd._profiler_enabled()
-    if only_tensors and (profiled or needs_operator(query, key, value, *masks.values())):
+    if only_tensors and (
+        needs_operator(query, key, value, *masks.values())
+        # The profiler shows a call with gradients anyway, by the name of its Function.
+        or (torch._C._autograd._profiler_enabled() and not needs_gradient)
+    ):
         out, lse = _by_operator(query, key, value, options)
     else:
         out, lse, statistics = _directly(
