@@ -24,6 +24,7 @@ format:
 
 bench:
 	@tools/setup.sh release && .venv/bin/python benchmarks/attention.py
+	@.venv/bin/python benchmarks/call.py
 	@.venv/bin/python benchmarks/training.py
 	@.venv/bin/python benchmarks/memory.py
 	@.venv/bin/python benchmarks/tree.py

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
-import timeit
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -150,25 +149,7 @@ def decoding(args: argparse.Namespace, printer: Printer) -> None:
     printer.table("Decoding, Nq = 1, D 64", [*columns, "dense, keys and values GB/s"], cells)
 
 
-def overhead(args: argparse.Namespace, printer: Printer) -> float:
-    """What a call costs beside the arithmetic: N = 1. Returns the worse of ours, in seconds."""
-    torch.set_num_threads(1)
-    q, k, v = (torch.randn(1, 1, 1, 64) for _ in range(3))
-    x, y, z = (tensor.numpy() for tensor in (q, k, v))
-    calls: dict[str, Callable[[], Any]] = {
-        "SDPA": partial(sdpa, q, k, v),
-        "smyrf.attention, PyTorch": partial(smyrf.attention, q, k, v),
-        "smyrf.attention, NumPy": partial(smyrf.attention, x, y, z, num_threads=1),
-        "the C++ entry": entry(q, k, v, 1)[1],
-    }
-    loops = {name: partial(timeit.Timer(call).timeit, 1000) for name, call in calls.items()}
-    seconds = {name: time / 1000 for name, time in best(loops, args.seconds, 5).items()}
-    cells = [f"{1e6 * time:.1f}" for time in seconds.values()]
-    printer.table("Cost of a call, N = 1, microseconds", list(seconds), [cells])
-    return max(time for name, time in seconds.items() if name.startswith("smyrf"))
-
-
-def bars(rows: Iterable[Row], call_seconds: float, printer: Printer) -> None:
+def bars(rows: Iterable[Row], printer: Printer) -> None:
     """The bars of the first release, from the rows as measured."""
 
     def line(group: str, what: str, worst: float, where: str, bar: float, goal: float) -> None:
@@ -200,8 +181,6 @@ def bars(rows: Iterable[Row], call_seconds: float, printer: Printer) -> None:
             ["rows ", "what ", "worst", "at ", "bar ", "goal "],
             lines,
         )
-    met = "met" if call_seconds < 30e-6 else "not met"
-    printer.text(f"Goal of a Python call's own cost, under 30 microseconds: {met}.")
 
 
 def parse() -> argparse.Namespace:
@@ -246,9 +225,8 @@ def main() -> None:
     )
     rows = speed(args, printer)
     decoding(args, printer)
-    call_seconds = overhead(args, printer)
     if args.dtype == "float32":
-        bars(rows, call_seconds, printer)
+        bars(rows, printer)
     else:
         printer.text("The bars are for float32.")
 
