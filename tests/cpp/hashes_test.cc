@@ -3,8 +3,9 @@
 // result.
 //
 // A line of the file: a call, hashes of its plan, of forward and of backward, and the instruction
-// sets that give them. Bits also depend on compiler and optimisation: CMake sets SMYRF_HASHES where
-// they are those of the file. This writes what this machine gives:
+// sets that give them. Bits also depend on compiler, optimisation and the C library's functions:
+// the file's first line names the build that it is of, and others skip it. This writes what this
+// machine gives:
 //   export SMYRF_WRITE_HASHES=tests/data/hashes.txt
 //   build/release/tests/smyrf_tests --gtest_filter='Hashes.*'
 // Lines of instruction sets that the machine lacks stay.
@@ -56,23 +57,40 @@ std::ostream& operator<<(std::ostream& stream, const Hashes& hashes) {
 /// By call ("lsh.007") and instruction set.
 using Table = std::map<std::string, std::map<std::string, Hashes>>;
 
-Table Read(const std::string& path) {
+struct File {
+  std::string build;
   Table table;
+};
+
+std::string ThisBuild() {
+  std::string build = SMYRF_BUILD_NAME;
+#if defined(__GLIBC__)
+  build += ", glibc " + std::to_string(__GLIBC__) + "." + std::to_string(__GLIBC_MINOR__);
+#endif
+  return build;
+}
+
+constexpr char kBuild[] = "# build: ";
+
+File Read(const std::string& path) {
+  File read;
   std::ifstream file(path);
   for (std::string line; std::getline(file, line);) {
+    if (line.starts_with(kBuild)) read.build = line.substr(sizeof kBuild - 1);
     if (line.empty() || line[0] == '#') continue;
     std::istringstream words(line);
     std::string call;
     Hashes hashes;
     words >> call >> std::hex >> hashes.plan >> hashes.forward >> hashes.backward;
-    for (std::string set; words >> set;) table[call][set] = hashes;
+    for (std::string set; words >> set;) read.table[call][set] = hashes;
   }
-  return table;
+  return read;
 }
 
 void Write(const Table& table, const std::string& path) {
   std::ofstream file(path);
-  file << "# call, hashes of plan, forward and backward, instruction sets: "
+  file << kBuild << ThisBuild() << '\n'
+       << "# call, hashes of plan, forward and backward, instruction sets: "
           "tests/cpp/hashes_test.cc\n";
   for (const auto& [call, sets] : table) {
     std::map<Hashes, std::string> names;
@@ -119,7 +137,10 @@ class HashTable {
     const char* path = std::getenv("SMYRF_WRITE_HASHES");
     writes_ = path != nullptr;
     path_ = writes_ ? path : SMYRF_TEST_DATA "/hashes.txt";
-    table_ = Read(path_);
+    File file = Read(path_);
+    build_ = writes_ ? ThisBuild() : file.build;
+    if (file.build != ThisBuild()) return;
+    table_ = std::move(file.table);
     for (auto& [call, sets] : table_) {
       for (const auto& [set, hashes] : sets) known_.insert(set);
       if (!writes_ || !call.starts_with(group_ + ".")) continue;
@@ -127,6 +148,8 @@ class HashTable {
     }
   }
 
+  /// The build that the file is of.
+  const std::string& build() const { return build_; }
   bool Knows(const std::string& set) const { return writes_ || known_.contains(set); }
   /// `of_threads`: hashes by 1, 2 and 3 threads of the group's call `number`.
   void Check(std::size_t number, const std::string& set, const std::array<Hashes, 3>& of_threads) {
@@ -161,6 +184,7 @@ class HashTable {
   std::string group_;
   bool writes_ = false;
   std::string path_;
+  std::string build_;
   Table table_;
   std::set<std::string> known_;
   std::map<std::string, std::string> differences_;
@@ -169,10 +193,11 @@ class HashTable {
 /// hashes_of(call, threads) of all calls on every instruction set.
 template <class Calls, class HashesOfCall>
 void CheckAll(const char* group, Calls& calls, const HashesOfCall& hashes_of) {
-#if !SMYRF_HASHES
-  GTEST_SKIP() << "tests/data/hashes.txt is for optimised builds by GCC without sanitizers";
-#endif
   HashTable table(group);
+  ASSERT_FALSE(table.build().empty()) << "tests/data/hashes.txt names no build";
+  if (table.build() != ThisBuild()) {
+    GTEST_SKIP() << "tests/data/hashes.txt is of " << table.build() << "; this is " << ThisBuild();
+  }
   std::string unknown;
   for (const std::string& set : instruction_sets()) {
     if (!table.Knows(set)) {
