@@ -42,6 +42,7 @@ check 'clang-tidy' xargs -0 -n 1 -P "$(nproc)" .venv/bin/clang-tidy --quiet -p b
 check 'ruff format' .venv/bin/ruff format --check
 check 'ruff' .venv/bin/ruff check
 check 'mypy' .venv/bin/mypy
+check 'sizes' .venv/bin/python tools/sizes.py
 check 'shellcheck' .venv/bin/shellcheck .ci/run tools/*.sh
 
 echo

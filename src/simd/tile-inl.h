@@ -234,7 +234,7 @@ HWY_INLINE void ForMicroTiles(std::int64_t rows, std::int64_t vectors, const Mic
 template <int kWidth>
 struct ScorePanels {
   static constexpr int PanelRows(int vectors) { return RowsApart(vectors); }
-  static constexpr bool kNarrow = kWidth < kBlockRows;
+  static constexpr bool kNarrow = kBlockRows > kWidth;
   const float* const* rows;
   const float* q;
   std::int64_t depth;
@@ -249,7 +249,7 @@ struct ScorePanels {
 template <int kWidth>
 struct ValuePanels {
   static constexpr int PanelRows(int vectors) { return RowsTogether(vectors); }
-  static constexpr bool kNarrow = kWidth < kBlockRows;
+  static constexpr bool kNarrow = kBlockRows > kWidth;
   const float* const* rows;
   const float* p;
   std::int64_t count;
@@ -264,7 +264,7 @@ struct ValuePanels {
 
 template <int kWidth>
 struct OutputPanels {
-  static constexpr bool kNarrow = kWidth < kBlockRows;
+  static constexpr bool kNarrow = kBlockRows > kWidth;
   static constexpr int PanelRows(int vectors) { return RowsTogether(vectors); }
   const float* const* rows;
   const float* p;
@@ -283,7 +283,7 @@ struct OutputPanels {
 template <int kWidth>
 struct AddPanels {
   static constexpr int PanelRows(int vectors) { return RowsApart(vectors); }
-  static constexpr bool kNarrow = kWidth < kBlockRows;
+  static constexpr bool kNarrow = kBlockRows > kWidth;
   const float* s;
   std::int64_t depth;
   const float* x;

@@ -143,4 +143,4 @@ void ggml_log_internal(ggml_log_level /*level*/, const char* format, ...) {
   const std::scoped_lock lock(log_mutex);
   TheFakeHost().log += text.data();
 }
-}
+}  // extern "C"
