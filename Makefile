@@ -14,7 +14,7 @@ demo:
 	@tools/demo.sh
 
 test:
-	@tools/setup.sh release asan-ubsan fuzz && tools/test.sh
+	@tools/setup.sh release asan-ubsan tsan fuzz && tools/test.sh
 
 wheel:
 	@tools/wheel.sh $(PYTHON)

@@ -2,4 +2,4 @@
 # Lists the C++ files of the tree.
 set -euo pipefail
 cd -P -- "$(dirname -- "$0")/.."
-find include src bindings tests/cpp tests/fuzz integrations examples/cpp benchmarks \( -name '*.h' -o -name '*.cc' \) | sort
+find include src bindings tests integrations examples benchmarks \( -name '*.h' -o -name '*.cc' \) | sort

@@ -84,7 +84,7 @@ make_environment() {
   fi
   [[ -e .venv ]] && return
   # What CMake remembers of another Python or another path is worth nothing.
-  rm -rf build/release build/asan-ubsan build/fuzz build/dev
+  rm -rf build/release build/asan-ubsan build/tsan build/fuzz build/dev
   local python=python3
   usable_python python3 || python=/usr/bin/python3
   usable_python "$python" || fail "needs Python 3.11 to 3.14 with its headers and the venv module, \

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every test and check and says at the end which failed. Needs tools/setup.sh release asan-ubsan fuzz.
+# Runs every test and check and says at the end which failed. Needs tools/setup.sh release asan-ubsan tsan fuzz.
 set -euo pipefail
 cd -P -- "$(dirname -- "$0")/.."
 export HF_HUB_OFFLINE=1
@@ -30,10 +30,15 @@ mapfile -t tidy < <(grep -L 'foreach_target\.h' "${cpp[@]}" | grep '\.cc$' | gre
 gcc_headers=$(g++ -print-file-name=include)
 
 check 'C++ tests (ctest)' ctest --preset release
+check 'C++ tests, subnormal numbers flushed (ctest)' ctest --preset flushed
 check 'C++ tests under sanitizers (ctest)' ctest --preset asan-ubsan
+check 'C++ tests of threads under the thread sanitizer (ctest)' ctest --preset tsan
 check 'fuzzing, about 30 s' fuzz
 # A worker that hangs after a fork must end the run, not stop it.
 check 'Python tests (pytest)' timeout 1800 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+check 'Python tests, subnormal numbers flushed (pytest)' env LD_LIBRARY_PATH=build/release/tests \
+  LD_PRELOAD=libflush_subnormals.so .venv/bin/python -m pytest -q -k 'not compiled' \
+  tests/python/test_{float_environment,estimate_merge,torch_gradients}.py
 check 'wheel' env CMAKE_CXX_COMPILER_LAUNCHER=ccache tools/wheel.sh .venv/bin/python
 check 'clang-format' .venv/bin/clang-format --dry-run --Werror "${cpp[@]}"
 check 'clang-tidy' xargs -0 -n 1 -P "$(nproc)" .venv/bin/clang-tidy --quiet -p build/release \

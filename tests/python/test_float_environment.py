@@ -1,5 +1,6 @@
 """Results in a process whose subnormal numbers are flushed to 0."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,12 @@ def flushed() -> Iterator[None]:
         pytest.skip("this processor can't flush")
     yield
     torch.set_flush_denormal(False)
+
+
+def test_the_process_flushes_if_the_run_asks_for_it() -> None:
+    """tools/test.sh runs some tests again beside a library that flushes in all threads."""
+    asked = "flush_subnormals" in os.environ.get("LD_PRELOAD", "")
+    assert (torch.tensor([1e-39]).mul(1.0).item() == 0.0) == asked
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])

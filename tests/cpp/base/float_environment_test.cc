@@ -9,6 +9,8 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
@@ -18,6 +20,7 @@
 #include "base/half.h"
 #include "base/parallel.h"
 #include "methods/tree/kernels/nodes.h"
+#include "testing/everything.h"
 #include "testing/gradients.h"
 #include "testing/instruction_sets.h"
 #include "testing/random_call.h"
@@ -105,40 +108,15 @@ Call SmallCall(Random& random, Method method, DType dtype, std::int64_t queries,
   return call;
 }
 
-/// Calls of one set of arguments and what they gave.
-struct Everything {
-  Result result;
-  GradientTensors gradients;
-  Plan made;
-
-  Everything(const Call& call, const Upstream& upstream)
-      : result(Attend(call)),
-        gradients(Backward(call, result, upstream)),
-        made(plan(call.arguments(), call.options)) {
-    // The other half of the keys could be any: here the same.
-    const Shape& s = call.shape;
-    const auto lse =
-        Contiguous<void>(result.lse.data(), DType::kFloat32, {s.batch, s.query_heads, s.queries});
-    const Result other = result;
-    merge(result.out.mutable_view(), lse, other.out.view(),
-          Contiguous<const void>(other.lse.data(), DType::kFloat32,
-                                 {s.batch, s.query_heads, s.queries}),
-          call.options.num_threads);
-  }
-
-  bool SameBits(const Everything& other) const {
-    if (!result.SameBits(other.result) || !gradients.SameBits(other.gradients)) return false;
-    for (std::size_t i = 0; i < made.heads.size(); ++i) {
-      const HeadPlan& head = made.heads[i];
-      const HeadPlan& others = other.made.heads[i];
-      if (head.query_order != others.query_order || head.key_order != others.key_order ||
-          head.nodes != others.nodes || head.expected_error != others.expected_error) {
-        return false;
-      }
-    }
-    return true;
-  }
-};
+// Else a run of all tests beside the preloaded library would prove nothing.
+TEST(FloatEnvironment, OfEveryThreadIsTheOneThatTheRunAsksFor) {
+  const char* preloaded = std::getenv("LD_PRELOAD");
+  Environment environment;
+  environment.flush = preloaded != nullptr && std::strstr(preloaded, "flush_subnormals") != nullptr;
+  EXPECT_TRUE(environment.IsSet());
+  const FloatEnvironment defaults;
+  std::thread([&] { EXPECT_TRUE(environment.IsSet()); }).join();
+}
 
 TEST(FloatEnvironment, IsTheDefaultWhileItLivesAndTheCallersAfterwards) {
   for (const Environment& environment : kEnvironments) {

@@ -164,22 +164,5 @@ TEST(Fork, AChildOfAnotherThreadComputesToo) {
   EXPECT_TRUE(same);
 }
 
-TEST(Threads, SeveralCallersAtOnceGetTheSameBits) {
-  const std::vector<Call> calls = Calls();
-  const std::vector<Result> results = Results(calls);
-  std::atomic<int> different{0};
-  std::vector<std::thread> callers;
-  callers.reserve(4);
-  for (std::size_t n = 0; n < 4; ++n) {
-    callers.emplace_back([&, n] {
-      for (int times = 0; times < 10; ++times) {
-        if (!Attend(calls[n % 2]).SameBits(results[n % 2])) ++different;
-      }
-    });
-  }
-  for (std::thread& caller : callers) caller.join();
-  EXPECT_EQ(different, 0);
-}
-
 }  // namespace
 }  // namespace smyrf::testing

@@ -10,6 +10,7 @@
 #include <numeric>
 #include <vector>
 
+#include "base/float_environment.h"
 #include "base/half.h"
 #include "simd/kernels.h"
 #include "testing/instruction_sets.h"
@@ -45,6 +46,7 @@ TEST(Convert, TheTestsOwnFormatsRoundTrip) {
 }
 
 TEST(Convert, OneElementLoadsExactly) {
+  const FloatEnvironment defaults;  // as in the calls; and the comparisons are of subnormal numbers
   for (const DType dtype : kNarrow) {
     std::vector<std::uint16_t> all(0x10000);
     std::iota(all.begin(), all.end(), std::uint16_t{0});
@@ -63,6 +65,7 @@ TEST(Convert, OneElementLoadsExactly) {
 }
 
 TEST(Convert, RowsLoadExactly) {
+  const FloatEnvironment defaults;  // as in the calls; and the comparisons are of subnormal numbers
   // Through MaxAbs, which reads rows by vectors and by what is left of them: 37 of one pattern.
   ForEachInstructionSet([&] {
     for (const DType dtype : kNarrow) {
@@ -85,6 +88,7 @@ TEST(Convert, RowsLoadExactly) {
 }
 
 TEST(Convert, StoringRoundsToNearestEven) {
+  const FloatEnvironment defaults;  // as in the calls; and the comparisons are of subnormal numbers
   // Everywhere where the result may change: each number of the format, the middle between it and
   // the next, and the floats just beside that middle.
   for (const DType dtype : kNarrow) {
