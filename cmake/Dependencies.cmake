@@ -1,6 +1,7 @@
 # The libraries that smyrf is built from. What is missing is named at once, with what to type.
 find_package(hwy QUIET)
 find_package(Eigen3 3.3 QUIET NO_MODULE)
+find_package(Threads REQUIRED)
 # Without OpenMP the library runs the same divisions of the work one after the other: the fuzzer needs
 # every run of an input to take the same path.
 if(NOT SMYRF_FUZZ)

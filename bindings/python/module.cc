@@ -19,8 +19,8 @@
 #include <vector>
 
 #include "base/message.h"
-#include "base/parallel.h"
-#include "base/team.h"
+#include "base/run.h"
+#include "base/thread_team.h"
 #include "call.h"
 #include "call/check.h"
 #include "methods/tree/kernels/nodes.h"
@@ -481,8 +481,12 @@ Constants under differentiation.)");
   m.def("instruction_sets", &smyrf::instruction_sets,
         "Instruction sets that this machine and build can run, best first.");
   m.def(
-      "threads", [](int asked) { return smyrf::TeamSize(smyrf::ThreadsFor(asked)); }, "asked"_a,
-      "Threads that a call runs on which asks for so many; 0: for none.");
+      "threads",
+      [](int asked) {
+        return std::min(smyrf::Run(asked).threads,
+                        smyrf::kThreadsPerProcessor * smyrf::Processors());
+      },
+      "asked"_a, "Threads that a call runs on which asks for so many; 0: for none.");
   m.def(
       "force_instruction_set", &smyrf::force_instruction_set, "name"_a,
       "Restrict dispatch to one instruction set, or to the best for ''. For tests and benchmarks.");

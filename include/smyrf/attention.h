@@ -86,7 +86,7 @@ Statistics estimate(const Arguments& arguments, const Options& options);
 /// weight of its own. A row whose lse is -inf adds nothing; where both are, out must hold 0 as
 /// attention leaves it.
 void merge(const MutableTensorView& out, const MutableTensorView& lse, const TensorView& other_out,
-           const TensorView& other_lse, int num_threads = 0);
+           const TensorView& other_lse, int num_threads = 0, ThreadPool* thread_pool = nullptr);
 
 /// The same result in float64 by plain loops: what every executor is compared with.
 /// out: (B, Hq, Nq, Dv) and lse: (B, Hq, Nq), both contiguous; lse may be null.

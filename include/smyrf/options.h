@@ -4,6 +4,9 @@
 #include <cstdint>
 #include <optional>
 
+#include "smyrf/threads.h"
+#include "smyrf/workspace.h"
+
 namespace smyrf {
 
 enum class Method : std::uint8_t {
@@ -50,9 +53,15 @@ struct Options {
   double dropout_p = 0.0;
   /// Chooses the hash directions (`lsh`), the calibration rows (`tree`) and what dropout drops.
   std::uint64_t seed = 0;
-  /// 0: as many as OpenMP would use; never more than 4 a processor. The result has the same bits
-  /// for any number.
+  /// Threads that the call computes on, the caller's among them; 0: as many as the pool's size(),
+  /// for the default pool as many as OpenMP would use. A pool may give fewer: the library's never
+  /// give more than 4 a processor. The result has the same bits for any number.
   int num_threads = 0;
+  /// Whose threads. Null: default_thread_pool()'s. Not owned; must live until the call returns.
+  ThreadPool* thread_pool = nullptr;
+  /// Working memory that the call takes to itself while it runs. Null: each thread's own. Not
+  /// owned.
+  Workspace* workspace = nullptr;
 };
 
 inline constexpr std::int64_t kDefaultHashes = 8;

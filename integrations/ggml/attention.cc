@@ -106,8 +106,9 @@ class Call {
     if (mask == nullptr || mask->ne[2] != 1) return {whole};
     const auto* data = static_cast<const std::byte*>(mask->data) +
                        stream % mask->ne[3] * static_cast<std::int64_t>(mask->nb[3]);
-    auto groups = Recognise(
-        {data, static_cast<std::int64_t>(mask->nb[1]), whole.rows(), whole.keys()}, threads_);
+    auto groups =
+        Recognise({data, static_cast<std::int64_t>(mask->nb[1]), whole.rows(), whole.keys()},
+                  smyrf::Run(threads_));
     if (static_cast<std::int64_t>(groups.size()) * kRowsAGroup >
         std::max(kRowsAGroup, whole.rows())) {
       return {whole};

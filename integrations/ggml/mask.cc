@@ -107,10 +107,10 @@ class Grouping {
 
 }  // namespace
 
-std::vector<Group> Recognise(const MaskView& mask, int num_threads) {
+std::vector<Group> Recognise(const MaskView& mask, const Run& run) {
   std::vector<Interval> rows(static_cast<std::size_t>(mask.rows));
   constexpr std::int64_t kRows = 64;
-  ParallelFor((mask.rows + kRows - 1) / kRows, num_threads, [&](std::int64_t block) {
+  ParallelFor((mask.rows + kRows - 1) / kRows, run, [&](std::int64_t block) {
     const std::int64_t end = std::min(mask.rows, (block + 1) * kRows);
     for (std::int64_t i = block * kRows; i < end; ++i) {
       rows[static_cast<std::size_t>(i)] = Scan(mask.data + i * mask.row_bytes, mask.keys);

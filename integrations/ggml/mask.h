@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/run.h"
+
 namespace smyrf::ggml {
 
 /// A mask of (rows, keys) float16: 0 where a query sees a key, -inf where it doesn't, or any other
@@ -35,6 +37,6 @@ struct Group {
 };
 
 /// The groups of a mask, in order, each row in one. Reads the mask once.
-std::vector<Group> Recognise(const MaskView& mask, int num_threads);
+std::vector<Group> Recognise(const MaskView& mask, const Run& run);
 
 }  // namespace smyrf::ggml

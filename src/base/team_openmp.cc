@@ -1,34 +1,43 @@
-// Threads of OpenMP: those that the program has already, where it uses OpenMP itself.
+// The default pool of the library: threads of OpenMP, those that the program has already where it
+// uses OpenMP itself.
 #include <algorithm>
+#include <memory>
 
 #include "base/lost_pool.h"
-#include "base/team.h"
+#include "base/thread_team.h"
 
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
 
 namespace smyrf {
+namespace {
 
-int DefaultThreads() {
+class OpenMpPool : public ThreadPool {
+ public:
+  int size() const override {
 #if defined(_OPENMP)
-  if (!PoolIsLost()) return omp_get_max_threads();
+    if (!PoolIsLost()) return omp_get_max_threads();
 #endif
-  return 1;
-}
+    return 1;
+  }
 
-int TeamSize([[maybe_unused]] int asked) {
+  void run([[maybe_unused]] int threads, const std::function<void()>& work) override {
 #if defined(_OPENMP)
-  if (!PoolIsLost()) return std::min(asked, kThreadsPerProcessor * omp_get_num_procs());
+    const int most =
+        PoolIsLost() ? 1 : std::min(threads, kThreadsPerProcessor * omp_get_num_procs());
+#pragma omp parallel num_threads(most) if (most > 1)
 #endif
-  return 1;
-}
+    work();
+  }
+};
 
-void RunTeam([[maybe_unused]] int threads, const std::function<void()>& work) {
-#if defined(_OPENMP)
-#pragma omp parallel num_threads(threads)
-#endif
-  work();
+}  // namespace
+
+ThreadPool& default_thread_pool() {
+  // Never destroyed: when a program ends, another of its threads may still compute.
+  static ThreadPool& pool = *std::make_unique<OpenMpPool>().release();
+  return pool;
 }
 
 }  // namespace smyrf

@@ -1,4 +1,5 @@
-// Threads of PyTorch's OpenMP where the process has PyTorch, else those of the standard library.
+// The default pool of the Python extension: threads of PyTorch's OpenMP where the process has
+// PyTorch, else those of the standard library.
 //
 // A second pool beside PyTorch's would fight it for the cores: threads of OpenMP spin for a while
 // when a section is over. But an extension that is linked to libgomp doesn't start where there is
@@ -10,11 +11,11 @@
 #include <atomic>
 #include <charconv>
 #include <cstdlib>
+#include <memory>
 #include <mutex>
 #include <string_view>
 
 #include "base/lost_pool.h"
-#include "base/team.h"
 #include "base/thread_team.h"
 
 namespace smyrf {
@@ -69,7 +70,7 @@ const OpenMp* PyTorchOpenMp() {
 }
 
 /// OMP_NUM_THREADS, as OpenMP would read it, else the processors.
-int StandardThreads() {
+int StandardSize() {
   const char* text = std::getenv("OMP_NUM_THREADS");
   if (text == nullptr) return Processors();
   const std::string_view view(text);
@@ -78,28 +79,34 @@ int StandardThreads() {
   return threads > 0 ? threads : Processors();
 }
 
+class PythonPool : public ThreadPool {
+ public:
+  int size() const override {
+    if (const OpenMp* openmp = PyTorchOpenMp()) return PoolIsLost() ? 1 : openmp->max_threads();
+    return standard_->size();
+  }
+
+  void run(int threads, const std::function<void()>& work) override {
+    const OpenMp* openmp = PyTorchOpenMp();
+    if (openmp == nullptr) return standard_->run(threads, work);
+    const int most = std::min(threads, kThreadsPerProcessor * openmp->processors());
+    if (most <= 1 || PoolIsLost()) return work();
+    openmp->parallel([](void* data) { (*static_cast<const std::function<void()>*>(data))(); },
+                     const_cast<void*>(static_cast<const void*>(&work)),
+                     static_cast<unsigned>(most), 0);
+  }
+
+ private:
+  const std::unique_ptr<ThreadPool> standard_ =
+      StandardThreads(StandardSize(), kThreadsPerProcessor* Processors());
+};
+
 }  // namespace
 
-int DefaultThreads() {
-  if (const OpenMp* openmp = PyTorchOpenMp()) return PoolIsLost() ? 1 : openmp->max_threads();
-  static const int threads = StandardThreads();
-  return threads;
-}
-
-int TeamSize(int asked) {
-  const OpenMp* openmp = PyTorchOpenMp();
-  if (openmp != nullptr && PoolIsLost()) return 1;
-  return std::min(asked,
-                  kThreadsPerProcessor * (openmp != nullptr ? openmp->processors() : Processors()));
-}
-
-void RunTeam(int threads, const std::function<void()>& work) {
-  const OpenMp* openmp = PyTorchOpenMp();
-  if (openmp == nullptr) return RunThreads(threads, work);
-  if (threads <= 1 || PoolIsLost()) return work();
-  openmp->parallel([](void* data) { (*static_cast<const std::function<void()>*>(data))(); },
-                   const_cast<void*>(static_cast<const void*>(&work)),
-                   static_cast<unsigned>(threads), 0);
+ThreadPool& default_thread_pool() {
+  // Never destroyed: when Python ends, another of its threads may still compute.
+  static ThreadPool& pool = *std::make_unique<PythonPool>().release();
+  return pool;
 }
 
 }  // namespace smyrf

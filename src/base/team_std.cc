@@ -1,15 +1,14 @@
-// Threads of the standard library, for a host whose own threads want the same cores.
-#include <algorithm>
-
-#include "base/team.h"
+// The default pool of plug-ins: threads of the standard library, for a host whose own threads want
+// the same cores.
 #include "base/thread_team.h"
 
 namespace smyrf {
 
-int DefaultThreads() { return Processors(); }
-
-int TeamSize(int asked) { return std::min(asked, kThreadsPerProcessor * Processors()); }
-
-void RunTeam(int threads, const std::function<void()>& work) { RunThreads(threads, work); }
+ThreadPool& default_thread_pool() {
+  // Never destroyed: when a program ends, another of its threads may still compute.
+  static ThreadPool& pool =
+      *StandardThreads(Processors(), kThreadsPerProcessor * Processors()).release();
+  return pool;
+}
 
 }  // namespace smyrf

@@ -12,10 +12,13 @@
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
+
+#include "base/message.h"
 
 namespace smyrf {
 namespace {
@@ -39,8 +42,29 @@ void Wait(std::condition_variable& condition, std::unique_lock<std::mutex>& lock
   }
 }
 
+// Forks that this process comes from. A child has none of its parent's threads.
+std::atomic<std::uint64_t> forks{0};
+const int fork_handlers = pthread_atfork(nullptr, nullptr, [] { ++forks; });
+
 class Team {
  public:
+  Team() = default;
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
+  Team(Team&&) = delete;
+  Team& operator=(Team&&) = delete;
+  ~Team() {
+    {
+      const std::scoped_lock lock(mutex_);
+      ends_ = true;
+    }
+    begins_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  /// Whether this process has its threads.
+  bool IsHere() const { return born_ == forks; }
+
   void Run(int threads, const std::function<void()>& work) {
     // Another call has the threads, or this is a section inside a section.
     if (threads <= 1 || busy_.exchange(true)) return work();
@@ -80,7 +104,8 @@ class Team {
     while (true) {
       for (int look = 0; look < kLooks && section_ == seen; ++look) Pause();
       std::unique_lock lock(mutex_);
-      Wait(begins_, lock, [&] { return section_ != seen; });
+      Wait(begins_, lock, [&] { return section_ != seen || ends_; });
+      if (ends_) return;
       seen = section_;
       if (places_ == 0) continue;
       --places_;
@@ -93,6 +118,7 @@ class Team {
     }
   }
 
+  const std::uint64_t born_ = forks;
   std::atomic<bool> busy_{false};
   std::mutex mutex_;
   std::condition_variable begins_, ended_;
@@ -100,23 +126,41 @@ class Team {
   const std::function<void()>* work_ = nullptr;
   int places_ = 0;  // threads that may still join the section
   int active_ = 0;
+  bool ends_ = false;
   std::vector<std::thread> threads_;
 };
 
-std::atomic<Team*> process_team{nullptr};
+class StandardPool : public ThreadPool {
+ public:
+  StandardPool(int size, int most) : size_(size), most_(most) {}
+  StandardPool(const StandardPool&) = delete;
+  StandardPool& operator=(const StandardPool&) = delete;
+  StandardPool(StandardPool&&) = delete;
+  StandardPool& operator=(StandardPool&&) = delete;
+  ~StandardPool() override {
+    std::unique_ptr<Team> team(team_);
+    if (team != nullptr && !team->IsHere()) static_cast<void>(team.release());
+  }
 
-// A forked child has none of the threads and makes a new team. What it inherited is left: its
-// threads can't be joined.
-const int fork_handlers = pthread_atfork(nullptr, nullptr, [] { process_team = nullptr; });
+  int size() const override { return size_; }
+  void run(int threads, const std::function<void()>& work) override {
+    TheTeam().Run(std::min(threads, most_), work);
+  }
 
-/// Never destroyed: when a program ends, another of its threads may still compute.
-Team& ProcessTeam() {
-  Team* team = process_team;
-  if (team != nullptr) return *team;
-  auto made = std::make_unique<Team>();
-  if (process_team.compare_exchange_strong(team, made.get())) team = made.release();
-  return *team;
-}
+ private:
+  Team& TheTeam() {
+    Team* team = team_;
+    if (team != nullptr && team->IsHere()) return *team;
+    auto made = std::make_unique<Team>();
+    if (team_.compare_exchange_strong(team, made.get())) return *made.release();
+    return *team;
+  }
+
+  const int size_;
+  const int most_;
+  // Of a forked child a new one. What it inherited is left: its threads can't be joined.
+  std::atomic<Team*> team_{nullptr};
+};
 
 }  // namespace
 
@@ -126,8 +170,16 @@ int Processors() {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
-void RunThreads(int threads, const std::function<void()>& work) {
-  ProcessTeam().Run(threads, work);
+std::unique_ptr<ThreadPool> StandardThreads(int size, int most) {
+  return std::make_unique<StandardPool>(size, most);
+}
+
+std::unique_ptr<ThreadPool> make_thread_pool(int threads) {
+  if (threads < 1) {
+    Fail(ErrorKind::kValue, "make_thread_pool: got ", threads, " threads, accepted are 1 and more");
+  }
+  const int given = std::min(threads, kThreadsPerProcessor * Processors());
+  return StandardThreads(given, given);
 }
 
 }  // namespace smyrf

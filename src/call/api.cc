@@ -8,6 +8,7 @@
 
 #include "base/float_environment.h"
 #include "base/message.h"
+#include "base/workspace.h"
 #include "call/check.h"
 #include "call/statistics.h"
 #include "methods/lsh/planner.h"
@@ -57,6 +58,7 @@ template <class Body>
 void WithWholePlan(const Arguments& arguments, const Options& options, const Plan* plan,
                    const Body& body) {
   const FloatEnvironment environment;
+  const WorkspaceUse use(options.workspace);
   Problem problem = CheckProblem(arguments, WithPlan(options, plan), true);
   if (plan != nullptr) CheckPlan(*plan, arguments, options, problem);
   const Plan made = plan == nullptr ? MakePlan(arguments, options, problem) : Plan{};
@@ -110,6 +112,7 @@ void AddDensity(const Plan& plan, Statistics& statistics) {
 void attention(const Arguments& arguments, const Options& options, const Outputs& outputs,
                const Plan* plan) {
   const FloatEnvironment environment;
+  const WorkspaceUse use(options.workspace);
   Problem problem = CheckProblem(arguments, WithPlan(options, plan), true);
   if (plan != nullptr) CheckPlan(*plan, arguments, options, problem);
   CheckOutputs(outputs, problem);
@@ -160,6 +163,7 @@ void attention_backward(const Arguments& arguments, const Options& options, cons
                         const std::optional<TensorView>& grad_lse, const Gradients& gradients,
                         const Plan* plan) {
   const FloatEnvironment environment;
+  const WorkspaceUse use(options.workspace);
   Problem problem = CheckProblem(arguments, WithPlan(options, plan), true);
   if (plan != nullptr) CheckPlan(*plan, arguments, options, problem);
   CheckBackward(out, lse, grad_out, grad_lse, gradients, problem);
@@ -190,6 +194,7 @@ void attention_backward(const Arguments& arguments, const Options& options, cons
 
 Plan plan(const Arguments& arguments, const Options& options) {
   const FloatEnvironment environment;
+  const WorkspaceUse use(options.workspace);
   const bool needs_value = options.method == Method::kTree;
   const bool with_value =
       needs_value || (options.method == Method::kAuto && arguments.value.rank != 0);
@@ -202,6 +207,7 @@ Plan plan(const Arguments& arguments, const Options& options) {
 
 Statistics estimate(const Arguments& arguments, const Options& options) {
   const FloatEnvironment environment;
+  const WorkspaceUse use(options.workspace);
   const Problem problem = CheckProblem(arguments, options, true);
   const auto start = std::chrono::steady_clock::now();
   const Plan plan = CheckMethod(arguments, options, problem);
@@ -219,10 +225,10 @@ Statistics estimate(const Arguments& arguments, const Options& options) {
 }
 
 void merge(const MutableTensorView& out, const MutableTensorView& lse, const TensorView& other_out,
-           const TensorView& other_lse, int num_threads) {
+           const TensorView& other_lse, int num_threads, ThreadPool* thread_pool) {
   const FloatEnvironment environment;
   CheckMerge(out, lse, other_out, other_lse, num_threads);
-  ExecuteMerge(out, lse, other_out, other_lse, num_threads);
+  ExecuteMerge(out, lse, other_out, other_lse, Run(num_threads, thread_pool));
 }
 
 void reference(const Arguments& arguments, const Options& options, double* out, double* lse,

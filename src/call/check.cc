@@ -358,7 +358,7 @@ Problem CheckProblem(const Arguments& arguments, const Options& options, bool wi
                  scale,
                  Mask(queries, keys, options.is_causal, options.window, bias),
                  {},
-                 options.num_threads};
+                 Run(options.num_threads, options.thread_pool, options.workspace)};
 }
 
 void CheckOutputs(const Outputs& outputs, const Problem& problem) {

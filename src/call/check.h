@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/run.h"
 #include "simd/dropout.h"
 #include "simd/mask.h"
 #include "smyrf/attention.h"
@@ -29,7 +30,7 @@ struct Problem {
   double scale = 1.0;
   Mask mask;
   Dropout dropout;  ///< none until the plan is known, whose seed may count
-  int num_threads = 0;
+  Run run;
 
   std::int64_t KeyHead(std::int64_t query_head) const {
     return query_head / (query_heads / key_heads);

@@ -43,16 +43,15 @@ class Backward {
     // by side, each through all its rounds, or the parts of one round at a time. Same bits either
     // way.
     const auto heads = std::ssize(heads_);
-    const int threads = ThreadsFor(problem_.num_threads);
-    if (heads >= std::int64_t{2} * threads) {
-      ParallelFor(heads, threads, [&](std::int64_t head) {
+    if (heads >= std::int64_t{2} * problem_.run.threads) {
+      ParallelFor(heads, problem_.run, [&](std::int64_t head) {
         for (std::int64_t round = 0; round < plan.rounds(); ++round) {
           for (std::int64_t part = 0; part < parts_; ++part) RunPart(round, head, part);
         }
       });
     } else {
       for (std::int64_t round = 0; round < plan.rounds(); ++round) {
-        ParallelFor(heads * parts_, threads,
+        ParallelFor(heads * parts_, problem_.run,
                     [&](std::int64_t i) { RunPart(round, i / parts_, i % parts_); });
       }
     }
@@ -72,7 +71,7 @@ class Backward {
   }
 
   void ClearQueries() {
-    ParallelRows(problem_.batch * problem_.query_heads, problem_.queries, problem_.num_threads,
+    ParallelRows(problem_.batch * problem_.query_heads, problem_.queries, problem_.run,
                  [&](std::int64_t head, std::int64_t begin, std::int64_t end) {
                    ClearQueryGradients(
                        problem_, plan_->valid_queries, head, begin, end,
@@ -123,7 +122,7 @@ class Backward {
       if (!running_.empty() && !NonFinite(b, h)) StoreRunning(b, h);
     }
     StoreKeyGradients(problem_, plan_->valid_keys, b * problem_.key_heads + g, head.parts[0],
-                      non_finite, call_.gradients, 1);
+                      non_finite, call_.gradients, problem_.run.Alone());
     head.parts.clear();
   }
 
@@ -227,7 +226,7 @@ void BackwardItem(const Problem& problem, const Plan& plan, const Item& item,
 
 void StoreKeyGradients(const Problem& problem, const ValidLists& valid_keys, std::int64_t key_head,
                        const KeyGradients& sums, bool non_finite, const Gradients& gradients,
-                       int threads) {
+                       const Run& run) {
   const std::int64_t b = key_head / problem.key_heads;
   const std::int64_t g = key_head % problem.key_heads;
   const auto store = [&](const MutableTensorView& view, const float* rows, std::int64_t depth,
@@ -240,7 +239,7 @@ void StoreKeyGradients(const Problem& problem, const ValidLists& valid_keys, std
     const std::vector<float> nans(static_cast<std::size_t>(depth), kNaN);
     ForEachValid(valid_keys, b, begin, end, [&](std::int64_t j) { store_row(j, nans.data()); });
   };
-  ParallelRows(1, problem.keys, threads, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+  ParallelRows(1, problem.keys, run, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
     store(gradients.key, sums.key.get(), problem.depth, begin, end);
     store(gradients.value, sums.value.get(), problem.value_depth, begin, end);
   });

@@ -71,7 +71,7 @@ void ForEachOfPart(const Problem& problem, const Plan& plan, const Items& items,
 /// not finite.
 void StoreKeyGradients(const Problem& problem, const ValidLists& valid_keys, std::int64_t key_head,
                        const KeyGradients& sums, bool non_finite, const Gradients& gradients,
-                       int threads);
+                       const Run& run);
 
 /// Row of one (batch, head) of a gradient.
 inline std::byte* GradientRow(const MutableTensorView& view, std::int64_t batch, std::int64_t head,

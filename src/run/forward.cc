@@ -47,9 +47,8 @@ class Forward {
     // A query's rounds are merged in order, so they may not overlap: either whole heads run side by
     // side, each through all its rounds, or the blocks of one round at a time. Same bits either
     // way.
-    const int threads = ThreadsFor(problem_.num_threads);
-    if (plan.rounds() > 1 && heads() >= std::int64_t{2} * threads) {
-      ParallelFor(heads(), threads, [&](std::int64_t head) {
+    if (plan.rounds() > 1 && heads() >= std::int64_t{2} * problem_.run.threads) {
+      ParallelFor(heads(), problem_.run, [&](std::int64_t head) {
         for (std::int64_t round = 0; round < plan.rounds(); ++round) {
           const Items items(problem_, plan, round, head, head + 1);
           for (std::int64_t i = 0; i < items.size(); ++i) {
@@ -60,7 +59,7 @@ class Forward {
     } else {
       for (std::int64_t round = 0; round < plan.rounds(); ++round) {
         const Items items(problem_, plan, round, 0, heads());
-        ParallelFor(items.size() * chunks_, threads, [&](std::int64_t i) {
+        ParallelFor(items.size() * chunks_, problem_.run, [&](std::int64_t i) {
           RunItem(items[i / chunks_], i % chunks_, first_round + round);
         });
       }
@@ -107,7 +106,7 @@ class Forward {
           AnyUncovered(*plan_, head_plan(head / problem_.query_heads, head % problem_.query_heads));
     }
     if (!any) return;
-    ParallelRows(heads(), problem_.queries, problem_.num_threads,
+    ParallelRows(heads(), problem_.queries, problem_.run,
                  [&](std::int64_t head, std::int64_t begin, std::int64_t end) {
                    const std::int64_t b = head / problem_.query_heads;
                    const std::int64_t h = head % problem_.query_heads;
@@ -179,7 +178,7 @@ class Forward {
   }
 
   void FinishRounds() {
-    ParallelRows(heads(), problem_.queries, problem_.num_threads,
+    ParallelRows(heads(), problem_.queries, problem_.run,
                  [&](std::int64_t head, std::int64_t begin, std::int64_t end) {
                    const std::int64_t b = head / problem_.query_heads;
                    const std::int64_t h = head % problem_.query_heads;

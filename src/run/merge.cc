@@ -34,7 +34,7 @@ float MergeDivided(std::vector<float>& out, float lse, std::vector<float>& other
 }  // namespace
 
 void ExecuteMerge(const MutableTensorView& out, const MutableTensorView& lse,
-                  const TensorView& other_out, const TensorView& other_lse, int num_threads) {
+                  const TensorView& other_out, const TensorView& other_lse, const Run& run) {
   const std::int64_t rows = out.shape[2];
   const std::int64_t depth = out.shape[3];
   const auto merge = [&](std::int64_t head, std::int64_t begin, std::int64_t end) {
@@ -59,7 +59,7 @@ void ExecuteMerge(const MutableTensorView& out, const MutableTensorView& lse,
       own_lse = MergeDivided(row, own_lse, other, others_lse, depth, out.dtype, target);
     }
   };
-  ParallelRows(out.shape[0] * out.shape[1], rows, num_threads, merge);
+  ParallelRows(out.shape[0] * out.shape[1], rows, run, merge);
 }
 
 }  // namespace smyrf

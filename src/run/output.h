@@ -82,9 +82,9 @@ void FillUncovered(const Plan& plan, const HeadPlan* head, std::int64_t batch, s
 }
 
 inline void FillUncovered(const Plan& plan, const HeadPlan* head, const HeadOutput& output,
-                          int threads) {
+                          const Run& run) {
   if (!AnyUncovered(plan, head)) return;
-  ParallelRows(1, plan.queries, threads, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+  ParallelRows(1, plan.queries, run, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
     FillUncovered(plan, head, output.batch, begin, end, output.outputs.out.shape[3],
                   [&](std::int64_t i, const float* row, float lse) { output.Store(i, row, lse); });
   });

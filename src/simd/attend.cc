@@ -34,6 +34,9 @@ constexpr std::int64_t kFewRows = 4;
 
 struct Scratch : TileScratch {
   Buffer q, scores, out, result, state;
+  std::int64_t bytes() const {
+    return TileScratch::bytes() + BytesOf(q, scores, out, result, state);
+  }
 };
 
 }  // namespace

@@ -31,6 +31,10 @@ struct BackwardScratch : TileScratch {
   const float* outs[kBlockRows];
   float* key_targets[kTileKeys];
   float* value_targets[kTileKeys];
+  std::int64_t bytes() const {
+    return TileScratch::bytes() +
+           BytesOf(out_rows, zeros, q, g, q_rows, g_rows, weights, gradients, dq, result);
+  }
 };
 
 }  // namespace

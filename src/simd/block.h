@@ -30,6 +30,7 @@ struct TileScratch {
   const float* values[kTileKeys];
   const float* queries[kBlockRows];
   std::int32_t key_positions[kTileKeys];
+  std::int64_t bytes() const { return BytesOf(key_rows, value_rows, bias); }
 };
 
 }  // namespace smyrf::kernels

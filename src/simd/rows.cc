@@ -24,6 +24,7 @@ namespace {
 
 struct RowScratch {
   Buffer converted, transposed, products;
+  std::int64_t bytes() const { return BytesOf(converted, transposed, products); }
 };
 
 }  // namespace

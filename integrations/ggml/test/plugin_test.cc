@@ -123,8 +123,9 @@ TEST_F(Plugin, IsExactWithEveryShape) {
 }
 
 Node LaterChunk() {
-  const Shape shape{.heads = 2, .key_heads = 1, .queries = 256, .keys = 2400, .depth = 16};
-  return {shape, [](auto i, auto j) { return Where(j <= i + 2100); }};
+  // As few earlier pairs as go by `tree`.
+  const Shape shape{.heads = 2, .key_heads = 1, .queries = 1024, .keys = 3400, .depth = 16};
+  return {shape, [](auto i, auto j) { return Where(j <= i + 2304); }};
 }
 
 TEST_F(Plugin, TreeAnswersLaterChunks) {
@@ -304,7 +305,7 @@ TEST_F(Plugin, FailsWithASentenceWhereMemoryRunsOut) {
       EXPECT_EQ(TheFakeHost().log, "smyrf: not enough memory for attention\n");
       ++failures;
     }
-    EXPECT_GE(failures, 3);
+    EXPECT_GE(failures, tree ? 10 : 2);
     EXPECT_LE(node.Error(), 2e-6);
   }
   Setter<void(bool)>("smyrf_set_log")(false);

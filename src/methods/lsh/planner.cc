@@ -144,7 +144,7 @@ void PairClusters(std::int64_t clusters, HeadPlan& head) {
 
 /// The plans of the rounds from `first_round` on and of all query heads of batch entry b.
 void PlanBatchEntry(const Problem& problem, const Directions& directions, std::int64_t first_round,
-                    std::int64_t b, int threads, Plan& plan) {
+                    std::int64_t b, const Run& run, Plan& plan) {
   Hashed queries(problem.query, b, plan.valid_queries, plan.n_hashes);
   Hashed keys(problem.key, b, plan.valid_keys, plan.n_hashes);
   const auto head_plan = [&](std::int64_t round, std::int64_t h) -> HeadPlan& {
@@ -152,10 +152,10 @@ void PlanBatchEntry(const Problem& problem, const Directions& directions, std::i
   };
   if (queries.rows == 0 || keys.rows == 0) return;  // no block: outputs are 0 or not valid
 
-  ParallelFor(queries.heads + keys.heads, threads, [&](std::int64_t i) {
+  ParallelFor(queries.heads + keys.heads, run, [&](std::int64_t i) {
     i < queries.heads ? queries.Measure(i) : keys.Measure(i - queries.heads);
   });
-  ParallelFor(queries.heads * queries.blocks() + keys.heads * keys.blocks(), threads,
+  ParallelFor(queries.heads * queries.blocks() + keys.heads * keys.blocks(), run,
               [&](std::int64_t i) {
                 const bool is_query = i < queries.heads * queries.blocks();
                 Hashed& side = is_query ? queries : keys;
@@ -167,7 +167,7 @@ void PlanBatchEntry(const Problem& problem, const Directions& directions, std::i
       std::round(static_cast<double>(keys.rows) / static_cast<double>(plan.cluster_size));
   const std::int64_t clusters = std::clamp<std::int64_t>(static_cast<std::int64_t>(wanted), 1,
                                                          std::min(queries.rows, keys.rows));
-  ParallelFor(plan.query_heads * plan.n_hashes, threads, [&](std::int64_t i) {
+  ParallelFor(plan.query_heads * plan.n_hashes, run, [&](std::int64_t i) {
     const std::int64_t h = i / plan.n_hashes;
     const std::int64_t round = i % plan.n_hashes;
     const std::int64_t g = problem.KeyHead(h);
@@ -203,8 +203,8 @@ void PlanLsh(const Problem& problem, std::int64_t first_round, std::int64_t roun
   plan.heads.assign(static_cast<std::size_t>(rounds * plan.batch * plan.query_heads), {});
   const Directions directions(plan, first_round);
   // Threads share the batch where it is large enough, else the heads and rounds of one entry.
-  ParallelOuter(problem.batch, problem.num_threads, [&](std::int64_t b, int threads) {
-    PlanBatchEntry(problem, directions, first_round, b, threads, plan);
+  ParallelOuter(problem.batch, problem.run, [&](std::int64_t b, const Run& run) {
+    PlanBatchEntry(problem, directions, first_round, b, run, plan);
   });
 }
 

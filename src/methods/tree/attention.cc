@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/parallel.h"
+#include "base/workspace.h"
 #include "call/statistics.h"
 #include "methods/tree/backward.h"
 #include "methods/tree/forward.h"
@@ -23,10 +24,19 @@ double Now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+/// What a thread's block lies in.
+struct BlockScratch {
+  Opening opening;
+  std::vector<float> logits;
+  std::int64_t bytes() const {
+    return kernels::BytesOf(opening.closed, opening.closed_logits, opening.ranges, logits);
+  }
+};
+
 /// Block i of a head, opened now, in memory of the calling thread until its next call.
 TreeBlock OpenedBlock(const Problem& problem, const TreePlanner& planner, std::int64_t b,
                       std::int64_t h, const TreePlanner::Head& head, std::int64_t i) {
-  thread_local Opening opening;
+  Opening& opening = kernels::OfThread<BlockScratch>().opening;
   const QueryBlock& block = head.plan.blocks[static_cast<std::size_t>(i)];
   const kernels::QueryLanes lanes = BlockLanes(problem, b, h, head.plan, block, planner.key_tree());
   OpenBlock(planner.nodes(), lanes, head.calibration.threshold, head.calibration.scoring, opening);
@@ -37,7 +47,7 @@ TreeBlock OpenedBlock(const Problem& problem, const TreePlanner& planner, std::i
 TreeBlock BlockOfPlan(const Problem& problem, const kernels::NodesView& nodes, const KeyTree& tree,
                       std::int64_t b, std::int64_t h, const HeadPlan& head,
                       const QueryBlock& block) {
-  thread_local std::vector<float> logits;
+  std::vector<float>& logits = kernels::OfThread<BlockScratch>().logits;
   TreeBlock result;
   result.lanes = BlockLanes(problem, b, h, head, block, tree);
   result.closed =
@@ -59,9 +69,9 @@ struct HeadTimes {
 /// body(i) for every block of a head. Gives the sum of the times that they took, each on its
 /// thread, where statistics are asked for.
 template <class Body>
-double TimedBlocks(const HeadPlan& head, int threads, const Outputs& outputs, const Body& body) {
+double TimedBlocks(const HeadPlan& head, const Run& run, const Outputs& outputs, const Body& body) {
   std::vector<double> seconds(outputs.statistics != nullptr ? head.blocks.size() : 0);
-  ParallelFor(std::ssize(head.blocks), threads, [&](std::int64_t i) {
+  ParallelFor(std::ssize(head.blocks), run, [&](std::int64_t i) {
     if (seconds.empty()) return body(i);
     const double start = Now();
     body(i);
@@ -91,9 +101,9 @@ double AttendTree(const Problem& problem, const Plan& header, const Outputs& out
       outputs.statistics != nullptr ? problem.batch * problem.query_heads : 0));
   ForEachGroup(problem, [&](const HeadGroup& group) {
     const std::int64_t b = group.batch;
-    const int threads = group.threads;
+    const Run& run = group.run;
     const double start = Now();
-    TreePlanner planner(problem, header, b, group.key_head, threads);
+    TreePlanner planner(problem, header, b, group.key_head, run);
     const double shared = (Now() - start) / static_cast<double>(group.last_head - group.first_head);
     for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
       const double head_start = Now();
@@ -105,10 +115,10 @@ double AttendTree(const Problem& problem, const Plan& header, const Outputs& out
       std::vector<Opening> openings(keep ? blocks : 0);
       double seconds = 0.0;
       if (head.plan.dense) {
-        seconds = ExecuteDenseHead(problem, header, b, h, threads, outputs);
+        seconds = ExecuteDenseHead(problem, header, b, h, run, outputs);
       } else {
-        FillUncovered(header, &head.plan, output, threads);
-        seconds = TimedBlocks(head.plan, threads, outputs, [&](std::int64_t i) {
+        FillUncovered(header, &head.plan, output, run);
+        seconds = TimedBlocks(head.plan, run, outputs, [&](std::int64_t i) {
           const auto at = static_cast<std::size_t>(i);
           const TreeBlock block = OpenedBlock(problem, planner, b, h, head, i);
           pairs[at] = block.lanes.rows * block.size();
@@ -150,7 +160,7 @@ double AttendTree(const Problem& problem, const Plan& header, const Outputs& out
 
 void EstimateTree(const Problem& problem, const Plan& header, Statistics& statistics) {
   ForEachGroup(problem, [&](const HeadGroup& group) {
-    const TreePlanner planner(problem, header, group.batch, group.key_head, group.threads);
+    const TreePlanner planner(problem, header, group.batch, group.key_head, group.run);
     for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
       const TreePlanner::Head head = planner.PlanHead(h);
       Statistics::Head& to =
@@ -165,21 +175,21 @@ void EstimateTree(const Problem& problem, const Plan& header, Statistics& statis
 void AttendTreePlan(const Problem& problem, const Plan& plan, const Outputs& outputs) {
   ForEachGroup(problem, [&](const HeadGroup& group) {
     const std::int64_t b = group.batch;
-    const int threads = group.threads;
+    const Run& run = group.run;
     const KeyTree& tree = plan.key_tree(b, group.key_head);
     std::unique_ptr<Summaries> summaries;
     for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
       const HeadPlan& head = plan.head(0, b, h);
       double seconds = 0.0;
       if (head.dense) {
-        seconds = ExecuteDenseHead(problem, plan, b, h, threads, outputs);
+        seconds = ExecuteDenseHead(problem, plan, b, h, run, outputs);
       } else {
         const HeadOutput output{outputs, b, h};
-        FillUncovered(plan, &head, output, threads);
+        FillUncovered(plan, &head, output, run);
         if (!head.blocks.empty() && summaries == nullptr) {
-          summaries = std::make_unique<Summaries>(problem, b, group.key_head, tree, threads);
+          summaries = std::make_unique<Summaries>(problem, b, group.key_head, tree, run);
         }
-        seconds = TimedBlocks(head, threads, outputs, [&](std::int64_t i) {
+        seconds = TimedBlocks(head, run, outputs, [&](std::int64_t i) {
           const QueryBlock& block = head.blocks[static_cast<std::size_t>(i)];
           ExecuteNodes(summaries->view(),
                        BlockOfPlan(problem, summaries->view(), tree, b, h, head, block), output);
@@ -196,8 +206,8 @@ void AttendTreePlan(const Problem& problem, const Plan& plan, const Outputs& out
 void BackwardTree(const Problem& problem, const Plan& header, const BackwardCall& call) {
   ForEachGroup(problem, [&](const HeadGroup& group) {
     const std::int64_t b = group.batch;
-    const TreePlanner planner(problem, header, b, group.key_head, group.threads);
-    TreeBackward backward(problem, header, call, b, group.key_head, group.threads);
+    const TreePlanner planner(problem, header, b, group.key_head, group.run);
+    TreeBackward backward(problem, header, call, b, group.key_head, group.run);
     for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
       const TreePlanner::Head head = planner.PlanHead(h);
       const kernels::NodesView nodes =
@@ -214,12 +224,12 @@ void BackwardTreePlan(const Problem& problem, const Plan& plan, const BackwardCa
   ForEachGroup(problem, [&](const HeadGroup& group) {
     const std::int64_t b = group.batch;
     const KeyTree& tree = plan.key_tree(b, group.key_head);
-    TreeBackward backward(problem, plan, call, b, group.key_head, group.threads);
+    TreeBackward backward(problem, plan, call, b, group.key_head, group.run);
     std::unique_ptr<Summaries> summaries;
     for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
       const HeadPlan& head = plan.head(0, b, h);
       if (!head.dense && !head.blocks.empty() && summaries == nullptr) {
-        summaries = std::make_unique<Summaries>(problem, b, group.key_head, tree, group.threads);
+        summaries = std::make_unique<Summaries>(problem, b, group.key_head, tree, group.run);
       }
       const kernels::NodesView nodes =
           summaries != nullptr ? summaries->view() : kernels::NodesView{};

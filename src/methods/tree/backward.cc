@@ -47,10 +47,10 @@ struct TreeBackward::Part {
 namespace {
 
 /// parts[0] (count) += each of the others, in their order.
-void AddAll(std::span<float* const> parts, std::int64_t count, int threads) {
+void AddAll(std::span<float* const> parts, std::int64_t count, const Run& run) {
   constexpr std::int64_t kTaskFloats = std::int64_t{1} << 14;
   if (parts.size() == 1) return;
-  ParallelFor((count + kTaskFloats - 1) / kTaskFloats, threads, [&](std::int64_t task) {
+  ParallelFor((count + kTaskFloats - 1) / kTaskFloats, run, [&](std::int64_t task) {
     const std::int64_t begin = task * kTaskFloats;
     for (const float* const part : parts.subspan(1)) {
       AddFloats(parts[0] + begin, part + begin, std::min(kTaskFloats, count - begin));
@@ -113,13 +113,13 @@ void AddOfVariances(const kernels::NodesView& nodes, std::int64_t id, const floa
 }  // namespace
 
 TreeBackward::TreeBackward(const Problem& problem, const Plan& plan, const BackwardCall& call,
-                           std::int64_t batch, std::int64_t key_head, int threads)
+                           std::int64_t batch, std::int64_t key_head, const Run& run)
     : problem_(problem),
       plan_(plan),
       call_(call),
       batch_(batch),
       key_head_(key_head),
-      threads_(threads),
+      run_(run),
       part_count_(GradientParts(problem)),
       only_head_(problem.query_heads == problem.key_heads),
       parts_(static_cast<std::size_t>(part_count_)),
@@ -132,17 +132,16 @@ void TreeBackward::AddHead(std::int64_t head, const HeadPlan& plan, const kernel
                            const KeyTree& tree,
                            const std::function<TreeBlock(std::int64_t)>& block_of) {
   non_finite_ = non_finite_ || plan.non_finite;
-  ParallelRows(
-      1, problem_.queries, threads_, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
-        ClearQueryGradients(problem_, plan_.valid_queries, batch_ * problem_.query_heads + head,
-                            begin, end, plan.non_finite, call_.gradients.query);
-      });
+  ParallelRows(1, problem_.queries, run_, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+    ClearQueryGradients(problem_, plan_.valid_queries, batch_ * problem_.query_heads + head, begin,
+                        end, plan.non_finite, call_.gradients.query);
+  });
   if (plan.dense) return AddDense(head);
   if (plan.blocks.empty()) return;
   nodes_ = nodes;
   tree_ = &tree;
   const auto blocks = std::ssize(plan.blocks);
-  ParallelFor(part_count_, threads_, [&](std::int64_t i) {
+  ParallelFor(part_count_, run_, [&](std::int64_t i) {
     std::unique_ptr<Part>& part = parts_[static_cast<std::size_t>(i)];
     if (part == nullptr) part = std::make_unique<Part>(nodes_);
     for (std::int64_t block = i * blocks / part_count_; block < (i + 1) * blocks / part_count_;
@@ -168,7 +167,7 @@ void TreeBackward::AddUp(std::int64_t i) {
 void TreeBackward::AddDense(std::int64_t head) {
   const std::int64_t of_batch = batch_ * problem_.query_heads + head;
   const Items items(problem_, plan_, 0, of_batch, of_batch + 1);
-  ParallelFor(part_count_, threads_, [&](std::int64_t part) {
+  ParallelFor(part_count_, run_, [&](std::int64_t part) {
     KeyGradients& to = by_position_[static_cast<std::size_t>(part)];
     if (to.empty()) to = KeyGradients(problem_);
     ForEachOfPart(problem_, plan_, items, part, part_count_, [&](const Item& item) {
@@ -210,13 +209,13 @@ void TreeBackward::AddUpAll() {
   std::vector<float*> sums(parts_.size());
   for (std::size_t array = 0; tree_ != nullptr && array < parts_[0]->sizes.size(); ++array) {
     for (std::size_t i = 0; i < parts_.size(); ++i) sums[i] = parts_[i]->floats[array].get();
-    AddAll(sums, parts_[0]->sizes[array], threads_);
+    AddAll(sums, parts_[0]->sizes[array], run_);
   }
   if (!by_position_[0].empty()) {
     for (std::size_t i = 0; i < parts_.size(); ++i) sums[i] = by_position_[i].key.get();
-    AddAll(sums, problem_.keys * PaddedDepth(problem_.depth), threads_);
+    AddAll(sums, problem_.keys * PaddedDepth(problem_.depth), run_);
     for (std::size_t i = 0; i < parts_.size(); ++i) sums[i] = by_position_[i].value.get();
-    AddAll(sums, problem_.keys * PaddedDepth(problem_.value_depth), threads_);
+    AddAll(sums, problem_.keys * PaddedDepth(problem_.value_depth), run_);
   }
   parts_.resize(1);
   by_position_.resize(1);
@@ -230,19 +229,18 @@ void TreeBackward::Distribute(const Part& sums) const {
   const kernels::NodeGradients to = sums.view();
   const kernels::Floats coordinates(nodes_.key_count * kCoordinates);
   const kernels::Floats by_coordinates = kernels::Zeros(nodes_.key_count * kCoordinates);
-  ParallelRows(1, nodes_.key_count, threads_,
-               [&](std::int64_t, std::int64_t begin, std::int64_t end) {
-                 kernels::Coordinates(kernels::RowsOf(nodes_.keys, nodes_.depth), begin,
-                                      end - begin, nodes_.depth, tree_->key_basis.data(),
-                                      coordinates.get() + begin * kCoordinates);
-               });
+  ParallelRows(1, nodes_.key_count, run_, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+    kernels::Coordinates(kernels::RowsOf(nodes_.keys, nodes_.depth), begin, end - begin,
+                         nodes_.depth, tree_->key_basis.data(),
+                         coordinates.get() + begin * kCoordinates);
+  });
   const std::vector<std::int64_t> levels = kernels::LevelBegins(nodes_.nodes, nodes_.roots);
   for (std::size_t level = 0; level + 1 < levels.size(); ++level) {
     const std::int64_t first = levels[level];
     const std::int64_t count = levels[level + 1] - first;
     // The first levels have few nodes, and large ones.
     const std::int64_t a_task = std::clamp<std::int64_t>(count / 32, 1, 32);
-    ParallelFor((count + a_task - 1) / a_task, threads_, [&](std::int64_t task) {
+    ParallelFor((count + a_task - 1) / a_task, run_, [&](std::int64_t task) {
       const std::int64_t begin = first + task * a_task;
       for (std::int64_t id = begin; id < std::min(first + count, begin + a_task); ++id) {
         HandDown(nodes_, id, to);
@@ -251,12 +249,10 @@ void TreeBackward::Distribute(const Part& sums) const {
       }
     });
   }
-  ParallelRows(1, nodes_.key_count, threads_,
-               [&](std::int64_t, std::int64_t begin, std::int64_t end) {
-                 kernels::AddCoordinates(by_coordinates.get() + begin * kCoordinates, end - begin,
-                                         nodes_.depth, tree_->key_basis.data(),
-                                         to.keys + begin * PaddedDepth(nodes_.depth));
-               });
+  ParallelRows(1, nodes_.key_count, run_, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+    kernels::AddCoordinates(by_coordinates.get() + begin * kCoordinates, end - begin, nodes_.depth,
+                            tree_->key_basis.data(), to.keys + begin * PaddedDepth(nodes_.depth));
+  });
 }
 
 void TreeBackward::Finish() {
@@ -268,7 +264,7 @@ void TreeBackward::Finish() {
     Distribute(sums);
     const std::int64_t key_stride = PaddedDepth(problem_.depth);
     const std::int64_t value_stride = PaddedDepth(problem_.value_depth);
-    ParallelRows(1, nodes_.key_count, threads_,
+    ParallelRows(1, nodes_.key_count, run_,
                  [&](std::int64_t, std::int64_t begin, std::int64_t end) {
                    for (std::int64_t j = begin; j < end; ++j) {
                      const std::int64_t position = tree_->key_order[static_cast<std::size_t>(j)];
@@ -280,7 +276,7 @@ void TreeBackward::Finish() {
                  });
   }
   StoreKeyGradients(problem_, plan_.valid_keys, batch_ * problem_.key_heads + key_head_, gradients,
-                    non_finite_, call_.gradients, threads_);
+                    non_finite_, call_.gradients, run_);
 }
 
 }  // namespace smyrf

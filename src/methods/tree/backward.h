@@ -22,7 +22,7 @@ class TreeBackward {
  public:
   /// `plan`: of the padding.
   TreeBackward(const Problem& problem, const Plan& plan, const BackwardCall& call,
-               std::int64_t batch, std::int64_t key_head, int threads);
+               std::int64_t batch, std::int64_t key_head, const Run& run);
   TreeBackward(const TreeBackward&) = delete;
   TreeBackward& operator=(const TreeBackward&) = delete;
   TreeBackward(TreeBackward&&) = delete;
@@ -50,7 +50,7 @@ class TreeBackward {
   const Plan& plan_;
   const BackwardCall& call_;
   std::int64_t batch_, key_head_;
-  int threads_;
+  Run run_;
   std::int64_t part_count_;
   bool only_head_;  ///< whose parts are added up as they come in
   bool non_finite_ = false;

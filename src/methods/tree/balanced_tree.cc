@@ -35,10 +35,10 @@ std::vector<Part> Halved(const std::vector<Part>& parts) {
 }  // namespace
 
 void BalanceOrder(const float* coordinates, std::span<std::int32_t> order, std::int64_t leaves,
-                  int threads) {
+                  const Run& run) {
   std::vector<Part> parts{{0, static_cast<std::int64_t>(order.size()), leaves}};
   const auto for_parts = [&](const auto& split) {
-    ParallelFor(std::ssize(parts), threads, [&](std::int64_t i) {
+    ParallelFor(std::ssize(parts), run, [&](std::int64_t i) {
       const Part& part = parts[static_cast<std::size_t>(i)];
       if (part.leaves < 2) return;
       const std::int64_t count = part.end - part.begin;
@@ -50,7 +50,7 @@ void BalanceOrder(const float* coordinates, std::span<std::int32_t> order, std::
     });
   };
   // The first levels a part a task, then whole subtrees.
-  while (threads > 1 && std::ssize(parts) < std::int64_t{2} * threads &&
+  while (run.threads > 1 && std::ssize(parts) < std::int64_t{2} * run.threads &&
          std::ssize(parts) < leaves) {
     for_parts([](const kernels::SplitRows& rows, const Part& part) {
       kernels::Split(rows, 0, part.end, part.Left().end);

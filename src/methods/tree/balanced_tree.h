@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "base/run.h"
 #include "smyrf/plan.h"
 
 namespace smyrf {
@@ -31,7 +32,7 @@ struct Part {
 /// many leaves, each in the order that its rows had. Same order for any number of threads.
 /// Cost: log2(leaves) levels of two projections, two selections and a move of all columns.
 void BalanceOrder(const float* coordinates, std::span<std::int32_t> order, std::int64_t leaves,
-                  int threads);
+                  const Run& run);
 
 /// The leaves' bounds of such an order, offset by `begin`: leaves + 1 of them.
 std::vector<std::int32_t> LeafBounds(std::int32_t begin, std::int64_t rows, std::int64_t leaves);

@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "base/run.h"
 #include "methods/tree/kernels/nodes.h"
 #include "methods/tree/open.h"
 #include "methods/tree/sketch.h"
@@ -23,7 +24,7 @@ struct CalibrationTask {
   double tolerance = 0.0;
   std::optional<double> max_density{};
   std::uint64_t seed = 0;
-  int threads = 1;
+  Run run;
 };
 
 /// Estimates for the whole head, from the sampled rows.

@@ -17,7 +17,7 @@ void ExecuteNodes(const kernels::NodesView& nodes, const TreeBlock& block,
 }
 
 double ExecuteDenseHead(const Problem& problem, const Plan& plan, std::int64_t batch,
-                        std::int64_t head, int threads, const Outputs& outputs) {
+                        std::int64_t head, const Run& run, const Outputs& outputs) {
   const auto slice = [](auto view, std::int64_t b, std::int64_t h) {
     using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(view.data)>>,
                                     const std::byte, std::byte>;
@@ -33,7 +33,7 @@ double ExecuteDenseHead(const Problem& problem, const Plan& plan, std::int64_t b
   one.key = slice(problem.key, batch, problem.KeyHead(head));
   one.value = slice(problem.value, batch, problem.KeyHead(head));
   one.batch = one.query_heads = one.key_heads = 1;
-  one.num_threads = threads;
+  one.run = run;
   Plan dense;
   dense.method = Method::kDense;
   dense.batch = dense.query_heads = dense.key_heads = 1;

@@ -32,6 +32,6 @@ void ExecuteNodes(const kernels::NodesView& nodes, const TreeBlock& block,
 /// Dense attention of one (batch, query head) over valid rows. Returns its thread seconds where
 /// statistics are asked for.
 double ExecuteDenseHead(const Problem& problem, const Plan& plan, std::int64_t batch,
-                        std::int64_t head, int threads, const Outputs& outputs);
+                        std::int64_t head, const Run& run, const Outputs& outputs);
 
 }  // namespace smyrf

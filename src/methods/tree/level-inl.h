@@ -55,6 +55,10 @@ struct LevelScratch {
   std::vector<std::int32_t> candidates, next, first_next;
   std::vector<KnownKey> known;
   std::vector<float> summary_logits;
+  std::int64_t bytes() const {
+    return BytesOf(logits, risks, trusted, scores, candidates, next, first_next, known,
+                   summary_logits);
+  }
 };
 
 /// Opens nodes for a block of queries, a level at a time: Score() until it finds no candidates, and

@@ -21,6 +21,7 @@
 namespace smyrf {
 namespace {
 
+using kernels::BytesOf;
 using kernels::kTreeRows;
 
 constexpr std::uint64_t kRowStream = 1;  // of random numbers
@@ -41,7 +42,7 @@ struct GroupTask {
   std::span<const float> thresholds;
   Scoring scoring;
   std::int64_t levels;
-  int threads;  ///< within the group
+  Run run;  ///< within the group
 };
 
 struct MeasureScratch {
@@ -49,6 +50,13 @@ struct MeasureScratch {
   std::vector<std::int32_t> closed;
   std::vector<std::uint8_t> enters, next_enters;
   std::array<Decisions, static_cast<std::size_t>(kGroupBlocks)> decisions;
+
+  std::int64_t bytes() const {
+    std::int64_t sum =
+        BytesOf(keys, exact, logits, masses, sums, bins, error, closed, enters, next_enters);
+    for (const Decisions& of_block : decisions) sum += BytesOf(of_block.enter, of_block.leave);
+    return sum;
+  }
 };
 
 }  // namespace
@@ -61,10 +69,10 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 /// weights (key_count, kTreeRows) of all keys, relative to the largest logit (base 2), which goes
 /// to max.
-HWY_NOINLINE void WeighKeys(const NodesView& nodes, const QueryLanes& lanes, int threads,
+HWY_NOINLINE void WeighKeys(const NodesView& nodes, const QueryLanes& lanes, const Run& run,
                             float* weights, float* max) {
   constexpr std::int64_t kTask = 8 * kNodeTile;
-  ParallelFor((nodes.key_count + kTask - 1) / kTask, threads, [&](std::int64_t task) {
+  ParallelFor((nodes.key_count + kTask - 1) / kTask, run, [&](std::int64_t task) {
     const std::int64_t begin = task * kTask;
     ScoreRows(RowsOf(nodes.keys + begin * nodes.depth, nodes.depth),
               std::min(kTask, nodes.key_count - begin), nodes.depth, lanes,
@@ -281,7 +289,7 @@ void MeasureExact(const GroupTask& group, ExactRows& result) {
   MeasureScratch& scratch = OfThread<MeasureScratch>();
   HWY_ALIGN float max[kTreeRows];
   float* weights = scratch.exact.Need(static_cast<std::size_t>(group.nodes.key_count * kTreeRows));
-  WeighKeys(group.nodes, SampledLanes(group), group.threads, weights, max);
+  WeighKeys(group.nodes, SampledLanes(group), group.run, weights, max);
   const Subtrees subtrees{group, weights, nullptr, nullptr, nullptr, nullptr, nullptr};
   float* total = scratch.sums.Need(static_cast<std::size_t>(subtrees.size()));
   std::fill_n(total, subtrees.size(), 0.0F);
@@ -309,7 +317,7 @@ void MeasureGroup(const GroupTask& group, Measured& measured) {
   MeasureScratch& scratch = OfThread<MeasureScratch>();
   const auto tried = static_cast<std::int64_t>(group.thresholds.size());
   std::array<Measured, static_cast<std::size_t>(kGroupBlocks)> of_blocks;
-  ParallelFor(std::ssize(group.group.blocks), group.threads, [&](std::int64_t i) {
+  ParallelFor(std::ssize(group.group.blocks), group.run, [&](std::int64_t i) {
     const auto b = static_cast<std::size_t>(i);
     const auto block = static_cast<std::size_t>(group.group.blocks[b]);
     Decide(group,
@@ -332,7 +340,7 @@ void MeasureGroup(const GroupTask& group, Measured& measured) {
   const QueryLanes lanes = SampledLanes(group);
   HWY_ALIGN float max[kTreeRows];
   float* weights = scratch.exact.Need(static_cast<std::size_t>(nodes.key_count * kTreeRows));
-  WeighKeys(nodes, lanes, group.threads, weights, max);
+  WeighKeys(nodes, lanes, group.run, weights, max);
   const auto count = static_cast<std::int64_t>(closed.size());
   float* logits = scratch.logits.Need(static_cast<std::size_t>(count * kTreeRows));
   float* masses = scratch.masses.Need(nodes.nodes.size() * static_cast<std::size_t>(kTreeRows));
@@ -436,7 +444,7 @@ ExactRows SampledRows::Exact() const {
   using namespace kernels;
   ExactRows result;
   HWY_DYNAMIC_DISPATCH(MeasureExact)
-  ({nodes_, sketch_, task_, groups_[0], {}, {}, 0, task_.threads}, result);
+  ({nodes_, sketch_, task_, groups_[0], {}, {}, 0, task_.run}, result);
   return result;
 }
 
@@ -459,11 +467,11 @@ Measured SampledRows::Measure(std::span<const float> thresholds, const Scoring& 
                               std::int64_t begin, std::int64_t end) const {
   std::vector<Measured> parts(static_cast<std::size_t>(end - begin));
   const std::int64_t levels = std::ssize(kernels::LevelBegins(nodes_.nodes, nodes_.roots)) - 1;
-  ParallelFor(end - begin, task_.threads, [&](std::int64_t g) {
+  ParallelFor(end - begin, task_.run, [&](std::int64_t g) {
     using namespace kernels;
     HWY_DYNAMIC_DISPATCH(MeasureGroup)
     ({nodes_, sketch_, task_, groups_[static_cast<std::size_t>(begin + g)], thresholds, scoring,
-      levels, end - begin == 1 ? task_.threads : 1},
+      levels, end - begin == 1 ? task_.run : task_.run.Alone()},
      parts[static_cast<std::size_t>(g)]);
   });
   Measured sum;

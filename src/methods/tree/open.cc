@@ -18,6 +18,7 @@ namespace {
 
 struct OpenScratch {
   std::vector<KeyRange> leaves;
+  std::int64_t bytes() const { return kernels::BytesOf(leaves); }
 };
 
 /// Appends [begin, end), joined to the last range where they touch.

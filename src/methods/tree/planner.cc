@@ -101,11 +101,11 @@ std::vector<double> Moment(const kernels::Rows& rows, std::int64_t count, std::i
 /// (positions, kCoordinates): the rows at these positions in `basis`.
 kernels::Floats CoordinatesOf(const TensorView& view, std::int64_t batch, std::int64_t head,
                               const std::vector<std::int32_t>& positions,
-                              const std::vector<float>& basis, int threads) {
+                              const std::vector<float>& basis, const Run& run) {
   const std::int64_t n = std::ssize(positions);
   kernels::Floats coordinates(n * kCoordinates);
   const auto rows = kernels::RowsOf(view, batch, head, positions);
-  ParallelFor((n + kTaskRows - 1) / kTaskRows, threads, [&](std::int64_t task) {
+  ParallelFor((n + kTaskRows - 1) / kTaskRows, run, [&](std::int64_t task) {
     const std::int64_t begin = task * kTaskRows;
     kernels::Coordinates(rows, begin, std::min(kTaskRows, n - begin), view.shape[3], basis.data(),
                          coordinates.get() + begin * kCoordinates);
@@ -124,10 +124,10 @@ std::vector<std::int32_t> PositionsOf(const std::vector<std::int32_t>& order,
 
 /// Of the tree's nodes over rows `order` of the coordinates, which follow the sinks.
 std::vector<float> Directions(const KeyTree& tree, const kernels::Floats& coordinates,
-                              std::span<const std::int32_t> order, int threads) {
+                              std::span<const std::int32_t> order, const Run& run) {
   const auto count = std::ssize(tree.nodes);
   std::vector<float> directions(static_cast<std::size_t>(count * kCoordinates));
-  ParallelFor((count + kTaskNodes - 1) / kTaskNodes, threads, [&](std::int64_t task) {
+  ParallelFor((count + kTaskNodes - 1) / kTaskNodes, run, [&](std::int64_t task) {
     const std::int64_t begin = task * kTaskNodes;
     for (std::int64_t id = begin; id < std::min(count, begin + kTaskNodes); ++id) {
       const Node& node = tree.nodes[static_cast<std::size_t>(id)];
@@ -141,7 +141,8 @@ std::vector<float> Directions(const KeyTree& tree, const kernels::Floats& coordi
 }
 
 /// Of `count` rows: squared distances from their mean, each coordinate in its own deviations.
-std::vector<float> Leverages(const kernels::Floats& coordinates, std::int64_t count, int threads) {
+std::vector<float> Leverages(const kernels::Floats& coordinates, std::int64_t count,
+                             const Run& run) {
   constexpr auto kWide = static_cast<std::size_t>(kCoordinates);
   struct Sums {
     std::array<double, kWide> sum{}, squares{};
@@ -149,7 +150,7 @@ std::vector<float> Leverages(const kernels::Floats& coordinates, std::int64_t co
   const auto row = [&](std::int64_t i) { return coordinates.get() + i * kCoordinates; };
   const std::int64_t tasks = (count + kTaskRows - 1) / kTaskRows;
   std::vector<Sums> parts(static_cast<std::size_t>(tasks));
-  ParallelFor(tasks, threads, [&](std::int64_t task) {
+  ParallelFor(tasks, run, [&](std::int64_t task) {
     Sums& part = parts[static_cast<std::size_t>(task)];
     for (std::int64_t i = task * kTaskRows; i < std::min(count, (task + 1) * kTaskRows); ++i) {
       for (std::size_t c = 0; c < kWide; ++c) {
@@ -177,7 +178,7 @@ std::vector<float> Leverages(const kernels::Floats& coordinates, std::int64_t co
     weight[c] = variance > 1e-6 * square ? static_cast<float>(1.0 / variance) : 0.0F;
   }
   std::vector<float> leverages(static_cast<std::size_t>(count));
-  ParallelFor(tasks, threads, [&](std::int64_t task) {
+  ParallelFor(tasks, run, [&](std::int64_t task) {
     for (std::int64_t i = task * kTaskRows; i < std::min(count, (task + 1) * kTaskRows); ++i) {
       float leverage = 0.0F;
       for (std::size_t c = 0; c < kWide; ++c) {
@@ -193,13 +194,13 @@ std::vector<float> Leverages(const kernels::Floats& coordinates, std::int64_t co
 }  // namespace
 
 TreePlanner::TreePlanner(const Problem& problem, const Plan& plan, std::int64_t batch,
-                         std::int64_t key_head, int threads)
+                         std::int64_t key_head, const Run& run)
     : problem_(problem),
       plan_(plan),
       batch_(batch),
       key_head_(key_head),
       head_count_(problem.query_heads / problem.key_heads),
-      threads_(threads),
+      run_(run),
       queries_(ValidPositions(plan.valid_queries, batch, problem.queries)) {
   first_head_ = key_head * head_count_;
   const std::vector<std::int32_t> keys = ValidPositions(plan.valid_keys, batch, problem.keys);
@@ -213,20 +214,19 @@ TreePlanner::TreePlanner(const Problem& problem, const Plan& plan, std::int64_t 
   if (std::ssize(queries_) <= kFewestQueries && !plan.max_density) return;
 
   const kernels::Floats coordinates =
-      CoordinatesOf(problem.key, batch, key_head, keys, basis_.key, threads);
+      CoordinatesOf(problem.key, batch, key_head, keys, basis_.key, run);
   std::vector<std::int32_t> others = ChooseSinks(keys, coordinates);
   const auto n = std::ssize(others);
   const std::int64_t leaf = LeafKeys(n);
   const std::int64_t leaves = (n + leaf - 1) / leaf;
-  BalanceOrder(coordinates.get(), others, leaves, threads);
+  BalanceOrder(coordinates.get(), others, leaves, run);
   AddNodes(tree_.sinks, n, leaves, tree_);
-  tree_.directions = Directions(tree_, coordinates, others, threads);
+  tree_.directions = Directions(tree_, coordinates, others, run);
   others = PositionsOf(others, keys);
   tree_.key_order.insert(tree_.key_order.end(), others.begin(), others.end());
   tree_.query_basis = basis_.query;
   tree_.key_basis = basis_.key;
-  summaries_ =
-      std::make_unique<Summaries>(problem, batch, key_head, tree_, threads, &tree_.profiles);
+  summaries_ = std::make_unique<Summaries>(problem, batch, key_head, tree_, run, &tree_.profiles);
   if (!summaries_->finite()) {
     summaries_.reset();
     tree_ = {};
@@ -237,7 +237,7 @@ TreePlanner::TreePlanner(const Problem& problem, const Plan& plan, std::int64_t 
   for (std::size_t i = 0; i < tree_.key_order.size(); ++i) {
     ranks_[static_cast<std::size_t>(tree_.key_order[i])] = static_cast<std::int32_t>(i);
   }
-  sketch_ = std::make_unique<ValueSketch>(summaries_->view(), plan.seed, threads);
+  sketch_ = std::make_unique<ValueSketch>(summaries_->view(), plan.seed, run);
 }
 
 kernels::NodesView TreePlanner::nodes() const {
@@ -255,7 +255,7 @@ void TreePlanner::FindCommonBasis() {
   const auto key_rows = [&](const std::vector<std::int32_t>& positions) {
     return kernels::RowsOf(problem_.key, batch_, key_head_, positions);
   };
-  ParallelFor(head_count_ + 1, threads_, [&](std::int64_t i) {
+  ParallelFor(head_count_ + 1, run_, [&](std::int64_t i) {
     const bool of_keys = i == head_count_;
     const std::vector<std::int32_t>& positions = of_keys ? tree_.key_order : queries_;
     sizes_[static_cast<std::size_t>(i)] =
@@ -278,7 +278,7 @@ void TreePlanner::FindCommonBasis() {
   const std::vector<std::int32_t> some_queries =
       Spread(queries_, std::max<std::int64_t>(64, kMomentRows / head_count_));
   std::vector<std::vector<double>> moments(sizes_.size());
-  ParallelFor(head_count_ + 1, threads_, [&](std::int64_t i) {
+  ParallelFor(head_count_ + 1, run_, [&](std::int64_t i) {
     std::vector<double>& moment = moments[static_cast<std::size_t>(i)];
     if (i == head_count_) {
       moment = Moment(key_rows(some_keys), std::ssize(some_keys), problem_.depth, key_factor, true);
@@ -306,7 +306,7 @@ std::vector<std::int32_t> TreePlanner::ChooseSinks(const std::vector<std::int32_
   const auto n = std::ssize(keys);
   const auto rows = kernels::RowsOf(problem_.key, batch_, key_head_, keys);
   std::vector<std::vector<float>> parts(static_cast<std::size_t>(head_count_ * kSinkGroups));
-  ParallelFor(std::ssize(parts), threads_, [&](std::int64_t i) {
+  ParallelFor(std::ssize(parts), run_, [&](std::int64_t i) {
     const std::int64_t head = i / kSinkGroups;
     if (!IsFinite(head)) return;
     // One query of each of the equal stretches of positions.
@@ -335,7 +335,7 @@ std::vector<std::int32_t> TreePlanner::ChooseSinks(const std::vector<std::int32_
   const std::int64_t by_mass = head_count_ > 1 ? kGroupSinks : kSinks;
   SelectLargest(ranks, by_mass, shares);
   SelectLargest(std::span(ranks).subspan(static_cast<std::size_t>(by_mass)), kOutliers,
-                Leverages(coordinates, n, threads_));
+                Leverages(coordinates, n, run_));
   tree_.sinks = static_cast<std::int32_t>(by_mass + kOutliers);
   std::sort(ranks.begin(), ranks.begin() + tree_.sinks);
   std::sort(ranks.begin() + tree_.sinks, ranks.end());
@@ -378,9 +378,8 @@ TreePlanner::Head TreePlanner::PlanHead(std::int64_t query_head) const {
   std::vector<std::int32_t> order(queries_.size());
   std::iota(order.begin(), order.end(), 0);
   BalanceOrder(
-      CoordinatesOf(problem_.query, batch_, query_head, queries_, basis_.query_tree, threads_)
-          .get(),
-      order, blocks, threads_);
+      CoordinatesOf(problem_.query, batch_, query_head, queries_, basis_.query_tree, run_).get(),
+      order, blocks, run_);
   order = PositionsOf(order, queries_);
 
   CalibrationTask task;
@@ -392,7 +391,7 @@ TreePlanner::Head TreePlanner::PlanHead(std::int64_t query_head) const {
   task.tolerance = plan_.tolerance;
   task.max_density = plan_.max_density;
   task.seed = plan_.seed;
-  task.threads = threads_;
+  task.run = run_;
   const std::optional<Calibration> found = Calibrate(nodes(), *sketch_, task);
   if (!found || (found->work >= kWorthwhile && !plan_.max_density)) return head;
   head.plan.dense = false;
@@ -410,10 +409,10 @@ TreePlanner::Head TreePlanner::PlanHead(std::int64_t query_head) const {
 void ForEachGroup(const Problem& problem, const std::function<void(const HeadGroup&)>& body) {
   if (problem.query_heads == 0) return;  // whatever the number of key heads
   ParallelOuter(
-      problem.batch * problem.key_heads, problem.num_threads, [&](std::int64_t i, int threads) {
+      problem.batch * problem.key_heads, problem.run, [&](std::int64_t i, const Run& run) {
         const std::int64_t heads = problem.query_heads / problem.key_heads;
         const std::int64_t key_head = i % problem.key_heads;
-        body({i / problem.key_heads, key_head, key_head * heads, (key_head + 1) * heads, threads});
+        body({i / problem.key_heads, key_head, key_head * heads, (key_head + 1) * heads, run});
       });
 }
 
@@ -456,11 +455,11 @@ void StoreOpenings(std::span<const Opening> openings, HeadPlan& head) {
 void PlanTree(const Problem& problem, Plan& plan) {
   MakeRoomForTrees(problem, plan);
   ForEachGroup(problem, [&](const HeadGroup& group) {
-    TreePlanner planner(problem, plan, group.batch, group.key_head, group.threads);
+    TreePlanner planner(problem, plan, group.batch, group.key_head, group.run);
     for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
       TreePlanner::Head head = planner.PlanHead(h);
       std::vector<Opening> openings(head.plan.blocks.size());
-      ParallelFor(std::ssize(openings), group.threads, [&](std::int64_t block) {
+      ParallelFor(std::ssize(openings), group.run, [&](std::int64_t block) {
         const auto at = static_cast<std::size_t>(block);
         OpenBlock(planner.nodes(),
                   BlockLanes(problem, group.batch, h, head.plan, head.plan.blocks[at],

@@ -26,7 +26,7 @@ class TreePlanner {
  public:
   /// Basis, sinks, key tree and summaries. Same for any number of threads.
   TreePlanner(const Problem& problem, const Plan& plan, std::int64_t batch, std::int64_t key_head,
-              int threads);
+              const Run& run);
 
   /// Order, blocks without their lists, and threshold of a query head of the group. A head that is
   /// not finite, sees no key, or is cheaper done as dense has no blocks.
@@ -53,7 +53,7 @@ class TreePlanner {
   const Plan& plan_;
   std::int64_t batch_, key_head_;
   std::int64_t first_head_, head_count_;  ///< of the group
-  int threads_;
+  Run run_;
   std::vector<std::int32_t> queries_;  ///< valid positions
   /// Largest absolute elements of the group's query heads and, behind them, of the keys; NaN where
   /// one is not finite.
@@ -75,7 +75,7 @@ struct HeadGroup {
   std::int64_t key_head = 0;
   std::int64_t first_head = 0;
   std::int64_t last_head = 0;
-  int threads = 1;  ///< that its work may use
+  Run run;  ///< that its work may use
 };
 void ForEachGroup(const Problem& problem, const std::function<void(const HeadGroup&)>& body);
 

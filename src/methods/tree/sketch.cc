@@ -16,7 +16,7 @@ constexpr float kWeight = 0.25F;                    // 1 / sqrt(kSketch)
 
 }  // namespace
 
-ValueSketch::ValueSketch(const kernels::NodesView& nodes, std::uint64_t seed, int threads)
+ValueSketch::ValueSketch(const kernels::NodesView& nodes, std::uint64_t seed, const Run& run)
     : width_(std::min(nodes.value_depth, kSketch) + 1) {
   const std::int64_t depth = nodes.value_depth;
   const std::int64_t columns = width_ - 1;
@@ -37,7 +37,7 @@ ValueSketch::ValueSketch(const kernels::NodesView& nodes, std::uint64_t seed, in
   const auto fold = [&](const float* rows, std::int64_t count) {
     constexpr std::int64_t kTask = 256;
     kernels::Floats folded = kernels::PaddedRows(count, width_);
-    ParallelFor((count + kTask - 1) / kTask, threads, [&](std::int64_t task) {
+    ParallelFor((count + kTask - 1) / kTask, run, [&](std::int64_t task) {
       const std::int64_t begin = task * kTask;
       const std::int64_t n = std::min(kTask, count - begin);
       const kernels::Floats mixed(kTask * kCoordinates);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "base/run.h"
 #include "base/workspace.h"
 #include "methods/tree/kernels/nodes.h"
 
@@ -16,7 +17,7 @@ class ValueSketch {
  public:
   static constexpr std::int64_t kSketch = 16;
 
-  ValueSketch(const kernels::NodesView& nodes, std::uint64_t seed, int threads);
+  ValueSketch(const kernels::NodesView& nodes, std::uint64_t seed, const Run& run);
 
   /// `nodes` with the sketch in place of values; value_depth counts the column of ones.
   kernels::NodesView View(kernels::NodesView nodes) const;

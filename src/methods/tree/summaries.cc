@@ -11,7 +11,7 @@
 namespace smyrf {
 
 Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t key_head,
-                     const KeyTree& tree, int threads, std::vector<float>* profiles) {
+                     const KeyTree& tree, const Run& run, std::vector<float>* profiles) {
   constexpr std::int64_t kTask = 256;  // rows
   const auto rows = static_cast<std::int64_t>(tree.key_order.size());
   const auto count = static_cast<std::int64_t>(tree.nodes.size());
@@ -43,7 +43,7 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
 
   const auto key_rows = kernels::RowsOf(problem.key, batch, key_head, tree.key_order);
   const auto value_rows = kernels::RowsOf(problem.value, batch, key_head, tree.key_order);
-  ParallelFor((rows + kTask - 1) / kTask, threads, [&](std::int64_t task) {
+  ParallelFor((rows + kTask - 1) / kTask, run, [&](std::int64_t task) {
     const std::int64_t begin = task * kTask;
     const std::int64_t n = std::min(kTask, rows - begin);
     kernels::GatherRows(key_rows, begin, n, problem.depth, keys_.get() + begin * problem.depth);
@@ -69,14 +69,14 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
   for (std::size_t level = level_begins.size() - 1; level > 0; --level) {
     const std::int64_t first = level_begins[level - 1];
     const std::int64_t last = level_begins[level];
-    ParallelFor((last - first + kTaskNodes - 1) / kTaskNodes, threads, [&](std::int64_t task) {
+    ParallelFor((last - first + kTaskNodes - 1) / kTaskNodes, run, [&](std::int64_t task) {
       const std::int64_t begin = first + task * kTaskNodes;
       for (std::int64_t id = begin; id < std::min(last, begin + kTaskNodes); ++id) {
         kernels::SummarizeNode(view_, id, coordinates.get(), to);
       }
     });
   }
-  ParallelFor((count + kTaskNodes - 1) / kTaskNodes, threads, [&](std::int64_t task) {
+  ParallelFor((count + kTaskNodes - 1) / kTaskNodes, run, [&](std::int64_t task) {
     const std::int64_t begin = task * kTaskNodes;
     for (std::int64_t id = begin; id < std::min(count, begin + kTaskNodes); ++id) {
       kernels::SplitVariances(view_, id, coordinates.get(),

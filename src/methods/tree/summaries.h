@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/run.h"
 #include "base/workspace.h"
 #include "call/check.h"
 #include "methods/tree/kernels/nodes.h"
@@ -21,7 +22,7 @@ class Summaries {
   /// where given, becomes what the tree's are to be.
   /// Memory: 4 (Nk (D + Dv) + nodes (D + Dv + 36)) bytes; about Nk / 6 nodes.
   Summaries(const Problem& problem, std::int64_t batch, std::int64_t key_head, const KeyTree& tree,
-            int threads, std::vector<float>* profiles = nullptr);
+            const Run& run, std::vector<float>* profiles = nullptr);
 
   kernels::NodesView view() const { return view_; }
   /// Whether means and spreads are: false where a value under a node is not, or a sum overflows.

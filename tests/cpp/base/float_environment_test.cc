@@ -129,10 +129,12 @@ TEST(FloatEnvironment, IsTheDefaultWhileItLivesAndTheCallersAfterwards) {
     EXPECT_TRUE(environment.IsSet());
     for (const int threads : {1, 2, 3}) {
       std::atomic<int> wrong{0};
-      ParallelFor(40, threads, [&](std::int64_t) { wrong += Environment{}.IsSet() ? 0 : 1; });
+      ParallelFor(40, smyrf::Run(threads),
+                  [&](std::int64_t) { wrong += Environment{}.IsSet() ? 0 : 1; });
       EXPECT_EQ(wrong, 0);
       EXPECT_TRUE(environment.IsSet());
-      EXPECT_THROW(ParallelFor(40, threads, [](std::int64_t) { throw std::runtime_error("stop"); }),
+      EXPECT_THROW(ParallelFor(40, smyrf::Run(threads),
+                               [](std::int64_t) { throw std::runtime_error("stop"); }),
                    std::runtime_error);
       EXPECT_TRUE(environment.IsSet());
     }

@@ -28,7 +28,8 @@ TEST(ParallelFor, CallsEveryIndexOnce) {
   for (const std::int64_t count : {0, 1, 2, 3, 7, 100, 5000}) {
     for (const int threads : {0, 1, 2, 3, 8, std::numeric_limits<int>::max()}) {
       std::vector<std::atomic<int>> calls(static_cast<std::size_t>(count));
-      ParallelFor(count, threads, [&](std::int64_t i) { ++calls[static_cast<std::size_t>(i)]; });
+      ParallelFor(count, smyrf::Run(threads),
+                  [&](std::int64_t i) { ++calls[static_cast<std::size_t>(i)]; });
       for (const auto& times : calls) ASSERT_EQ(times, 1) << count << " on " << threads;
     }
   }
@@ -42,7 +43,7 @@ TEST(ParallelRows, CallsEveryRowOfEveryHeadOnceInTheSameStretches) {
         std::mutex mutex;
         std::set<std::vector<std::int64_t>> stretches;
         std::vector<std::atomic<int>> calls(static_cast<std::size_t>(heads * rows));
-        ParallelRows(heads, rows, threads,
+        ParallelRows(heads, rows, smyrf::Run(threads),
                      [&](std::int64_t head, std::int64_t begin, std::int64_t end) {
                        ASSERT_LT(begin, end);
                        for (std::int64_t i = begin; i < end; ++i) {
@@ -63,7 +64,7 @@ TEST(ParallelFor, UsesAsManyThreadsAsAskedAndNoMore) {
   const auto used = [](int threads) {
     std::mutex mutex;
     std::set<std::thread::id> ids;
-    ParallelFor(400, threads, [&](std::int64_t) {
+    ParallelFor(400, smyrf::Run(threads), [&](std::int64_t) {
       {
         const std::scoped_lock lock(mutex);
         ids.insert(std::this_thread::get_id());
@@ -84,7 +85,7 @@ TEST(ParallelFor, ThrowsTheFirstExceptionAgain) {
     for (const std::int64_t count : {1, 2, 100}) {
       std::string message;
       try {
-        ParallelFor(count, threads, [&](std::int64_t i) {
+        ParallelFor(count, smyrf::Run(threads), [&](std::int64_t i) {
           if (i == count - 1) throw std::out_of_range("item " + std::to_string(i));
         });
       } catch (const std::out_of_range& error) {
@@ -93,10 +94,11 @@ TEST(ParallelFor, ThrowsTheFirstExceptionAgain) {
       EXPECT_EQ(message, "item " + std::to_string(count - 1));
     }
     // All bodies throw: one of the exceptions arrives, and the threads work on afterwards.
-    EXPECT_THROW(ParallelFor(50, threads, [](std::int64_t) { throw std::runtime_error("each"); }),
+    EXPECT_THROW(ParallelFor(50, smyrf::Run(threads),
+                             [](std::int64_t) { throw std::runtime_error("each"); }),
                  std::runtime_error);
     std::atomic<int> calls{0};
-    ParallelFor(50, threads, [&](std::int64_t) { ++calls; });
+    ParallelFor(50, smyrf::Run(threads), [&](std::int64_t) { ++calls; });
     EXPECT_EQ(calls, 50);
   }
 }
@@ -148,7 +150,7 @@ TEST(Fork, AChildComputesTheSameBitsAfterItsParentUsedThreads) {
     }
     return true;
   };
-  EXPECT_TRUE(TrueInChild([&] { return same() && DefaultThreads() == 1; }));
+  EXPECT_TRUE(TrueInChild([&] { return same() && default_thread_pool().size() == 1; }));
   EXPECT_TRUE(TrueInChild([&] { return TrueInChild(same); }));  // and a grandchild
   EXPECT_TRUE(same());                                          // the parent works on
 }

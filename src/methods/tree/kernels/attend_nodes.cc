@@ -27,6 +27,9 @@ struct NodeScratch {
   Buffer rows, coordinates, q, lanes, squares, energies, scores, shares, out, state;
   const float* queries[kTreeRows];
   std::int32_t positions[kTreeRows];
+  std::int64_t bytes() const {
+    return BytesOf(rows, coordinates, q, lanes, squares, energies, scores, shares, out, state);
+  }
 };
 
 }  // namespace

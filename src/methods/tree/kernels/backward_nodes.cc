@@ -25,6 +25,10 @@ namespace {
 
 struct BackwardNodesScratch {
   Buffer grad_rows, out_rows, zeros, g, q_rows, g_rows, dq, by_basis, by_energies, result, basis;
+  std::int64_t bytes() const {
+    return BytesOf(grad_rows, out_rows, zeros, g, q_rows, g_rows, dq, by_basis, by_energies, result,
+                   basis);
+  }
 };
 
 }  // namespace

@@ -25,6 +25,7 @@ constexpr std::int64_t kRowTile = 128;
 
 struct NodeRowScratch {
   Buffer converted, tile;
+  std::int64_t bytes() const { return BytesOf(converted, tile); }
 };
 
 }  // namespace

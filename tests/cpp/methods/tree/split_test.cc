@@ -88,8 +88,8 @@ TEST(Split, ABalancedOrderIsAPermutationTheSameForAnyNumberOfThreads) {
   ForEachInstructionSet([&] {
     std::vector<std::int32_t> one = Iota(kRows);
     std::vector<std::int32_t> three = one;
-    BalanceOrder(coordinates.data(), one, 300, 1);
-    BalanceOrder(coordinates.data(), three, 300, 3);
+    BalanceOrder(coordinates.data(), one, 300, smyrf::Run(1));
+    BalanceOrder(coordinates.data(), three, 300, smyrf::Run(3));
     EXPECT_EQ(one, three);
     // Within a leaf rows lie in their own order.
     const std::vector<std::int32_t> bounds = LeafBounds(0, kRows, 300);
@@ -112,7 +112,7 @@ TEST(Split, RowsThatAreNotFiniteAreStillPermuted) {
     }
     ForEachInstructionSet([&] {
       std::vector<std::int32_t> order = Iota(kRows);
-      BalanceOrder(coordinates.data(), order, 37, 1);
+      BalanceOrder(coordinates.data(), order, 37, smyrf::Run(1));
       std::sort(order.begin(), order.end());
       EXPECT_EQ(order, Iota(kRows));
     });

@@ -31,7 +31,7 @@ struct Summarized {
         made(plan(call.arguments(), call.options)) {
     for (std::int64_t b = 0; b < made.batch; ++b) {
       for (std::int64_t g = 0; g < made.key_heads; ++g) {
-        summaries.emplace_back(problem, b, g, made.key_tree(b, g), 1);
+        summaries.emplace_back(problem, b, g, made.key_tree(b, g), smyrf::Run(1));
       }
     }
   }
