@@ -1,7 +1,7 @@
 """smyrf: attention for long sequences that drops into pretrained models.
 
-`attention` is `torch.nn.functional.scaled_dot_product_attention` with a choice of method and a few
-more masks, for NumPy arrays and PyTorch tensors on the CPU.
+`attention` takes the arguments of `torch.nn.functional.scaled_dot_product_attention`, a method and
+a few more masks, for NumPy arrays and PyTorch tensors on the CPU.
 """
 
 from __future__ import annotations
@@ -56,10 +56,17 @@ def plan(
 ) -> Plan:
     """The structure that `attention` would carry out for these arguments.
 
-    Arguments and errors are those of `attention`. A plan of `dense` or `lsh` depends on query and
-    key, not on value; `tree` needs value too. Plans can be reused for other tensors of the same
-    shapes, counted and drawn. They hold no attn_mask and no dropout_p (which only has "auto" take
-    dense): a call must pass the attn_mask that its plan was made with, and its own dropout_p.
+    Arguments, defaults and errors are those of `attention`. A plan can be carried out for any
+    arrays of the same shapes, looked into and pickled. It holds neither attn_mask nor dropout_p: a
+    call with the plan must pass the attn_mask that the plan was made with, and its own dropout_p.
+
+    Args:
+        value: needed by `tree` alone; plans of `dense` and `lsh` depend on query and key only.
+            Default none.
+        dropout_p: above 0, "auto" takes "dense".
+
+    Returns:
+        Plan, for `attention(..., plan=plan)`.
     """
     options = {
         "attn_mask": attn_mask,
@@ -102,15 +109,15 @@ def estimate(
     layout: Layout = "BHND",
     num_threads: int | None = None,
 ) -> Statistics:
-    """What `attention` would do for these arguments, without doing it. Costs `tree`'s planning.
+    """What `attention` would do for these arguments, at the cost of `tree`'s planning alone.
 
-    Arguments and errors are those of `attention`; NotImplementedError for method "lsh", which has
-    no estimate of its error.
+    Arguments, defaults and errors are those of `attention`, but for the method: its default is
+    "tree", and "lsh", which has no estimate of its error, raises NotImplementedError.
 
     Returns:
-        Statistics with, for every (batch, query head), what calibration on sampled rows expects:
-        `density`, `expected_error` (relative, of out), `expected_lse_error` (RMS, nats),
-        `expected_work` (time over dense attention's) and `dense_heads` (those that go dense).
+        Statistics of what calibration on sampled rows expects of every (batch, query head):
+        `density`, `expected_error` (relative, of out), `expected_lse_error` (RMS, in nats),
+        `expected_work` (time, in times of dense attention) and `dense_heads` (those done as dense).
     """
     options = {
         "attn_mask": attn_mask,
@@ -136,7 +143,7 @@ def estimate(
 
 
 def _planned(call: Any, query: Any, key: Any, value: Any, options: dict[str, Any]) -> Any:
-    """What a call of the core that plans says of the arrays, whichever kind they are."""
+    """The result of `call`, the core's `plan` or `estimate`, for arrays of either kind."""
     if is_tensor(query):
         from smyrf import _tensors
 
@@ -153,25 +160,26 @@ def merge(
     layout: Layout = "BHND",
     num_threads: int | None = None,
 ) -> tuple[Array, Array]:
-    """Attention over two disjoint sets of keys, from that of the same queries over each of them.
+    """Attention over two disjoint sets of keys, from the results for each of them.
 
-    Rows are weighted by e^lse, so parts of a long key sequence can be computed apart. Not for
-    `lsh`, whose lse is a weight of its own. Outside graphs and gradients.
+    The queries of both results are the same. A long sequence of keys can so be computed in parts:
+    their rows are added with weights proportional to e^lse. Not for `lsh`, whose lse is no
+    log-sum-exp.
 
     Args:
-        out, other_out: (B, Hq, Nq, Dv), or of another rank, as `attention` returned them, of one
-            dtype.
-        lse, other_lse: float32 (B, Hq, Nq), or as out without its last dimension, from
+        out, other_out: (B, Hq, Nq, Dv) or of another rank, as `attention` returned them; both of
+            one shape and dtype.
+        lse, other_lse: float32 (B, Hq, Nq), or the shape of out without its last dimension, from
             `return_lse=True`. A row of -inf adds nothing.
-        layout: "BHND", or "BNHD" for (B, N, H, D); of out and other_out.
-        num_threads: default what PyTorch would use; without it OMP_NUM_THREADS, else all
-            processors.
+        layout: of out and other_out: "BHND" by default, or "BNHD" for (B, N, H, D).
+        num_threads: default SMYRF_NUM_THREADS, else PyTorch's number; without PyTorch
+            OMP_NUM_THREADS, else all processors.
 
     Returns:
-        (out, lse) over both sets, new arrays.
+        (out, lse) over both sets of keys: new arrays.
 
     Raises:
-        TypeError: wrong kind of array, dtype, rank or device.
+        TypeError: an array of the wrong kind, dtype, rank or device.
         ValueError: shapes that disagree.
         NotImplementedError: tensors that require gradients, or inside a compiled graph.
     """

@@ -59,7 +59,7 @@ def attention(
 
 
 def planned(call: Any, query: Any, key: Any, value: Any, options: dict[str, Any]) -> Any:
-    """`smyrf.plan` and `smyrf.estimate` for arrays: `call` is the core's function."""
+    """`smyrf.plan` or `smyrf.estimate` for arrays; `call` is the core's function of that name."""
     given = {"key": key} if value is None else {"key": key, "value": value}
     masks = {name: options[name] for name in MASKS}
     check_arrays(np.ndarray, query=query, **given, **masks)

@@ -18,7 +18,7 @@ def is_tensor(array: Any) -> bool:
 
 
 def detached(array: Any) -> Any:
-    """A tensor outside the autograd graph whose memory holds its numbers, or the array as it is."""
+    """A tensor without its autograd graph, and with its signs in memory; an array as it is."""
     if not is_tensor(array):
         return array
     # DLPack does not carry PyTorch's mark "negate when read".
@@ -26,14 +26,14 @@ def detached(array: Any) -> Any:
 
 
 def like(array: Any, mask: Any) -> Any:
-    """A mask that is a NumPy array as what `array` is: a tensor, or itself."""
+    """A mask, given as a NumPy array, as an array of the kind of `array`."""
     return sys.modules["torch"].from_numpy(mask) if is_tensor(array) else mask
 
 
 def check_arrays(
     kind: type, required: tuple[str, ...] = ("query", "key", "value"), **arrays: Any
 ) -> None:
-    """Raise unless every array that is given is of one kind; those required must be given."""
+    """Raise TypeError unless each array is of this kind; those not required may be None."""
     for name, array in arrays.items():
         if array is None and name not in required:
             continue
@@ -65,7 +65,7 @@ _PYTHONS = frozenset((type(None), bool, int, float, str))
 
 
 def plain(options: dict[str, Any]) -> dict[str, Any]:
-    """The options with NumPy's numbers as Python's: PyTorch's operators take no others."""
+    """The options with Python's numbers in place of NumPy's, which PyTorch's operators refuse."""
     if _PYTHONS.issuperset(map(type, options.values())):  # nearly always
         return options
 
@@ -87,14 +87,14 @@ PARTS = ("out", "lse", "other_out", "other_lse")
 
 
 def output_shape(query: Any, value: Any) -> tuple[int, ...]:
-    """The shape of out in the layout of the inputs; of other ranks than 4 the core complains."""
+    """The shape of out, in the layout of the inputs. (0,) where the core will refuse the rank."""
     if query.ndim != 4 or value.ndim != 4:
         return (0,)
     return (*query.shape[:3], value.shape[3])
 
 
 def lse_shape(query: Any, layout: Layout) -> tuple[int, ...]:
-    """(B, Hq, Nq), whatever the layout."""
+    """(B, Hq, Nq), whatever the layout. (0,) where the core will refuse the rank."""
     if query.ndim != 4:
         return (0,)
     batch, first, second, _ = query.shape
@@ -102,7 +102,7 @@ def lse_shape(query: Any, layout: Layout) -> tuple[int, ...]:
 
 
 def pack(out: Any, lse: Any, statistics: Any) -> Any:
-    """out, or a tuple of what there is."""
+    """out alone, or a tuple of those of the three that are not None."""
     if lse is None and statistics is None:
         return out
     results = tuple(result for result in (out, lse, statistics) if result is not None)

@@ -1,4 +1,4 @@
-"""What `enable` shares whatever the model: checks of method and dials, choice of layers, calls."""
+"""What every `enable` shares: checks of method and dials, choice of layers, calls of layers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_dials(method: Method, dials: Mapping[str, Any]) -> None:
         raise TypeError(
             f"{', '.join(unknown)}: unknown dial, expected {', '.join(DIALS)} (or method, layers)"
         )
-    # The rules about methods and their dials live in smyrf.attention: ask it, on two small rows.
+    # The core knows the rules about methods and their dials: a call of two small rows asks it.
     rows = np.eye(2, dtype=np.float32)[None, None]
     with collector.suspended():
         smyrf.attention(rows, rows, rows, method=method, **dials)
@@ -64,7 +64,7 @@ def attend(
     value: torch.Tensor,
     options: Mapping[str, Any],
 ) -> torch.Tensor:
-    """`smyrf.attention`, recorded as that of the layer `name` where records are kept."""
+    """`smyrf.attention`. Where records are collected, the call is that of the layer `name`."""
     # A compiler can't follow a ContextVar; records of a compiled graph have no layer name.
     if torch.compiler.is_compiling() or collector.active() is None:
         out: torch.Tensor = smyrf.attention(query, key, value, **options)

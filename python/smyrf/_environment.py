@@ -1,5 +1,4 @@
-"""What a call does where its arguments say nothing: defaults out of the environment, and one line
-of the log when a process first computes approximately."""
+"""Defaults out of the environment, and one line in the log when a process first approximates."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ logger = logging.getLogger("smyrf")
 
 @dataclass(frozen=True)
 class Defaults:
-    """In place of arguments that a call leaves out; None where the environment has nothing."""
+    """What replaces arguments that a call leaves out; None where the environment says nothing."""
 
     method: str | None = None
     tolerance: float | None = None
@@ -28,7 +27,11 @@ class Defaults:
 
 
 def read(environment: Mapping[str, str]) -> Defaults:
-    """Raises ValueError for a value that is none; an empty one counts as none given."""
+    """The defaults that an environment sets; an empty variable sets none.
+
+    Raises:
+        ValueError: a variable with a value that is not accepted.
+    """
     method, tolerance, threads = (environment.get(name) or None for name in VARIABLES)
     if method is not None and method not in METHODS:
         raise ValueError(f"SMYRF_METHOD: got {method!r}, expected {', '.join(METHODS)}")
@@ -50,7 +53,7 @@ def _number(kind: type, text: str) -> Any:
         return None
 
 
-# Read once, and raised by the first call: an import should not fail for it.
+# Read once. A bad value is raised by the first call, so that an import does not fail for it.
 NOTHING = Defaults()
 defaults, problem = NOTHING, ""
 try:
@@ -67,11 +70,11 @@ def threads(num_threads: int | None) -> int | None:
 
 
 def completed(options: dict[str, Any], plan: Any = None) -> dict[str, Any]:
-    """The options with what the environment says, where they say nothing.
+    """The options, with the environment's defaults where they name nothing.
 
-    A call with a plan does what that says. A call that asks for a method or a tolerance keeps it,
-    and no call that is exact becomes approximate by the method: `tree` goes where `auto` might take
-    it at more rows.
+    A call with a plan takes only the number of threads. A call that names a method or a tolerance
+    keeps them. SMYRF_METHOD=tree changes no call that "auto" computes exactly at any length, as
+    calls with causality, a window, dropout or attn_mask are.
     """
     if problem:
         raise ValueError(problem)
@@ -108,9 +111,9 @@ def is_first(options: Mapping[str, Any], plan: Any, query: Any, key: Any) -> boo
 
 
 def say_first(statistics: Any, options: Mapping[str, Any]) -> None:
-    """Logs once a process what was computed in place of exact attention.
+    """Log, once a process, which method computed in place of exact attention.
 
-    It is a warning where the caller named no method.
+    The line is a warning if the caller named no method, else information.
     """
     global _said
     if statistics is None or statistics.method == "dense" or not (statistics.density < 1).any():

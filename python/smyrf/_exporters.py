@@ -1,4 +1,4 @@
-"""Exporters to formats that know no operator of smyrf say so, and what to do."""
+"""Refuses exports to formats that have no operator for smyrf's attention."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from smyrf._masks import is_traced
 
 
 def refuse_exporters(layer: str) -> None:
-    """Raise where a layer runs so that an exporter sees its operations.
+    """Raise NotImplementedError where a layer runs for an exporter that can't take smyrf.
 
-    Exporters themselves fail later, on an operator that the user has never heard of.
+    The exporter itself would fail later, and name an operator that the user has never heard of.
     """
     if not (is_traced() or torch.compiler.is_compiling()):
         return
@@ -27,7 +27,7 @@ def refuse_exporters(layer: str) -> None:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _exporter() -> str:
-    """Whose export runs; "" if none, or one that takes any operator, as torch.export."""
+    """The exporter that runs; "" for none, or for one that takes any operator (torch.export)."""
     if torch.onnx.is_in_onnx_export():
         return "ONNX"
     frame = inspect.currentframe()

@@ -1,4 +1,4 @@
-"""Sentences about packages that an extra of smyrf installs."""
+"""Sentences that say how to install the packages of an extra of smyrf."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 
 def missing_extra(what: str, extra: str, oldest: Mapping[str, str], error: ImportError) -> str:
-    """What to type where `what` can't be imported.
+    """A sentence that says why `what` can't be imported, and what to type.
 
-    `oldest` names the packages that it needs and their oldest versions.
+    `oldest` has the packages that it needs, with their oldest versions.
     """
     reason = str(error)
     if isinstance(error, ModuleNotFoundError):

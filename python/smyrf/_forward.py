@@ -21,8 +21,8 @@ from smyrf._types import Method
 logger = logging.get_logger(__name__)
 
 # Keywords that change what attention computes, and what to do instead. Transformers' `sdpa` takes
-# none of them either: it refuses softcap, and models fold the other patterns into its mask or can't
-# be loaded with it. Any other keyword is ignored, as there.
+# none of them either: it refuses softcap, and for the others models write a mask or can't be loaded
+# with it. Any other keyword is ignored, as `sdpa` does.
 _REFUSED = {
     "block_indices": "sparse blocks of keys are not supported; use attn_implementation='sdpa'",
     "cache": "paged caches are not supported; generate without continuous batching",
@@ -55,8 +55,9 @@ def attention_forward(
 
     Args:
         module: the calling layer; `enable` may have kept options for it, else `method="auto"`.
-        query: (B, Hq, Nq, D). key, value: (B, Hkv, Nk, D or Dv). A batch, or heads, of one stand
-            for those of the others, as in learned queries.
+        query: (B, Hq, Nq, D).
+        key, value: (B, Hkv, Nk, D) and (B, Hkv, Nk, Dv). Batches and head counts of 1 broadcast,
+            as those of learned queries do.
         attention_mask: None; a `PatternMask`; or a full mask (B or 1, Hq or 1, Nq or 1, Nk or 1),
             bool (True takes part) or additive, whose gradient it doesn't give. A bool one of shape
             (B or 1, 1, 1, Nk) is padding.
@@ -68,9 +69,9 @@ def attention_forward(
         sliding_window: implied by the mask where there is one.
         position_bias: (B or 1, H or 1, Nq or 1, Nk), added to the logits. `dense` takes it, and
             gives no gradient of it.
-        kwargs: ignored as by `sdpa`, but for a written list of those that change the result; a
-            keyword that is None asks for nothing. With cu_seq_lens_q and cu_seq_lens_k rows hold
-            texts one after another, and each attends to itself alone, aligned to its lower right.
+        kwargs: ignored, as `sdpa` does, but for those of a list that would change the result: they
+            raise unless they are None. With cu_seq_lens_q and cu_seq_lens_k, rows hold several
+            texts. Each text attends to itself alone, with causality aligned to its lower right.
 
     Returns:
         (B, Nq, Hq, Dv) contiguous, and None in the place of the weights.
@@ -124,9 +125,9 @@ def attention_forward(
 def _batch_of(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The batch, and the three. A batch of one may stand for all, as learned queries have it."""
+    """The batch, then query, key and value, one of which may have a batch of 1 that broadcasts."""
     three = query, key, value
-    if is_traced():  # whichever has a batch of one in the example
+    if is_traced():  # the example's batch may be 1, and that of later calls another
         sizes: Any = (x.shape[0] for x in three)
         batch: Any = functools.reduce(torch.maximum, sizes)
         return (batch, *(x.expand(batch, -1, -1, -1) for x in three))
@@ -137,20 +138,20 @@ def _causal(module: nn.Module, given: bool | None, mask: torch.Tensor | None) ->
     """Whether a layer is causal where it computes without a mask."""
     own: bool = getattr(module, "is_causal", True)
     if mask is None and not supports_sdpa(type(module).__module__):
-        return False  # no mask is all pairs in eager, whatever the layer says
+        return False  # in `eager`, no mask means all pairs, whatever the layer says
     if (
         given is False
         and isinstance(mask, PatternMask)
         and works_out_causality(type(module).forward)
     ):
-        return own  # it was given a mask that sdpa would not have given it
+        return own  # the layer got a mask that `sdpa` would not have given it
     return own if given is None else given
 
 
 def _leaves_out(mask: PatternMask, causal: bool) -> bool:
     """Whether a layer computes without this mask, as `sdpa` does.
 
-    Where the mask says the same, a trace keeps it: it holds for other sizes, too.
+    A trace keeps a mask that says the same as the layer: it holds for other sizes, too.
     """
     return mask.none_in_sdpa and not (is_traced() and causal == (mask.band.right == 0))
 
@@ -204,7 +205,7 @@ def _dropout_options(name: str, dropout: float, method: Method | None) -> dict[s
     return {"dropout_p": dropout, "seed": int(torch.randint(2**63 - 1, ()))}
 
 
-# 0, which raises where a gradient by the bias is asked for; an operator, so that traces hold it.
+# Gives 0, and raises where backward asks it for the bias's gradient. Traces hold it as an operator.
 torch.library.define("smyrf::no_gradient", "(Tensor bias, str layer) -> Tensor")
 
 

@@ -1,7 +1,7 @@
 """Which models' layers look their attention function up by transformers' attention interface.
 
-Others compute attention themselves. Loaded with "smyrf", a model of these would take smyrf's masks
-for masks of another kind.
+Other models compute attention themselves. Loaded with "smyrf", they would take smyrf's masks for
+masks of another kind.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def refuse_config(config: PreTrainedConfig | None) -> None:
 def watch_loading() -> None:
     """Have transformers refuse "smyrf" where a model is made, as it refuses "sdpa".
 
-    There is no other place to do it: transformers asks nobody about an implementation that is
-    registered, and a model that can't use it finds out when it runs, if ever.
+    Transformers accepts a registered implementation for every model, and a model that can't use it
+    fails when it runs, if ever. No other place can refuse it in time.
     """
     original = PreTrainedModel.get_correct_attn_implementation
     if getattr(original, "watches", None) == NAME:
@@ -62,7 +62,8 @@ def watch_loading() -> None:
                 f"attn_implementation={NAME!r}; load it without, and smyrf.transformers.enable "
                 "switches those that can be"
             )
-        # What pickles such a model has to bring the import along, since the config only has a name.
+        # The config holds no more than the name "smyrf", so that a pickled model must bring the
+        # import along.
         if found == NAME:
             vars(self)[_IMPORT] = _Import()
         else:
@@ -77,7 +78,7 @@ _IMPORT = "_smyrf_import"  # an attribute of models that were loaded with "smyrf
 
 
 class _Import:
-    """Unpickled, it registers what the model calls by name."""
+    """Imports smyrf.transformers when it is unpickled, which registers the name "smyrf"."""
 
     def __reduce__(self) -> Any:
         return _imported, ()
@@ -106,8 +107,8 @@ _MASKS = {name for name in dir(masking_utils) if name.startswith("create_")}
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def supports_sdpa(file: str) -> bool:
-    """Whether a model in a file may be loaded with `sdpa`, so that what it gets there is right."""
-    return _supports_sdpa(file)  # compilers warn of a cache that they see
+    """Whether a model in a file may be loaded with `sdpa`, so that the masks there are right."""
+    return _supports_sdpa(file)  # apart, since compilers warn of a cache that they see
 
 
 @functools.cache
@@ -121,7 +122,7 @@ def _supports_sdpa(file: str) -> bool:
 @functools.cache
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def works_out_causality(forward: Callable[..., Any]) -> bool:
-    """Whether a layer's forward has an `is_causal` of its own: it is, where it gets no mask."""
+    """Whether a layer's forward works out `is_causal` itself, for where it gets no mask."""
     code = getattr(inspect.unwrap(forward), "__code__", None)
     return code is not None and "is_causal" in code.co_varnames
 

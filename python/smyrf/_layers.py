@@ -1,7 +1,7 @@
 """What `smyrf.transformers.enable` keeps, on the modules themselves.
 
-It goes where they go: a copy of an enabled model, or what another process unpickles, is enabled by
-the same method and dials, on its own copies of the configs.
+A copy of an enabled model, or one that another process unpickles, brings this along: it is enabled
+with the same method and dials, on its own copies of the configs.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from smyrf._types import Method
 
 
 class Switched:
-    """A config that models are enabled on, and what it said before.
+    """A config that models are enabled on, and the implementation that it named before.
 
-    Each is there once: of a config that is switched already, `switched` gives the one there is.
+    Each config has one: `switched` finds that of a config that is switched already.
     """
 
     def __init__(self, config: PreTrainedConfig, original: str | None) -> None:

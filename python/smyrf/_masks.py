@@ -22,7 +22,7 @@ UNBOUNDED = -1
 
 
 class Band(NamedTuple):
-    """Keys a query may see, in positions: `left` before it to `right` after it; -1 = unbounded."""
+    """The keys a query sees: from `left` positions before it to `right` after it; -1: no bound."""
 
     left: int
     right: int
@@ -58,10 +58,11 @@ class BoolMask(torch.Tensor):
             args, kwargs = tree_map_only(PatternMask, _readable, given)
             with torch._C.DisableTorchFunctionSubclass():
                 result = function(*args, **kwargs)
-        else:  # others have their own way with it
+        else:  # another subclass takes part, and decides
             args, kwargs = tree_map_only(BoolMask, _full, given)
             result = function(*args, **kwargs)
-        # A mask made of `_base` would have one, too, without end; a size is no tuple of others.
+        # Of `_base` made a mask, `_base` would be asked for in turn, without end. A size holds no
+        # tensors.
         if name in ("tolist", "_base.__get__") or isinstance(result, torch.Size):
             return result
         origins = _origins(given)
@@ -100,7 +101,7 @@ class PatternMask(BoolMask):
     device_of_full: torch.device
     make: Callable[[], torch.Tensor] | None = None  # None: the tensor itself is the full mask
     made: torch.Tensor | None = None  # by `make`
-    written = True  # by others; False for masks of `smyrf_mask` until somebody may have
+    written = True  # others may have written to it; False for a new mask of `smyrf_mask`
 
     @classmethod
     def __torch_function__(
@@ -118,7 +119,7 @@ class PatternMask(BoolMask):
             if name in _MOVES:
                 moved = function(small, *args[1:], **(kwargs or {}))
                 if moved.dtype == small.dtype and moved.device == small.device:
-                    return mask  # as tensors do where there is nothing to do
+                    return mask  # there is nothing to do: tensors return themselves, too
         return super().__torch_function__(function, types, args, kwargs)
 
     def full(self) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The operator `smyrf::attention`, its derivative, and calls that go past it to the core."""
+"""The operator `smyrf::attention` with its derivative, and calls of the core with tensors."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def needs_operator(*tensors: torch.Tensor | None) -> bool:
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0
         or torch._C._dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH)
-        or not all(tensor is None or _is_plain(tensor) for tensor in tensors)
+        or not all(map(_is_plain, tensors))
     )
 
 
-def _is_plain(tensor: torch.Tensor) -> bool:
+def _is_plain(tensor: torch.Tensor | None) -> bool:
     """Whether a tensor has no class, device or memory that the dispatcher must look at."""
-    return (
+    return tensor is None or (
         (type(tensor) is torch.Tensor or type(tensor) is torch.nn.Parameter)
         and tensor.is_cpu
         and not tensor._is_zerotensor()
@@ -90,7 +90,7 @@ torch.library.define(
 )
 
 
-# For every device, so that our sentence and not the dispatcher's says that only the CPU will do.
+# For every device: the core's sentence says that it needs the CPU, and not the dispatcher's.
 @torch.library.impl("smyrf::attention", "default")
 def _attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *values: Any
@@ -206,14 +206,14 @@ class SmyrfAttention(torch.autograd.Function):
             gradients = torch.ops.smyrf.attention_backward(grad_out, grad_lse, *saved, *values)
             return *gradients, None, None, None
         options = ctx.options | dict(zip(MASKS, masks, strict=True))
-        # Autograd frees tensors now, and not the node: a loss that lives on would hold the plan.
+        # Autograd frees the saved tensors now, but not ctx, which lives as long as the loss.
         plan, ctx.plan = ctx.plan, ctx.given_plan
         gradients = _SmyrfAttentionBackward.apply(grad_out, grad_lse, *tensors, options, plan)  # type: ignore[no-untyped-call]
         return *gradients, None, None, None
 
 
 class _SmyrfAttentionBackward(torch.autograd.Function):
-    """Only so that a second derivative raises."""
+    """The first derivative; a second one raises."""
 
     @staticmethod
     def forward(
@@ -230,7 +230,7 @@ def _no_tangent(ctx: Any, *grad_inputs: Any) -> Any:
 
 
 class Transformed(torch.autograd.Function):
-    """A call inside transforms of torch.func, which take no operator whose memory they must see."""
+    """A call of the operator inside transforms of torch.func, with a rule for vmap."""
 
     generate_vmap_rule = True
 
@@ -254,7 +254,7 @@ class Transformed(torch.autograd.Function):
 
 
 class _TransformedBackward(torch.autograd.Function):
-    """Its derivative, which has none."""
+    """The first derivative; a second one raises."""
 
     generate_vmap_rule = True
 
@@ -271,10 +271,18 @@ class _TransformedBackward(torch.autograd.Function):
 
 
 def export(name: str, tensor: torch.Tensor | None, *, rows: bool = False) -> Any:
-    """A DLPack capsule of a tensor's memory: a quarter of the time of `Tensor.__dlpack__`.
+    """A DLPack capsule of a tensor's memory; None for None.
 
-    `rows`: the tensor is only read, and its last dimension has to be contiguous; if it is not, the
-    capsule is of a copy.
+    It takes a quarter of the time of `Tensor.__dlpack__`.
+
+    Args:
+        name: of the argument, for messages.
+        tensor: strided, on the CPU; float32, float16, bfloat16 or bool.
+        rows: the core only reads the tensor, and needs its last dimension contiguous. Where it is
+            not, the capsule holds a copy.
+
+    Raises:
+        TypeError: a tensor of another kind, or without memory of its own.
     """
     if tensor is None:
         return None
@@ -316,7 +324,7 @@ def _has_rows(tensor: torch.Tensor) -> bool:
 
 
 def _empty_like(tensor: torch.Tensor) -> torch.Tensor:
-    """Strided like a tensor, but for its rows, which are contiguous."""
+    """An empty tensor with the strides of another, but always with contiguous rows."""
     like = torch.empty_like(tensor)
     if like.is_contiguous() or _has_rows(like):
         return like
@@ -326,11 +334,11 @@ def _empty_like(tensor: torch.Tensor) -> torch.Tensor:
 def empty_out(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: dict[str, Any]
 ) -> torch.Tensor:
-    """For out, with strides for which every view works that works after PyTorch's attention.
+    """An empty out, with the strides that PyTorch's attention would give it.
 
-    Where PyTorch would take its fused kernel, these are query's, so that the out of heads that were
-    split by a transposed view can be joined by one; elsewhere out is contiguous. In layout BNHD
-    always.
+    Code that views PyTorch's result then works with ours. PyTorch's fused kernel gives query's
+    strides: heads that a transposed view split can be joined by a view. Otherwise out is
+    contiguous, as it always is in layout BNHD.
     """
     mask = options["attn_mask"]
     fused = (
@@ -372,7 +380,12 @@ def run(
     *,
     keep_plan: bool = False,
 ) -> tuple[_core.Statistics | None, _core.Plan | None]:
-    """One call of the core; values only, no graph. The plan it carried out, where it is kept."""
+    """One call of the core, without autograd: writes out and, where given, lse.
+
+    Returns:
+        The statistics, where anybody wants them, and the plan that was carried out: the one given,
+        or with `keep_plan` the one that was made.
+    """
     collecting = collector.active()
     arrays = (
         *export_rows(query, key, value),
@@ -400,9 +413,9 @@ def _run_backward(
     options: dict[str, Any],
     plan: _core.Plan | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of query, key and value; values only, no graph.
+    """The gradients by query, key and value, computed by the core without autograd.
 
-    `saved`: query, key, value, out and lse of the call.
+    `saved` is query, key, value, out and lse of the call.
     """
     query, key, value, out, lse = saved
     gradients = _empty_like(query), _empty_like(key), _empty_like(value)

@@ -1,4 +1,4 @@
-"""Packed rows: several texts one after another, each of which attends to itself alone."""
+"""Packed rows: a row holds several texts, and each text attends to itself alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]], torch.Tensor]
 
-# Where texts begin in the queries and in the keys of a row, and where the last one ends.
+# The (query, key) at which each text of a row begins, and at which the last one ends.
 Cuts = Sequence[tuple[int, int]]
 
 
@@ -137,7 +137,7 @@ def attend_texts(
     for row, cuts in enumerate(rows):
         ends = list(zip(*cuts, strict=True))
         lengths = [[b - a for a, b in itertools.pairwise(side)] for side in ends]
-        # The gradient of a split is one concatenation, that of a slice a whole row.
+        # Split, not sliced: its gradient is one concatenation. That of each slice is a whole row.
         texts = zip(
             torch.split(query[row : row + 1], lengths[0], dim=1),
             torch.split(key[row : row + 1], lengths[1], dim=1),

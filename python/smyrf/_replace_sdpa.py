@@ -78,28 +78,30 @@ def replace_sdpa(method: Method = "auto", **dials: float | None) -> Replacement:
     """Have `torch.nn.functional.scaled_dot_product_attention` compute with smyrf.
 
     For models that call it themselves: timm, diffusers, `torch.nn.MultiheadAttention` without
-    `need_weights`, `torch.nn.TransformerEncoder`. Results mean the same, `is_causal` too, which
-    PyTorch aligns to the upper left. A call that smyrf can't take goes to PyTorch's own function
-    and is counted with the reason: dropout, masks that require a gradient, float64, other devices,
-    subclasses of tensors, transforms of torch.func, and masks or `is_causal` where the method is
-    "lsh" or "tree".
+    `need_weights`, `torch.nn.TransformerEncoder`. Arguments keep PyTorch's meaning: `is_causal` is
+    aligned to the upper left. A call that smyrf can't take goes to PyTorch's own function and is
+    counted with the reason. Such calls have dropout, masks that require a gradient, float64,
+    another device, subclasses of tensors or transforms of torch.func; with "lsh" and "tree" also
+    masks or `is_causal`.
 
-    In place from this call on, in every thread, until `undo()` or the end of the `with` block.
-    Replacements nest: the last that is in place decides, and counts. Names that modules bound by
-    `from torch.nn.functional import ...` are replaced too, those in classes, closures and
-    graphs compiled before are not. While one is in place PyTorch's fused path of
-    `MultiheadAttention` and `TransformerEncoder`, which calls no attention function, is off
-    (`torch.backends.mha`). Calls inside compiled graphs are not counted.
+    The replacement is in place from this call on, in every thread, until `undo()` or the end of the
+    `with` block. Replacements nest: the last one in place decides, and counts. Names that modules
+    bound by `from torch.nn.functional import ...` are replaced too; those in classes, closures and
+    graphs that were compiled before are not. The fused path of PyTorch's `MultiheadAttention` and
+    `TransformerEncoder` calls no attention function, so it is off meanwhile (`torch.backends.mha`).
+    Calls inside compiled graphs are not counted.
 
     Args:
-        method: "auto", "dense", "lsh" or "tree", as in `smyrf.attention`.
-        dials: of the method: n_hashes, cluster_size, tolerance, max_density, seed.
+        method: as in `smyrf.attention`, default "auto".
+        dials: n_hashes, cluster_size, tolerance, max_density, seed: as in `smyrf.attention`, each
+            of its own method.
 
     Returns:
         Replacement, a context manager with `undo()`, `taken` and `passed`.
 
     Raises:
-        TypeError, ValueError: what `smyrf.attention` says of method and dials.
+        TypeError: an unknown dial, or one of the wrong type.
+        ValueError: an unknown method; a dial out of range, or of another method.
     """
     replacement = Replacement(method, dials)
     _add(replacement)
@@ -153,8 +155,8 @@ def scaled_dot_product_attention(
     active = _active
     reason: str | None = None
     if active and type(attn_mask).__name__ == "CausalBias":  # importing it takes seconds
-        # It looks whether it is asked about the function of PyTorch's that we stand for, and calls
-        # that with a plain mask.
+        # A CausalBias turns itself into a plain mask, and calls PyTorch's function with that. It
+        # does so only for a function that it takes for PyTorch's.
         out: Tensor = handle_torch_function(
             scaled_dot_product_attention,
             (attn_mask,),
@@ -191,7 +193,7 @@ def scaled_dot_product_attention(
 def _why_not(
     method: Method, arguments: tuple[Any, ...], dropout_p: float, is_causal: bool
 ) -> str | None:
-    """Why PyTorch has to compute a call; None where smyrf may. smyrf's own refusals come later."""
+    """Why PyTorch has to compute a call. None: smyrf may try, which can still refuse it."""
     query, key, value, attn_mask = arguments
     given = [x for x in arguments if x is not None]
     for tensor in given:
@@ -236,7 +238,7 @@ def _attend(
         if queries > keys:
             # PyTorch counts from the upper left, smyrf from the lower right.
             window, is_causal = (-1, queries - keys), False
-        elif queries < keys:  # nobody sees the last keys
+        elif queries < keys:  # no query sees the last keys
             key, value = key[..., :queries, :], value[..., :queries, :]
     out: Tensor = smyrf.attention(
         query,

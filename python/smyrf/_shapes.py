@@ -1,8 +1,8 @@
-"""Any rank, dimensions of 1 that stand for many, rows of any stride: made what the core takes.
+"""Makes arrays of any rank, and dimensions of 1 that broadcast, into what the core takes.
 
-The core takes query, key and value of four dimensions and one batch, with contiguous rows. What it
-takes, or refuses with a sentence of its own, passes through here untouched. NumPy arrays and
-PyTorch tensors alike; for tensors everything is an operation that autograd knows.
+The core takes query, key and value of four dimensions, with one batch and contiguous rows. What it
+takes, and what it refuses with a sentence of its own, passes through here untouched. Arrays are
+NumPy's or PyTorch's. Everything done to tensors is an operation that autograd knows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def is_plain(query: Any, key: Any, value: Any, options: dict[str, Any]) -> bool:
     """Whether the core takes the shapes as they are. `value` may be None."""
     q, k = query.shape, key.shape
     v = k if value is None else value.shape
-    if q == k == v and len(q) == 4:  # most calls; their microseconds count
+    if q == k == v and len(q) == 4:  # most calls, which this spares what follows
         return bool(q[3] > 0)
     if not len(q) == len(k) == len(v) == 4 or q[3] == 0 or v[3] == 0:
         return False
@@ -34,7 +34,7 @@ def is_plain(query: Any, key: Any, value: Any, options: dict[str, Any]) -> bool:
 
 
 def rows(array: Any) -> Any:
-    """A NumPy array whose last dimension is contiguous: itself where it is so."""
+    """A NumPy array with a contiguous last dimension: the array itself, or a copy."""
     if array is None or array.flags.c_contiguous or array.strides[-1] == array.itemsize:
         return array
     return array if array.shape[-1] <= 1 else np.ascontiguousarray(array)
@@ -74,7 +74,7 @@ class Form(NamedTuple):
 
 
 class Shaped(NamedTuple):
-    """A call as the core takes it, and the form of its results."""
+    """A call as the core takes it, and the form that its results must be given."""
 
     query: Any
     key: Any
@@ -88,7 +88,11 @@ class Shaped(NamedTuple):
         return self.query.shape[rows_axis], 0 if self.form.no_values else self.value.shape[3]
 
     def view_of_out(self, out: Any) -> Any:
-        """The caller's out, in the core's shape and the same memory; None if it has none."""
+        """The caller's out in the core's shape, in the same memory. None if out has no columns.
+
+        Raises:
+            ValueError: out has another shape than the result, or can't be seen in the core's.
+        """
         expected = self.form.out_shape(*self._sizes)
         if tuple(out.shape) != expected:
             raise ValueError(f"out: got shape {tuple(out.shape)}, expected {expected}")
@@ -107,7 +111,7 @@ class Shaped(NamedTuple):
         return view
 
     def restored(self, out: Any, lse: Any) -> tuple[Any, Any]:
-        """The core's results in the shapes of the call; contiguous, as PyTorch's are there."""
+        """The core's results in the shapes of the call; tensors contiguous, as PyTorch's are."""
         if self.form.no_values:
             out = out[..., :0]
         out = out.reshape(self.form.out_shape(*self._sizes))
@@ -119,9 +123,9 @@ class Shaped(NamedTuple):
 
 
 def shaped(query: Any, key: Any, value: Any, options: dict[str, Any]) -> Shaped | None:
-    """The call as `scaled_dot_product_attention` would broadcast it. `value` may be None.
+    """The call, broadcast as `scaled_dot_product_attention` does it. `value` may be None.
 
-    None if the core has the sentence that refuses the shapes.
+    None if the core refuses the shapes: its sentence is the better one.
 
     Raises:
         TypeError: fewer dimensions than two, or more in a mask than in the call.
@@ -168,7 +172,7 @@ def _with_heads(array: Any, has_heads: bool, heads_last: bool) -> Any:
 def _form(
     given: dict[str, Any], headed: dict[str, Any], options: dict[str, Any], form: Form
 ) -> Form | None:
-    """The form of a call whose sizes agree. None if they don't and the core has a sentence."""
+    """The form of a call whose sizes agree. None if they don't, and the core will say so."""
     all_four = all(array.ndim == 4 for array in given.values())
     heads_axis, rows_axis = (-2, -3) if form.heads_last else (-3, -2)
     grouped = bool(options["enable_gqa"])
@@ -232,7 +236,7 @@ def _broadcast(*shapes: Sizes) -> Sizes | None:
 
 
 def _expanded(headed: dict[str, Any], form: Form, grouped: bool) -> dict[str, Any]:
-    """All over the whole batch, one dimension, and key and value over the same heads."""
+    """The arrays, with the batch as one dimension; key and value have the same heads."""
     heads_axis = -2 if form.heads_last else -3
     key_heads = form.heads
     if grouped:
@@ -255,7 +259,7 @@ def _expanded(headed: dict[str, Any], form: Form, grouped: bool) -> dict[str, An
 
 
 def _column_of_zeros(array: Any) -> Any:
-    """For an array without columns."""
+    """An array without columns, with one column of zeros."""
     if is_tensor(array):
         return sys.modules["torch"].nn.functional.pad(array, (0, 1))
     return np.zeros((*array.shape[:-1], 1), array.dtype)
@@ -266,7 +270,7 @@ def _expand(array: Any, shape: Sizes) -> Any:
 
 
 def _attn_mask(mask: Any, form: Form) -> Any:
-    """With the batch as one dimension, where the mask has a batch at all."""
+    """The mask with its batch, where it has one, as one dimension."""
     if mask is None:
         return None
     if mask.ndim > form.rank:
@@ -291,7 +295,7 @@ def _attn_mask(mask: Any, form: Form) -> Any:
 
 
 def _padding(name: str, options: dict[str, Any], array: Any, form: Form) -> Any:
-    """(batch, N) of a mask (*batch, N), where the batch is the call's or that of its rows."""
+    """A padding mask (*batch, N) as (batch, N). Its batch is the call's, or that of `array`."""
     mask = options[name]
     if mask is None:
         return None
@@ -306,7 +310,7 @@ def _padding(name: str, options: dict[str, Any], array: Any, form: Form) -> Any:
 
 
 def shaped_parts(parts: tuple[Any, Any, Any, Any], layout: Layout) -> tuple[Any, ...]:
-    """What `merge` takes (out, lse, other_out, other_lse), as the core takes it."""
+    """The arrays of `merge` (out, lse, other_out, other_lse), as the core takes them."""
     rank = parts[0].ndim
     if (
         rank == 4

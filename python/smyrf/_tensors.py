@@ -121,7 +121,7 @@ def _directly(
     return_stats: bool,
     needs_gradient: bool,
 ) -> Any:
-    """(out, lse or None, statistics or None), outside graphs."""
+    """(out, lse or None, statistics or None) of a call of the core, which no graph can hold."""
     if torch.compiler.is_compiling():
         raise NotImplementedError(
             "plan, out and return_stats can't be part of a compiled graph; leave them out there"
@@ -137,7 +137,7 @@ def _directly(
     elif out.is_neg():
         raise TypeError("out: is a view that is negated when read; pass a tensor of its own")
     elif not out.is_inference():
-        # What autograd saved of it for a backward pass is no longer there.
+        # If autograd saved out for a backward pass, that must notice that out was overwritten.
         torch.autograd.graph.increment_version(out)
     lse = None
     if return_lse:
@@ -149,7 +149,7 @@ def _directly(
 def _check_differentiation(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None
 ) -> None:
-    """Raise for derivatives that there are none of."""
+    """Raise NotImplementedError for derivatives that there are none of."""
     if attn_mask is not None and attn_mask.requires_grad and torch.is_grad_enabled():
         raise NotImplementedError(NO_MASK_GRADIENT)
     if forward_ad._current_level < 0 or torch.compiler.is_compiling():
@@ -168,7 +168,7 @@ def planned(
     value: torch.Tensor | None,
     options: dict[str, Any],
 ) -> Any:
-    """`smyrf.plan` and `smyrf.estimate` for tensors: `call` is the core's function."""
+    """`smyrf.plan` or `smyrf.estimate` for tensors; `call` is the core's function of that name."""
     given: dict[str, Any] = {"key": key} if value is None else {"key": key, "value": value}
     check_arrays(torch.Tensor, query=query, **given, **{name: options[name] for name in MASKS})
     options = _environment.completed(options)
@@ -209,7 +209,7 @@ def merge(
 
 
 def _autocast(tensor: torch.Tensor) -> torch.Tensor:
-    """The cast that PyTorch's own operators do: float64 and integers stay what they are."""
+    """The cast that PyTorch's operators do under autocast: of floats, but not of float64."""
     if not tensor.is_floating_point() or tensor.dtype == torch.float64:
         return tensor
     return tensor.to(torch.get_autocast_dtype("cpu"))

@@ -1,4 +1,4 @@
-"""Collects, out of band, what attention calls did: layer, statistics, shape, relative error."""
+"""Records of what attention calls did: layer, statistics, shape, relative error."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from smyrf._types import Layout
 if TYPE_CHECKING:
     from smyrf import Statistics
 
-# Keywords of a call that say which pairs are allowed and how logits are scaled: dense attention on
-# the same inputs needs them. The others choose a method, or what is returned.
+# Keywords that dense attention on the same inputs needs: they say which pairs are allowed and how
+# logits are scaled. The others choose a method, or what is returned.
 _CARRIED = (
     "attn_mask",
     "is_causal",
@@ -65,7 +65,7 @@ class Record:
 
 
 class Collector:
-    """Receives the calls made while a `collect` block is open, and those of blocks around it."""
+    """Receives the calls of one `collect` block, and hands them on to the block around it."""
 
     def __init__(self, errors: bool, outer: Collector | None) -> None:
         self.errors = errors
@@ -106,7 +106,7 @@ _layer: ContextVar[str | None] = ContextVar("smyrf_layer", default=None)
 
 
 def active() -> Collector | None:
-    """The innermost open collector of this thread, or None. Attention asks once a call."""
+    """The innermost open collector of this thread, or None."""
     return _active.get()
 
 
@@ -114,14 +114,14 @@ def active() -> Collector | None:
 def collect(errors: bool = False) -> Iterator[list[Record]]:
     """Collect a `Record` of every attention call made inside the block.
 
-    Calls are those of this thread (of this `contextvars` context): a thread started inside the
-    block is not collected unless it runs in a copy of the context
+    The block sees the calls of its own thread, more exactly of its `contextvars` context. A thread
+    started inside is seen only if it runs in a copy of the context
     (`contextvars.copy_context().run`). Blocks nest; each sees the calls of the blocks inside it.
 
     Args:
-        errors: also compute dense attention on every call's inputs and record the relative error.
-            This costs a dense call and float64 sums each time: not for timing. Of a call with
-            `plan`, dense attention has the padding, causality and window that the plan holds.
+        errors: also compute dense attention on the inputs of every call, and record the relative
+            error. This costs a dense call and sums in float64 each time. Dense attention has the
+            padding, causality and window of the call, or of its plan. Default False.
 
     Yields:
         The list that grows by one record a call.
@@ -136,7 +136,7 @@ def collect(errors: bool = False) -> Iterator[list[Record]]:
 
 @contextmanager
 def received_by(receiver: Collector) -> Iterator[None]:
-    """Inside the block calls go to this collector alone."""
+    """Inside the block this collector alone receives the calls."""
     token = _active.set(receiver)
     try:
         yield
@@ -145,13 +145,13 @@ def received_by(receiver: Collector) -> Iterator[None]:
 
 
 def layer() -> str | None:
-    """The layer that is calling, where it is known."""
+    """The name of the layer that is calling, or None."""
     return _layer.get()
 
 
 @contextmanager
 def calling(name: str) -> Iterator[None]:
-    """Inside the block calls are those of the layer of this name."""
+    """Inside the block, calls are recorded as those of the layer `name`."""
     token = _layer.set(name)
     try:
         yield
@@ -161,7 +161,7 @@ def calling(name: str) -> Iterator[None]:
 
 @contextmanager
 def suspended() -> Iterator[None]:
-    """Inside the block calls are not collected (those which smyrf makes for its own purposes)."""
+    """Inside the block no call is collected: smyrf makes some for its own purposes."""
     token = _active.set(None)
     try:
         yield
@@ -178,17 +178,19 @@ def relative_error(
     key_padding_mask: Any = None,
     query_padding_mask: Any = None,
 ) -> NDArray[np.float64]:
-    """`|out - dense| / |dense|` of every head, Frobenius norms over its valid queries.
+    """`|out - dense| / |dense|` of every head, in Frobenius norms over its valid queries.
 
-    The denominator is at least .01 of the values' deviation from their mean (RMS over the valid
-    keys, times the square root of the number of valid queries), so that a head whose dense output
-    is almost 0 doesn't divide by it. 0 where a head has no valid query; NaN where an output is NaN.
+    A head whose dense output is almost 0 must not divide by it. The denominator is therefore at
+    least 1 % of the values' deviation from their mean (RMS over the valid keys), times the square
+    root of the number of valid queries. The error is 0 where a head has no valid query, and NaN
+    where an output is NaN.
 
     Args:
         out, dense: (B, Hq, Nq, Dv) arrays or tensors, any float type, in `layout`.
         value: (B, Hkv, Nk, Dv) in `layout`; Hq is a multiple of Hkv.
-        layout: "BHND" or "BNHD".
-        key_padding_mask, query_padding_mask: (B, Nk) and (B, Nq) bool, True = valid, or None.
+        layout: of all three, "BHND" (default) or "BNHD".
+        key_padding_mask, query_padding_mask: bool (B, Nk) and (B, Nq), True where a row is valid.
+            Default all are.
 
     Returns:
         (B, Hq) float64.
@@ -235,7 +237,7 @@ def _error_against_dense(
         options = _with_what_the_plan_holds(query, options)
     query, key, value, out = (detached(array) for array in (query, key, value, out))
     carried = {name: options[name] for name in _CARRIED if name in options}
-    if options.get("dropout_p"):  # the seed then says which pairs are dropped
+    if options.get("dropout_p"):  # the seed decides which pairs are dropped
         carried |= {name: options[name] for name in ("dropout_p", "seed")}
     with suspended():
         dense = smyrf.attention(query, key, value, method="dense", **carried)
@@ -250,7 +252,7 @@ def _error_against_dense(
 
 
 def _with_what_the_plan_holds(query: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The call's options and, of its plan, what a call with a plan may leave out."""
+    """The call's options, and those of its plan that a call with a plan may leave out."""
     plan = options["plan"]
     held: dict[str, Any] = {"is_causal": plan.is_causal, "window": plan.window}
     for name, valid in (
@@ -281,6 +283,6 @@ def _valid(mask: Any, b: int, rows: int) -> NDArray[np.bool_]:
 
 
 def _float64(array: Any) -> NDArray[np.float64]:
-    # NumPy has no bfloat16: a tensor widens itself first.
+    # A tensor is widened by PyTorch, since NumPy has no bfloat16.
     array = detached(array)
     return np.asarray(array.double() if hasattr(array, "double") else array, np.float64)

@@ -61,18 +61,18 @@ def enable(
 ) -> list[str]:
     """Switch a generator's self-attention to smyrf, in place.
 
-    Only the class of the attention modules changes, and their attribute `smyrf` says how they
-    attend; weights and hooks stay, and state dicts load either way. Enabling again replaces method,
-    layers and dials. A copy of an enabled model is enabled, too.
+    The attention modules get another class, and an attribute `smyrf` that says how they attend.
+    Weights and hooks stay, and state dicts load either way. Enabling again replaces method, layers
+    and dials. A copy of an enabled model is enabled, too.
 
     Args:
         model: a `BigGAN` or `Generator` of `pytorch_pretrained_biggan`, or a module that holds
             some.
-        method: as in `smyrf.attention`.
-        layers: which attention modules take the method; the others run smyrf's `dense`. None: all.
-            A string: a shell pattern (`fnmatch`, case counts) on the module's name as in
-            `model.named_modules()`. A callable: called with the name and the module of each
-            attention module, returns whether it takes the method.
+        method: as in `smyrf.attention`, default "auto".
+        layers: which attention modules take the method; the others run smyrf's `dense`. None (the
+            default): all. A string: a shell pattern (`fnmatch`, case counts) for the module's name
+            in `model.named_modules()`. A callable: gets the name and the module of each attention
+            module, and returns whether it takes the method.
         dials: n_hashes, cluster_size, tolerance, max_density, seed: as in `smyrf.attention`.
 
     Returns:
@@ -80,8 +80,8 @@ def enable(
 
     Raises:
         TypeError: an unknown dial, or layers of another type.
-        ValueError: what `smyrf.attention` raises about method and dials; no attention module
-            found, or none chosen by layers.
+        ValueError: an unknown method; a dial out of range, or of another method; no attention
+            module found, or none chosen by layers.
     """
     check_dials(method, dials)
     found = {name: m for name, m in model.named_modules() if type(m) in (SelfAttn, _SmyrfSelfAttn)}
@@ -118,11 +118,11 @@ def disable(model: nn.Module) -> None:
 def move_attention(model: nn.Module, resolution: int, seed: int | None = None) -> str:
     """Move a generator's self-attention behind the first block that gives so many pixels a side.
 
-    The layer and its weights move where the feature map there has as many channels; the weights
-    were then trained for another one. Elsewhere, as always from a lower to a higher resolution of
-    the published generators, they can't be used: with a seed a new layer takes the old one's place,
-    with random weights and gamma 0, which adds nothing until it is trained. Its weights, and no
-    others, depend on the seed; torch's own random state stays as it is.
+    Where the feature map has as many channels as before, the layer moves with its weights, which
+    were trained for another map. Where it has not, as at every higher resolution of the published
+    generators, the weights can't be used. With a seed, a new layer then takes the old one's place.
+    Its weights are random, and its gamma is 0, so that it adds nothing until it is trained. The
+    seed decides the new weights alone; torch's random state does not change.
 
     `config.attention_layer_position` follows. `BigGAN(config)` builds no attention behind the last
     block: to load a state dict of a generator with attention there, build it, call

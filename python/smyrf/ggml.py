@@ -1,7 +1,6 @@
-"""Where the plug-in for llama.cpp and other programs built on ggml lies.
+"""The path of the plug-in for llama.cpp and other programs built on ggml.
 
-`python -m smyrf.ggml` prints its path, which GGML_BACKEND_PATH or ggml_backend_load() takes. Needs
-no PyTorch.
+`python -m smyrf.ggml` prints it, for GGML_BACKEND_PATH or ggml_backend_load(). Needs no PyTorch.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ NAME = "libggml-smyrf.so"
 
 
 def path() -> Path:
-    """The plug-in's file.
+    """The path of the plug-in's file.
 
     Raises:
         FileNotFoundError: this build of smyrf has none.

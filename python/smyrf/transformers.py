@@ -74,31 +74,31 @@ def enable(
 ) -> list[str]:
     """Switch a loaded model's attention to smyrf, in place.
 
-    `_attn_implementation` of the model's configs changes, and an attribute of the model and of each
-    attention module keeps method and dials: a copy of the model (`copy.deepcopy`, pickle) is
-    enabled in the same way, on configs of its own. Another model built on the same config objects
+    `_attn_implementation` of the model's configs changes. An attribute of the model, and of each
+    attention module, keeps method and dials. A copy of the model (`copy.deepcopy`, pickle) is
+    therefore enabled too, on configs of its own. Another model built on the same config objects
     runs smyrf's `auto` meanwhile. Enabling again replaces method, layers and dials. A model that is
     deleted while enabled counts as disabled.
 
     Args:
         model: a transformers model whose layers use its attention interface, or a module that
             holds such models.
-        method: as in `smyrf.attention`.
-        layers: which attention modules take the method; the others run smyrf's `dense`. None: all.
-            A string: a shell pattern (`fnmatch`, case counts) on the module's name as in
-            `model.named_modules()`, e.g. "encoder.layer.*". A callable: called with the name and
-            the module of each attention module, returns whether it takes the method.
+        method: as in `smyrf.attention`, default "auto".
+        layers: which attention modules take the method; the others run smyrf's `dense`. None (the
+            default): all. A string: a shell pattern (`fnmatch`, case counts) for the module's name
+            in `model.named_modules()`, such as "encoder.layer.*". A callable: gets the name and the
+            module of each attention module, and returns whether it takes the method.
         dials: n_hashes, cluster_size, tolerance, max_density, seed: as in `smyrf.attention`. With
-            attention dropout a layer draws a seed a call, from PyTorch's generator, in place of
-            this one: `lsh` then hashes anew in every call.
+            attention dropout, each call of a layer draws its seed from PyTorch's generator instead:
+            `lsh` then hashes anew in every call.
 
     Returns:
         Names of the modules that take the method.
 
     Raises:
-        TypeError: no module, an unknown dial, or layers of another type.
-        ValueError: what `smyrf.attention` raises about method and dials; no attention module
-            found, or none chosen by layers; the modules are already enabled through another model.
+        TypeError: model is no module; an unknown dial; layers of another type.
+        ValueError: an unknown method; a dial out of range, or of another method; no attention
+            module found, or none chosen by layers; modules enabled through another model already.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected a loaded model")
@@ -134,8 +134,8 @@ def enable(
 def disable(model: nn.Module) -> None:
     """Give a model back the attention implementation it had before `enable`.
 
-    A module that holds enabled models disables them. Configs that it shares with other enabled
-    models follow when the last of those is disabled; it runs smyrf's `auto` until then.
+    All enabled models inside a module are disabled with it. A config that other enabled models
+    share changes back when the last of them is disabled; until then the model runs smyrf's `auto`.
 
     Raises:
         ValueError: the model is not enabled, or it is a part of one that is.
