@@ -16,6 +16,7 @@
 
 #include "base/message.h"
 #include "call/check.h"
+#include "smyrf/methods.h"
 #include "smyrf/smyrf.h"
 
 namespace smyrf::bindings {
@@ -213,15 +214,23 @@ inline const Plan* ToPlan(nb::handle object) {
   return plan;
 }
 
+/// 'auto', 'dense' and so on, as a sentence lists them.
+inline std::string MethodNames() {
+  std::string names;
+  for (std::size_t i = 0; i < methods().size(); ++i) {
+    if (i > 0) names += i + 1 == methods().size() ? " and " : ", ";
+    names += Message("'", methods()[i]->name, "'");
+  }
+  return names;
+}
+
 inline Method ToMethod(nb::handle object) {
   std::string name;
   if (nb::try_cast(object, name)) {
-    for (const auto method : {Method::kAuto, Method::kDense, Method::kLsh, Method::kTree}) {
-      if (name == Name(method)) return method;
-    }
+    if (const std::optional<Method> method = method_named(name)) return *method;
   }
   Fail(ErrorKind::kValue, "method: got ", nb::cast<std::string>(nb::repr(object)),
-       ", accepted are 'auto', 'dense', 'lsh' and 'tree'");
+       ", accepted are ", MethodNames());
 }
 
 inline bool ToHeadsLast(nb::handle object) {

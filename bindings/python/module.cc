@@ -1,6 +1,7 @@
 // smyrf._core: the C++ calls, and what they give back.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/filesystem.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -10,9 +11,11 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <iterator>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -22,8 +25,6 @@
 #include "base/run.h"
 #include "base/thread_team.h"
 #include "call.h"
-#include "call/check.h"
-#include "methods/tree/kernels/nodes.h"
 #include "pickle.h"
 #include "smyrf/smyrf.h"
 #include "without_gil.h"
@@ -169,9 +170,13 @@ void CheckIndex(const char* name, std::int64_t index, std::int64_t size) {
   }
 }
 
+std::vector<std::int32_t> List(std::span<const std::int32_t> view) {
+  return {view.begin(), view.end()};
+}
+
 double PlanDensity(const smyrf::Plan& plan, std::int64_t batch, std::int64_t head) {
-  CheckIndex("batch", batch, plan.batch);
-  CheckIndex("head", head, plan.query_heads);
+  CheckIndex("batch", batch, plan.info().batch);
+  CheckIndex("head", head, plan.info().query_heads);
   return plan.density(batch, head);
 }
 
@@ -181,35 +186,34 @@ using Nodes = std::vector<std::tuple<std::int32_t, std::int32_t, std::int32_t, s
 
 std::tuple<std::vector<std::int32_t>, std::vector<std::int32_t>, std::vector<Block>> PlanHead(
     const smyrf::Plan& plan, std::int64_t round, std::int64_t batch, std::int64_t head) {
-  if (plan.method == smyrf::Method::kDense) {
+  if (!plan.has_heads()) {
     Fail(ErrorKind::kValue,
          "head: the ranges of a dense plan are implicit, every allowed pair once");
   }
-  CheckIndex("round", round, plan.rounds());
-  CheckIndex("batch", batch, plan.batch);
-  CheckIndex("head", head, plan.query_heads);
-  const smyrf::HeadPlan& part = plan.head(round, batch, head);
+  CheckIndex("round", round, plan.info().rounds());
+  CheckIndex("batch", batch, plan.info().batch);
+  CheckIndex("head", head, plan.info().query_heads);
+  const smyrf::HeadView part = plan.head(round, batch, head);
   std::vector<Block> blocks;
   for (const smyrf::QueryBlock& block : part.blocks) {
     Block& entry = blocks.emplace_back();
     std::get<0>(entry) = block.begin;
     std::get<1>(entry) = block.end;
     for (std::uint32_t r = block.first_range; r < block.last_range; ++r) {
-      std::get<2>(entry).emplace_back(part.ranges[r].begin, part.ranges[r].end,
-                                      part.ranges[r].partial);
+      std::get<2>(entry).emplace_back(part.ranges[r].begin, part.ranges[r].end, false);
     }
   }
-  return {part.query_order, part.key_order, blocks};
+  return {List(part.query_order), List(part.key_order), blocks};
 }
 
 std::vector<std::vector<std::int32_t>> PlanNodes(const smyrf::Plan& plan, std::int64_t batch,
                                                  std::int64_t head) {
-  if (plan.method != smyrf::Method::kTree) {
+  if (!plan.has_key_trees()) {
     Fail(ErrorKind::kValue, "nodes: only a plan of method tree has nodes");
   }
-  CheckIndex("batch", batch, plan.batch);
-  CheckIndex("head", head, plan.query_heads);
-  const smyrf::HeadPlan& part = plan.head(0, batch, head);
+  CheckIndex("batch", batch, plan.info().batch);
+  CheckIndex("head", head, plan.info().query_heads);
+  const smyrf::HeadView part = plan.head(0, batch, head);
   std::vector<std::vector<std::int32_t>> blocks;
   blocks.reserve(part.blocks.size());
   for (const smyrf::QueryBlock& block : part.blocks) {
@@ -219,65 +223,77 @@ std::vector<std::vector<std::int32_t>> PlanNodes(const smyrf::Plan& plan, std::i
   return blocks;
 }
 
-const smyrf::KeyTree& CheckedTree(const char* name, const smyrf::Plan& plan, std::int64_t batch,
-                                  std::int64_t key_head) {
-  if (plan.method != smyrf::Method::kTree) {
+smyrf::KeyTreeView CheckedTree(const char* name, const smyrf::Plan& plan, std::int64_t batch,
+                               std::int64_t key_head) {
+  if (!plan.has_key_trees()) {
     Fail(ErrorKind::kValue, name, ": only a plan of method tree has key trees");
   }
-  CheckIndex("batch", batch, plan.batch);
-  CheckIndex("key_head", key_head, plan.key_heads);
+  CheckIndex("batch", batch, plan.info().batch);
+  CheckIndex("key_head", key_head, plan.info().key_heads);
   return plan.key_tree(batch, key_head);
 }
 
 std::tuple<std::vector<std::int32_t>, std::int32_t, Nodes> PlanTree(const smyrf::Plan& plan,
                                                                     std::int64_t batch,
                                                                     std::int64_t key_head) {
-  const smyrf::KeyTree& tree = CheckedTree("tree", plan, batch, key_head);
+  const smyrf::KeyTreeView tree = CheckedTree("tree", plan, batch, key_head);
   Nodes nodes;
   nodes.reserve(tree.nodes.size());
   for (const smyrf::Node& node : tree.nodes) {
     nodes.emplace_back(node.begin, node.end, node.first_child, node.child_count);
   }
-  return {tree.key_order, tree.sinks, nodes};
+  return {List(tree.key_order), tree.sinks, nodes};
 }
 
 std::tuple<Array<float>, Array<float>, Array<float>, Array<float>> TreeConstants(
     const smyrf::Plan& plan, std::int64_t batch, std::int64_t key_head) {
-  const smyrf::KeyTree& tree = CheckedTree("tree_constants", plan, batch, key_head);
-  constexpr std::int64_t kWidth = smyrf::kernels::kCoordinates;
-  const auto rows = [](const std::vector<float>& values) {
-    return Grid<float>(std::ssize(values) / kWidth, kWidth, [&](std::int64_t i, std::int64_t c) {
-      return values[static_cast<std::size_t>(i * kWidth + c)];
+  const smyrf::KeyTreeView tree = CheckedTree("tree_constants", plan, batch, key_head);
+  // The leading coordinates; a tree without nodes has none.
+  const std::int64_t width =
+      std::max<std::int64_t>(1, std::ssize(tree.query_basis) / plan.info().depth);
+  const auto rows = [width](std::span<const float> values) {
+    return Grid<float>(std::ssize(values) / width, width, [&](std::int64_t i, std::int64_t c) {
+      return values[static_cast<std::size_t>(i * width + c)];
     });
   };
   return {rows(tree.query_basis), rows(tree.key_basis), rows(tree.directions), rows(tree.profiles)};
 }
 
-/// Whether a row is in `valid`, the plan's lists a batch entry; without lists all rows are.
-Array<bool> ValidRows(const smyrf::Plan& plan, const std::vector<std::vector<std::int32_t>>& valid,
-                      std::int64_t rows) {
-  return Grid<bool>(plan.batch, rows, [&](std::int64_t b, std::int64_t i) {
-    return valid.empty() || std::ranges::binary_search(valid[static_cast<std::size_t>(b)], i);
+using ValidOf = std::optional<std::span<const std::int32_t>> (smyrf::Plan::*)(std::int64_t) const;
+
+/// Whether a row is in the list of its batch entry; without lists all rows are.
+Array<bool> ValidRows(const smyrf::Plan& plan, ValidOf valid_of, std::int64_t rows) {
+  return Grid<bool>(plan.info().batch, rows, [&](std::int64_t b, std::int64_t i) {
+    const auto valid = (plan.*valid_of)(b);
+    return !valid || std::ranges::binary_search(*valid, i);
   });
 }
 
 /// get(head) of every head in the first round; false for `dense`, whose heads are implicit.
 template <class Get>
 Array<bool> PlanHeads(const smyrf::Plan& plan, Get get) {
-  return Grid<bool>(plan.batch, plan.query_heads, [&](std::int64_t b, std::int64_t h) {
-    return !plan.heads.empty() && get(plan.head(0, b, h));
+  const smyrf::PlanInfo& info = plan.info();
+  return Grid<bool>(info.batch, info.query_heads, [&](std::int64_t b, std::int64_t h) {
+    return plan.has_heads() && get(plan.head(0, b, h));
   });
 }
 
 std::optional<std::pair<std::int64_t, std::int64_t>> PlanWindow(const smyrf::Plan& plan) {
-  if (!plan.window) return std::nullopt;
-  return std::pair(plan.window->left, plan.window->right);
+  if (!plan.info().window) return std::nullopt;
+  return std::pair(plan.info().window->left, plan.info().window->right);
+}
+
+smyrf::Plan LoadPlan(nb::handle state) { return FromState<smyrf::Plan>("plan", state); }
+
+smyrf::Statistics LoadStatistics(nb::handle state) {
+  return FromState<smyrf::Statistics>("statistics", state);
 }
 
 std::string Describe(const smyrf::Plan& plan) {
-  return smyrf::Message("<smyrf.Plan: ", smyrf::Name(plan.method), " (", plan.reason, "), batch ",
-                        plan.batch, ", ", plan.query_heads, " query heads over ", plan.key_heads,
-                        ", ", plan.queries, " queries over ", plan.keys, " keys>");
+  const smyrf::PlanInfo& info = plan.info();
+  return smyrf::Message("<smyrf.Plan: ", smyrf::name(info.method), " (", info.reason, "), batch ",
+                        info.batch, ", ", info.query_heads, " query heads over ", info.key_heads,
+                        ", ", info.queries, " queries over ", info.keys, " keys>");
 }
 
 std::string Describe(const smyrf::Statistics& statistics) {
@@ -287,10 +303,9 @@ std::string Describe(const smyrf::Statistics& statistics) {
     density += head.density / static_cast<double>(statistics.heads.size());
     expected_error = std::max(expected_error, head.expected_error);
   }
-  const std::string expected = statistics.method == smyrf::Method::kTree
-                                   ? smyrf::Message(", largest expected error ", expected_error)
-                                   : "";
-  return smyrf::Message("<smyrf.Statistics: ", smyrf::Name(statistics.method), " (",
+  const std::string expected =
+      expected_error > 0.0 ? smyrf::Message(", largest expected error ", expected_error) : "";
+  return smyrf::Message("<smyrf.Statistics: ", smyrf::name(statistics.method), " (",
                         statistics.reason, "), ", statistics.heads.size(), " heads, mean density ",
                         density, expected, ", planning ", statistics.planning_seconds,
                         " s, execution ", statistics.execution_seconds, " s, ",
@@ -322,27 +337,40 @@ NB_MODULE(_core, m) {
                                R"(What a call will compute: made by `smyrf.plan`, carried out by
 `smyrf.attention(..., plan=plan)`. Holds indices, no rows of key or value. Can be pickled.)");
   plan.def_prop_ro(
-          "method", [](const smyrf::Plan& p) { return smyrf::Name(p.method); },
+          "method", [](const smyrf::Plan& p) { return smyrf::name(p.info().method); },
           nb::for_getter(method_taken), "The method taken, never 'auto'.")
-      .def_ro("reason", &smyrf::Plan::reason, "Why this method.")
+      .def_prop_ro(
+          "reason", [](const smyrf::Plan& p) { return p.info().reason; }, "Why this method.")
       .def("__repr__", [](const smyrf::Plan& p) { return Describe(p); })
-      .def_ro("batch", &smyrf::Plan::batch)
-      .def_ro("query_heads", &smyrf::Plan::query_heads)
-      .def_ro("key_heads", &smyrf::Plan::key_heads)
-      .def_ro("queries", &smyrf::Plan::queries, "Nq.")
-      .def_ro("keys", &smyrf::Plan::keys, "Nk.")
-      .def_ro("depth", &smyrf::Plan::depth, "D.")
-      .def_ro("n_hashes", &smyrf::Plan::n_hashes, "Rounds; 0 for 'dense'.")
-      .def_ro("cluster_size", &smyrf::Plan::cluster_size, "Keys a cluster; 0 for 'dense'.")
-      .def_ro("seed", &smyrf::Plan::seed)
-      .def_ro("is_causal", &smyrf::Plan::is_causal)
+      .def_prop_ro("batch", [](const smyrf::Plan& p) { return p.info().batch; })
+      .def_prop_ro("query_heads", [](const smyrf::Plan& p) { return p.info().query_heads; })
+      .def_prop_ro("key_heads", [](const smyrf::Plan& p) { return p.info().key_heads; })
+      .def_prop_ro(
+          "queries", [](const smyrf::Plan& p) { return p.info().queries; }, "Nq.")
+      .def_prop_ro(
+          "keys", [](const smyrf::Plan& p) { return p.info().keys; }, "Nk.")
+      .def_prop_ro(
+          "depth", [](const smyrf::Plan& p) { return p.info().depth; }, "D.")
+      .def_prop_ro(
+          "n_hashes", [](const smyrf::Plan& p) { return p.info().n_hashes; },
+          "Rounds; 0 for 'dense'.")
+      .def_prop_ro(
+          "cluster_size", [](const smyrf::Plan& p) { return p.info().cluster_size; },
+          "Keys a cluster; 0 for 'dense'.")
+      .def_prop_ro("seed", [](const smyrf::Plan& p) { return p.info().seed; })
+      .def_prop_ro("is_causal", [](const smyrf::Plan& p) { return p.info().is_causal; })
       .def_prop_ro("window", &PlanWindow, "(left, right), or None.")
       .def_prop_ro(
           "valid_queries",
-          [](const smyrf::Plan& p) { return ValidRows(p, p.valid_queries, p.queries); }, kOwned,
-          "(B, Nq) bool: not padded.")
+          [](const smyrf::Plan& p) {
+            return ValidRows(p, &smyrf::Plan::valid_queries, p.info().queries);
+          },
+          kOwned, "(B, Nq) bool: not padded.")
       .def_prop_ro(
-          "valid_keys", [](const smyrf::Plan& p) { return ValidRows(p, p.valid_keys, p.keys); },
+          "valid_keys",
+          [](const smyrf::Plan& p) {
+            return ValidRows(p, &smyrf::Plan::valid_keys, p.info().keys);
+          },
           kOwned, "(B, Nk) bool: not padded.")
       .def_prop_ro(
           "dense_heads",
@@ -360,13 +388,27 @@ NB_MODULE(_core, m) {
           },
           kOwned,
           "(B, Hq) bool: 'lsh' or 'tree' met a valid query or key that is not finite; out is NaN.")
+      .def(
+          "save",
+          [](const smyrf::Plan& p, const std::filesystem::path& path) { p.save(path.string()); },
+          "path"_a,
+          R"(Write the plan to a file, which appears whole or not at all.
+
+Raises ValueError with the system's reason where it can't be written.)")
+      .def_static(
+          "load",
+          [](const std::filesystem::path& path) { return smyrf::Plan::load(path.string()); },
+          "path"_a,
+          R"(The plan that `save` wrote.
+
+Raises ValueError for a file that can't be read, is damaged or of another version.)")
       .def("density", &PlanDensity, "batch"_a, "head"_a,
            "Evaluated over allowed pairs of one (batch, query head).")
       .def("head", &PlanHead, "round"_a, "batch"_a, "head"_a,
            R"(One round of one (batch, query head) of an 'lsh' plan, or round 0 of a 'tree' plan.
 
 Returns (query_order, key_order, blocks): original indices in plan order, and a list of
-(query_begin, query_end, [(key_begin, key_end, partial), ...]) into those orders. For 'tree' key_order
+(query_begin, query_end, [(key_begin, key_end, partial), ...]) into those orders; no range is partly masked, so that `partial` is False. For 'tree' key_order
 is empty: keys are those of `tree`, and each block has the summaries of `nodes` as well.)")
       .def("nodes", &PlanNodes, "batch"_a, "head"_a,
            "Nodes, of `tree`, whose summaries each block of a 'tree' plan evaluates.")
@@ -383,13 +425,13 @@ Returns float32 copies (query_basis (D, 32), key_basis (D, 32), directions (node
 coordinates along which the variance of its keys is exact; and for each of the first nodes, which are
 the roots, the parts of the coordinates in what directions leave, of it and all nodes under it.
 Constants under differentiation.)");
-  DefinePickling(plan, "Plan", &LoadPlan);
+  DefinePickling(plan, &LoadPlan);
 
   nb::class_<smyrf::Statistics> statistics(
       m, "Statistics", "What a call did, by (batch, query head). Can be pickled.");
   statistics
       .def_prop_ro(
-          "method", [](const smyrf::Statistics& s) { return smyrf::Name(s.method); },
+          "method", [](const smyrf::Statistics& s) { return smyrf::name(s.method); },
           nb::for_getter(method_taken), "The method taken, never 'auto'.")
       .def_ro("reason", &smyrf::Statistics::reason, "Why it was taken.")
       .def_prop_ro(
@@ -461,7 +503,7 @@ Constants under differentiation.)");
       .def_ro("execution_seconds", &smyrf::Statistics::execution_seconds, "Wall seconds.")
       .def_ro("instruction_set", &smyrf::Statistics::instruction_set)
       .def("__repr__", [](const smyrf::Statistics& s) { return Describe(s); });
-  DefinePickling(statistics, "Statistics", &LoadStatistics);
+  DefinePickling(statistics, &LoadStatistics);
 
   // One dict of options: keywords would be gathered into one, and cost microseconds a call.
   m.def("attention", &Attention, "query"_a.none(), "key"_a.none(), "value"_a.none(), "out"_a.none(),

@@ -1,11 +1,13 @@
-// The structure of what will be computed. A planner decides, an executor carries out.
+// The structure of what will be computed. A method's planner decides, its executor carries out.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
-#include <vector>
+#include <string_view>
 
 #include "smyrf/options.h"
 
@@ -15,21 +17,19 @@ namespace smyrf {
 struct KeyRange {
   std::int32_t begin = 0;
   std::int32_t end = 0;
-  /// Some (query, key) of the range may be masked: the executor asks the mask for each pair.
-  bool partial = false;
 };
 
 /// Queries [begin, end) of a query order and the key ranges that they all see.
 struct QueryBlock {
   std::int32_t begin = 0;
   std::int32_t end = 0;
-  std::uint32_t first_range = 0;
-  std::uint32_t last_range = 0;  ///< one past the last
-  std::uint32_t first_node = 0;  ///< `tree`: nodes that stand for all their keys
+  std::uint32_t first_range = 0;  ///< among the head's
+  std::uint32_t last_range = 0;   ///< one past the last
+  std::uint32_t first_node = 0;   ///< nodes that stand for all their keys, among the head's
   std::uint32_t last_node = 0;
 };
 
-/// A run of keys [begin, end) of a KeyTree's order that one summary can stand for.
+/// A run of keys [begin, end) of a key tree's order that one summary can stand for.
 struct Node {
   std::int32_t begin = 0;
   std::int32_t end = 0;
@@ -37,50 +37,9 @@ struct Node {
   std::int32_t child_count = 0;  ///< 0: a leaf
 };
 
-/// The keys of one (batch, key head) as `tree` sees them. Roots cut the keys behind the sinks from
-/// the first to the last, and children the keys of their parent.
-struct KeyTree {
-  std::vector<std::int32_t> key_order;  ///< original indices of the valid keys, sinks first
-  std::int32_t sinks = 0;               ///< keys that are always exact and under no node
-  std::vector<Node> nodes;              ///< the roots first; children of a node side by side
-  std::int32_t roots = 0;
-  /// (D, kCoordinates): the common basis, so that (q query_basis) (k key_basis)^T = q k^T up to
-  /// what the leading coordinates leave out. Constants under differentiation.
-  std::vector<float> query_basis;
-  std::vector<float> key_basis;
-  // Where the variance of a node's keys lies; constants as the basis is.
-  std::vector<float> directions;  ///< (nodes, kCoordinates): the leading one, of length 1 or 0
-  /// (roots, kCoordinates): parts of what the directions leave, those of all nodes under the root.
-  std::vector<float> profiles;
-};
-
-/// One round of one (batch, query head).
-///
-/// A head has blocks unless it is `dense` (`tree`, and rounds of `lsh` after the first) or
-/// `non_finite`, or has no valid query or no valid key. Blocks cut query_order, which holds every
-/// valid query once, from its begin to its end. Of the valid keys, `lsh` puts each into one block:
-/// the ranges of the blocks cut key_order. In `tree` every block evaluates each key once, in a
-/// range or under a node. A call refuses a plan that breaks this.
-struct HeadPlan {
-  std::vector<std::int32_t> query_order;  ///< original indices of the valid queries
-  std::vector<std::int32_t> key_order;    ///< of the valid keys; `tree`: empty, the KeyTree has it
-  std::vector<QueryBlock> blocks;
-  std::vector<KeyRange> ranges;
-  std::vector<std::int32_t> nodes;  ///< `tree`: of the key head's KeyTree, block after block
-  /// The same as dense attention: `lsh` with a single cluster; `tree` with few valid rows, where
-  /// dense is cheaper, no threshold meets the tolerance or means overflow.
-  bool dense = false;
-  bool non_finite = false;  ///< a valid query or key is NaN or infinite: output is NaN
-  /// `tree`: the relative error that calibration expects of out, and RMS of lse in nats.
-  double expected_error = 0.0;
-  double expected_lse_error = 0.0;
-  double expected_work = 1.0;  ///< `tree`: time of the blocks over dense attention's
-};
-
-/// Made by `plan(...)`, carried out by `attention(..., &plan)`. Holds indices, no rows of k or v.
-/// Size: O(1) plus the padding masks for `dense`; 4 (Nq + Nk) bytes a round and query head for
-/// `lsh`.
-struct Plan {
+/// What a plan was made for, and by which dials. A dial that the method does not have is 0 or
+/// empty.
+struct PlanInfo {
   Method method = Method::kDense;  ///< never kAuto
   std::string reason;              ///< why this method
   std::int64_t batch = 0;
@@ -92,37 +51,97 @@ struct Plan {
   bool is_causal = false;
   bool has_attn_mask = false;  ///< the call must pass it: plans hold no mask
   std::optional<Window> window{};
-  /// Original indices of the valid rows, ascending, a list a batch entry; no lists: all are valid.
-  std::vector<std::vector<std::int32_t>> valid_queries;
-  std::vector<std::vector<std::int32_t>> valid_keys;
-
-  // `lsh` only.
   std::int64_t n_hashes = 0;
   std::int64_t cluster_size = 0;
-  // `tree` only.
   double tolerance = 0.0;
   std::optional<double> max_density{};
-  /// Batch entries with fewer valid queries or keys are done as dense: kAutoRows or kAutoRowsShared
-  /// of kAuto.
+  /// Batch entries with fewer valid queries or keys are done as dense: where kAuto chose.
   std::int64_t dense_below = 0;
-  double scale = 0.0;              ///< that the plan was made for
-  std::vector<KeyTree> key_trees;  ///< (batch, key head)
-  // `lsh` and `tree`.
+  std::optional<double> scale{};  ///< that the plan was made for; none: it serves any
   std::uint64_t seed = 0;
-  /// (round, batch, query head). Dense ranges are implicit: empty for `dense`.
-  std::vector<HeadPlan> heads;
 
-  const KeyTree& key_tree(std::int64_t batch_index, std::int64_t key_head) const {
-    return key_trees[static_cast<std::size_t>(batch_index * key_heads + key_head)];
-  }
-  std::int64_t rounds() const { return method == Method::kLsh ? n_hashes : 1; }
-  const HeadPlan& head(std::int64_t round, std::int64_t batch_index,
-                       std::int64_t head_index) const {
-    return heads[static_cast<std::size_t>((round * batch + batch_index) * query_heads +
-                                          head_index)];
-  }
+  /// Rounds of hashing; 1 for methods that have none.
+  std::int64_t rounds() const { return n_hashes > 0 ? n_hashes : 1; }
+};
+
+/// One round of one (batch, query head), as long as its plan lives.
+///
+/// A head has blocks unless it is `dense` (in each round but the first), `non_finite`, or has no
+/// valid query or no valid key. Blocks cut query_order, which holds every valid query once, from
+/// its begin to its end. Of the valid keys, `lsh` puts each into one block: the ranges of the
+/// blocks cut key_order. In `tree` every block evaluates each key once, in a range or under a node.
+/// A call refuses a plan that breaks this.
+struct HeadView {
+  std::span<const std::int32_t> query_order;  ///< original indices of the valid queries
+  /// Original indices of the valid keys; empty where a key tree has their order.
+  std::span<const std::int32_t> key_order;
+  std::span<const QueryBlock> blocks;
+  std::span<const KeyRange> ranges;
+  std::span<const std::int32_t> nodes;  ///< of the key head's tree, block after block
+  /// Done as dense attention: a single cluster, few valid rows, dense is cheaper, no threshold
+  /// meets the tolerance, or means overflow.
+  bool dense = false;
+  bool non_finite = false;  ///< a valid query or key is NaN or infinite: output is NaN
+  /// The relative error that calibration expects of out, and RMS of lse in nats; 0 without one.
+  double expected_error = 0.0;
+  double expected_lse_error = 0.0;
+  double expected_work = 1.0;  ///< time of the blocks that calibration expects, over dense
+};
+
+/// The keys of one (batch, key head) as `tree` sees them, as long as its plan lives. Roots cut the
+/// keys behind the sinks from the first to the last, and children the keys of their parent.
+struct KeyTreeView {
+  std::span<const std::int32_t> key_order;  ///< original indices of the valid keys, sinks first
+  std::int32_t sinks = 0;                   ///< keys that are always exact and under no node
+  std::span<const Node> nodes;              ///< the roots first; children of a node side by side
+  std::int32_t roots = 0;
+  /// (D, C), C leading coordinates: the common basis, so that (q query_basis) (k key_basis)^T is
+  /// q k^T up to what the leading coordinates leave out. Constants under differentiation.
+  std::span<const float> query_basis;
+  std::span<const float> key_basis;
+  // Where the variance of a node's keys lies; constants as the basis is.
+  std::span<const float> directions;  ///< (nodes, C): the leading one, of length 1 or 0
+  /// (roots, C): parts of what the directions leave, those of all nodes under the root.
+  std::span<const float> profiles;
+};
+
+struct PlanData;
+
+/// Made by `plan(...)`, carried out by `attention(..., &plan)`. Holds indices, no rows of k or v.
+/// It never changes, so copies share it and threads may use it at the same time. Size: O(1) plus
+/// the padding masks for `dense`; 4 (Nq + Nk) bytes a round and query head for `lsh`.
+class Plan {
+ public:
+  Plan();  ///< of nothing: no call takes it
+
+  const PlanInfo& info() const;
+  /// Round, batch entry and query head must be in range, and the method one that plans heads: not
+  /// `dense`, whose ranges are implicit.
+  HeadView head(std::int64_t round, std::int64_t batch_index, std::int64_t query_head) const;
+  /// Empty in methods without trees.
+  KeyTreeView key_tree(std::int64_t batch_index, std::int64_t key_head) const;
+  /// Whether `head` may be asked for.
+  bool has_heads() const;
+  bool has_key_trees() const;
+  /// Original indices of the valid rows of a batch entry, ascending; none: all rows are valid.
+  std::optional<std::span<const std::int32_t>> valid_queries(std::int64_t batch_index) const;
+  std::optional<std::span<const std::int32_t>> valid_keys(std::int64_t batch_index) const;
   /// Evaluated pairs over allowed pairs of one head; 1 where nothing is allowed.
-  double density(std::int64_t batch_index, std::int64_t head_index) const;
+  double density(std::int64_t batch_index, std::int64_t query_head) const;
+
+  /// The plan as bytes in the machine's byte order, with a version and a checksum.
+  std::string to_bytes() const;
+  /// Throws Error for bytes of another version, for damaged ones, and for a plan that breaks what
+  /// HeadView and KeyTreeView say. Cost: one look at each number.
+  static Plan from_bytes(std::string_view bytes);
+  /// to_bytes into a file, which appears whole or not at all. Throws Error with the system's reason
+  /// where it can't be written or read.
+  void save(const std::string& path) const;
+  static Plan load(const std::string& path);
+
+ private:
+  friend struct PlanAccess;
+  std::shared_ptr<const PlanData> data_;
 };
 
 }  // namespace smyrf

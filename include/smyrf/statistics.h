@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "smyrf/options.h"
@@ -40,6 +41,11 @@ struct Statistics {
   double planning_seconds = 0.0;   ///< wall time; 0 where a plan was passed in
   double execution_seconds = 0.0;  ///< wall time
   std::string instruction_set;
+
+  /// In the machine's byte order, with a version and a checksum.
+  std::string to_bytes() const;
+  /// Throws Error for bytes of another version and for damaged ones.
+  static Statistics from_bytes(std::string_view bytes);
 };
 
 }  // namespace smyrf

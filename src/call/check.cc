@@ -234,11 +234,10 @@ void CheckThreads(int num_threads) {
   }
 }
 
-}  // namespace
-
-std::vector<std::vector<std::int32_t>> ValidRows(const std::optional<TensorView>& mask,
-                                                 std::int64_t batch, std::int64_t length) {
-  std::vector<std::vector<std::int32_t>> valid;
+/// Empty if nothing is padded.
+ValidLists ListsOfMask(const std::optional<TensorView>& mask, std::int64_t batch,
+                       std::int64_t length) {
+  ValidLists valid;
   if (!mask) return valid;
   bool any_padded = false;
   valid.resize(static_cast<std::size_t>(batch));
@@ -255,6 +254,8 @@ std::vector<std::vector<std::int32_t>> ValidRows(const std::optional<TensorView>
   return valid;
 }
 
+}  // namespace
+
 const char* Name(DType dtype) {
   switch (dtype) {
     case DType::kFloat32:
@@ -265,20 +266,6 @@ const char* Name(DType dtype) {
       return "bfloat16";
     case DType::kBool:
       return "bool";
-  }
-  return "?";
-}
-
-const char* Name(Method method) {
-  switch (method) {
-    case Method::kAuto:
-      return "auto";
-    case Method::kDense:
-      return "dense";
-    case Method::kLsh:
-      return "lsh";
-    case Method::kTree:
-      return "tree";
   }
   return "?";
 }
@@ -357,6 +344,8 @@ Problem CheckProblem(const Arguments& arguments, const Options& options, bool wi
                  with_value ? value.shape[3] : 0,
                  scale,
                  Mask(queries, keys, options.is_causal, options.window, bias),
+                 ListsOfMask(query_padding_mask, batch, queries),
+                 ListsOfMask(key_padding_mask, batch, keys),
                  {},
                  Run(options.num_threads, options.thread_pool, options.workspace)};
 }

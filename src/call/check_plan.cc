@@ -1,67 +1,95 @@
 // Whether a plan fits a call.
+#include <optional>
+
 #include "base/message.h"
 #include "call/check.h"
 
 namespace smyrf {
+namespace {
 
-void CheckPlan(const Plan& plan, const Arguments& arguments, const Options& options,
-               const Problem& problem) {
-  const auto differs = [](const char* name, const auto& given, const auto& planned) {
-    if (given != planned) {
-      Fail(ErrorKind::kValue, "plan: was made for ", name, " = ", planned, ", this call has ",
-           given, "; make a plan for this call");
+[[noreturn]] void Conflict(const char* name) {
+  Fail(ErrorKind::kValue, name,
+       ": differs from the plan's, which decides; leave it out or make a new plan");
+}
+
+template <class T>
+void CheckSame(const char* name, const T& given, const T& planned) {
+  if (given == planned) return;
+  Fail(ErrorKind::kValue, "plan: was made for ", name, " = ", planned, ", this call has ", given,
+       "; make a plan for this call");
+}
+
+void CheckSizes(const PlanInfo& plan, const Problem& problem) {
+  CheckSame("batch", problem.batch, plan.batch);
+  CheckSame("query heads", problem.query_heads, plan.query_heads);
+  CheckSame("key heads", problem.key_heads, plan.key_heads);
+  CheckSame("Nq", problem.queries, plan.queries);
+  CheckSame("Nk", problem.keys, plan.keys);
+  CheckSame("D", problem.depth, plan.depth);
+}
+
+/// Dials that are given must be the plan's. As in a call that makes its own plan: those that
+/// a method which only chooses has, but not the one that it took, are not used.
+void CheckDials(const Options& options, const PlanInfo& plan, const MethodInfo& method) {
+  const AttentionMethod* asked = FindMethod(options.method);
+  if (asked == nullptr) Conflict("method");
+  for (const MethodInfo* owner : methods()) {
+    for (const Dial* dial : owner->dials) {
+      const std::optional<double> value = dial->Asked(options);
+      if (!value) continue;
+      CheckDial(*dial, options);
+      const bool unused = asked->info().Has(*dial) && !method.Has(*dial);
+      if (!unused && value != dial->planned(plan)) Conflict(dial->name);
     }
-  };
-  differs("batch", problem.batch, plan.batch);
-  differs("query heads", problem.query_heads, plan.query_heads);
-  differs("key heads", problem.key_heads, plan.key_heads);
-  differs("Nq", problem.queries, plan.queries);
-  differs("Nk", problem.keys, plan.keys);
-  differs("D", problem.depth, plan.depth);
-  CheckStructure(plan);
+  }
+  const bool unused = !method.takes_seed && (asked->info().takes_seed || options.dropout_p > 0.0);
+  if (!unused && options.seed != 0 && options.seed != plan.seed) Conflict("seed");
+}
 
-  const auto conflict = [](const char* name) {
-    Fail(ErrorKind::kValue, name,
-         ": differs from the plan's, which decides; leave it out or make a new plan");
-  };
-  if (options.method != Method::kAuto && options.method != plan.method) conflict("method");
-  if (options.n_hashes && *options.n_hashes != plan.n_hashes) conflict("n_hashes");
-  if (options.cluster_size && *options.cluster_size != plan.cluster_size) conflict("cluster_size");
-  CheckTolerance(options);
-  // As in a call that makes its own plan: where auto took dense, these are not used.
-  const bool unused = plan.method == Method::kDense && options.method == Method::kAuto;
-  const bool of_dropout = plan.method == Method::kDense && options.dropout_p > 0.0;
-  if (!unused && !of_dropout && options.seed != 0 && options.seed != plan.seed) conflict("seed");
-  if (!unused && options.tolerance && *options.tolerance != plan.tolerance) conflict("tolerance");
-  if (options.max_density && options.max_density != plan.max_density) conflict("max_density");
-  if (options.is_causal && !plan.is_causal) conflict("is_causal");
-  if (options.window && (!plan.window || options.window->left != plan.window->left ||
-                         options.window->right != plan.window->right)) {
-    conflict("window");
+}  // namespace
+
+const AttentionMethod& CheckPlan(const Plan& plan, const Arguments& arguments,
+                                 const Options& options, Problem& problem) {
+  const PlanInfo& info = plan.info();
+  const PlanView view(plan);
+  CheckSizes(info, problem);
+  CheckStructure(view);
+  const AttentionMethod& method = *FindMethod(info.method);
+  const bool chooses =
+      FindMethod(options.method) != nullptr && FindMethod(options.method)->info().chooses;
+  if (!chooses && options.method != info.method) Conflict("method");
+  CheckDials(options, info, method.info());
+  if (options.is_causal && !info.is_causal) Conflict("is_causal");
+  if (options.window && (!info.window || options.window->left != info.window->left ||
+                         options.window->right != info.window->right)) {
+    Conflict("window");
   }
-  if (arguments.query_padding_mask && ValidRows(arguments.query_padding_mask, problem.batch,
-                                                problem.queries) != plan.valid_queries) {
-    conflict("query_padding_mask");
+  ValidLists valid_queries = Unflatten(PlanAccess::Data(plan).valid_queries);
+  ValidLists valid_keys = Unflatten(PlanAccess::Data(plan).valid_keys);
+  if (arguments.query_padding_mask && problem.valid_queries != valid_queries) {
+    Conflict("query_padding_mask");
   }
-  if (arguments.key_padding_mask &&
-      ValidRows(arguments.key_padding_mask, problem.batch, problem.keys) != plan.valid_keys) {
-    conflict("key_padding_mask");
+  if (arguments.key_padding_mask && problem.valid_keys != valid_keys) {
+    Conflict("key_padding_mask");
   }
-  if (plan.method != Method::kDense && arguments.attn_mask) {
-    Fail(ErrorKind::kUnsupported, "attn_mask: the plan's method ", Name(plan.method),
+  problem.valid_queries = std::move(valid_queries);
+  problem.valid_keys = std::move(valid_keys);
+  if (!method.info().takes_masks && arguments.attn_mask) {
+    Fail(ErrorKind::kUnsupported, "attn_mask: the plan's method ", method.info().name,
          " takes padding masks only; use a dense plan");
   }
-  if (plan.has_attn_mask != arguments.attn_mask.has_value()) {
+  if (info.has_attn_mask != arguments.attn_mask.has_value()) {
     Fail(ErrorKind::kValue, "attn_mask: the plan was made ",
-         plan.has_attn_mask ? "with" : "without",
+         info.has_attn_mask ? "with" : "without",
          " one, which it does not hold; pass it to both calls or to neither");
   }
-  if (plan.method == Method::kTree) CheckNoDropout(options);
-  if (plan.method == Method::kTree) differs("scale", problem.scale, plan.scale);
-  if (plan.method == Method::kLsh && problem.scale <= 0.0) {
-    Fail(ErrorKind::kValue, "scale: got ", problem.scale,
-         ", the plan's method lsh needs a scale above 0");
+  try {
+    method.CheckCall({arguments, options, problem});
+  } catch (const Error& error) {
+    Fail(error.kind(), error.what(), " (the method is the plan's)");
   }
+  if (info.scale) CheckSame("scale", problem.scale, *info.scale);
+  return method;
 }
 
 }  // namespace smyrf

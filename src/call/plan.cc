@@ -1,34 +1,40 @@
 #include "smyrf/plan.h"
 
-#include <cstdint>
-#include <vector>
+#include "methods/method.h"
+#include "run/plan_parts.h"
 
 namespace smyrf {
 
-double Plan::density(std::int64_t batch_index, std::int64_t head_index) const {
-  if (heads.empty()) return 1.0;  // dense: every allowed pair, once
-  const auto count = [&](const std::vector<std::vector<std::int32_t>>& valid, std::int64_t all) {
-    return static_cast<double>(
-        valid.empty()
-            ? all
-            : static_cast<std::int64_t>(valid[static_cast<std::size_t>(batch_index)].size()));
-  };
-  const double allowed = count(valid_queries, queries) * count(valid_keys, keys);
-  double evaluated = 0.0;
-  for (std::int64_t round = 0; round < rounds(); ++round) {
-    const HeadPlan& plan = head(round, batch_index, head_index);
-    if (plan.non_finite) return 0.0;  // nothing is evaluated: the output is NaN
-    if (method == Method::kTree && plan.dense) return 1.0;
-    for (const QueryBlock& block : plan.blocks) {
-      evaluated += static_cast<double>(block.end - block.begin) *
-                   static_cast<double>(block.last_node - block.first_node);
-      for (std::uint32_t r = block.first_range; r < block.last_range; ++r) {
-        evaluated += static_cast<double>(block.end - block.begin) *
-                     static_cast<double>(plan.ranges[r].end - plan.ranges[r].begin);
-      }
-    }
-  }
-  return allowed > 0.0 ? evaluated / allowed : 1.0;
+Plan::Plan() {
+  static const auto empty = std::make_shared<const PlanData>();
+  data_ = empty;
+}
+
+const PlanInfo& Plan::info() const { return data_->info; }
+
+HeadView Plan::head(std::int64_t round, std::int64_t batch_index, std::int64_t query_head) const {
+  return PlanView(*this).head(round, batch_index, query_head);
+}
+
+KeyTreeView Plan::key_tree(std::int64_t batch_index, std::int64_t key_head) const {
+  return PlanView(*this).key_tree(batch_index, key_head);
+}
+
+bool Plan::has_heads() const { return !data_->heads.empty(); }
+
+bool Plan::has_key_trees() const { return !data_->trees.empty(); }
+
+std::optional<std::span<const std::int32_t>> Plan::valid_queries(std::int64_t batch_index) const {
+  return ListOf(data_->valid_queries, batch_index);
+}
+
+std::optional<std::span<const std::int32_t>> Plan::valid_keys(std::int64_t batch_index) const {
+  return ListOf(data_->valid_keys, batch_index);
+}
+
+double Plan::density(std::int64_t batch_index, std::int64_t query_head) const {
+  const AttentionMethod* method = FindMethod(info().method);
+  return has_heads() ? method->Density(*this, batch_index, query_head) : 1.0;
 }
 
 }  // namespace smyrf

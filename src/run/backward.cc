@@ -34,9 +34,11 @@ class Backward {
     }
   }
 
-  /// The plan's rounds, of which `first_round` were run before.
-  void Run(const Plan& plan, std::int64_t first_round) {
-    plan_ = &plan;
+  /// The plan's rounds, of which `first_round` were run before; null: every allowed pair, as the
+  /// only round.
+  void AddRounds(const PlanView* plan, std::int64_t first_round) {
+    plan_ = plan;
+    const std::int64_t rounds = plan != nullptr ? plan->info().rounds() : 1;
     first_round_ = first_round;
     if (first_round == 0) ClearQueries();
     // A query's rounds are added in order, so they may not overlap: either whole key heads run side
@@ -45,12 +47,12 @@ class Backward {
     const auto heads = std::ssize(heads_);
     if (heads >= std::int64_t{2} * problem_.run.threads) {
       ParallelFor(heads, problem_.run, [&](std::int64_t head) {
-        for (std::int64_t round = 0; round < plan.rounds(); ++round) {
+        for (std::int64_t round = 0; round < rounds; ++round) {
           for (std::int64_t part = 0; part < parts_; ++part) RunPart(round, head, part);
         }
       });
     } else {
-      for (std::int64_t round = 0; round < plan.rounds(); ++round) {
+      for (std::int64_t round = 0; round < rounds; ++round) {
         ParallelFor(heads * parts_, problem_.run,
                     [&](std::int64_t i) { RunPart(round, i / parts_, i % parts_); });
       }
@@ -67,14 +69,14 @@ class Backward {
   std::int64_t group() const { return problem_.query_heads / problem_.key_heads; }
 
   bool NonFinite(std::int64_t b, std::int64_t h) const {
-    return plan_->method == Method::kLsh && plan_->head(0, b, h).non_finite;
+    return plan_ != nullptr && plan_->head(0, b, h).non_finite;
   }
 
   void ClearQueries() {
     ParallelRows(problem_.batch * problem_.query_heads, problem_.queries, problem_.run,
                  [&](std::int64_t head, std::int64_t begin, std::int64_t end) {
                    ClearQueryGradients(
-                       problem_, plan_->valid_queries, head, begin, end,
+                       problem_, head, begin, end,
                        NonFinite(head / problem_.query_heads, head % problem_.query_heads),
                        call_.gradients.query);
                  });
@@ -94,9 +96,9 @@ class Backward {
     KeyGradients& to = head.parts[static_cast<std::size_t>(part)];
     if (to.empty()) to = KeyGradients(problem_);
     const std::int64_t b = key_head / problem_.key_heads;
-    const Items items(problem_, *plan_, round, key_head * group(), (key_head + 1) * group());
-    ForEachOfPart(problem_, *plan_, items, part, parts_, [&](const Item& item) {
-      BackwardItem(problem_, *plan_, item, call_, to, [&](std::int64_t i, const float* row) {
+    const Items items(problem_, plan_, round, key_head * group(), (key_head + 1) * group());
+    ForEachOfPart(problem_, items, part, parts_, [&](const Item& item) {
+      BackwardItem(problem_, item, call_, to, [&](std::int64_t i, const float* row) {
         if (rounds_ == 1) {
           kernels::StoreRow(row, problem_.depth, problem_.query.dtype,
                             GradientRow(call_.gradients.query, b, item.head, i));
@@ -121,8 +123,8 @@ class Backward {
       non_finite = non_finite || NonFinite(b, h);
       if (!running_.empty() && !NonFinite(b, h)) StoreRunning(b, h);
     }
-    StoreKeyGradients(problem_, plan_->valid_keys, b * problem_.key_heads + g, head.parts[0],
-                      non_finite, call_.gradients, problem_.run.Alone());
+    StoreKeyGradients(problem_, b * problem_.key_heads + g, head.parts[0], non_finite,
+                      call_.gradients, problem_.run.Alone());
     head.parts.clear();
   }
 
@@ -137,7 +139,7 @@ class Backward {
   const BackwardCall& call_;
   const std::int64_t parts_;
   const std::int64_t rounds_;
-  const Plan* plan_ = nullptr;                   ///< of the rounds that run
+  const PlanView* plan_ = nullptr;               ///< of the rounds that run
   std::int64_t first_round_ = 0;                 ///< of them
   std::vector<std::unique_ptr<KeyHead>> heads_;  ///< (batch, key head)
   std::vector<float> running_;
@@ -177,13 +179,13 @@ std::int64_t GradientParts(const Problem& problem) {
                                   kMostParts);
 }
 
-void ForEachOfPart(const Problem& problem, const Plan& plan, const Items& items, std::int64_t part,
+void ForEachOfPart(const Problem& problem, const Items& items, std::int64_t part,
                    std::int64_t parts, const std::function<void(const Item&)>& body) {
   const auto cost_of = [&](const Item& item) {
     std::int64_t cost = 1;
-    const std::int64_t keys = ValidCount(plan.valid_keys, item.batch, problem.keys);
+    const std::int64_t keys = ValidCount(problem.valid_keys, item.batch, problem.keys);
     DenseRanges implicit;
-    for (const KeyRange& range : TaskOf(problem, plan, item, 0, keys, implicit).ranges) {
+    for (const KeyRange& range : TaskOf(problem, item, 0, keys, implicit).ranges) {
       cost += (range.end - range.begin) * (item.end - item.begin);
     }
     return cost;
@@ -202,15 +204,15 @@ void ForEachOfPart(const Problem& problem, const Plan& plan, const Items& items,
   }
 }
 
-void BackwardItem(const Problem& problem, const Plan& plan, const Item& item,
-                  const BackwardCall& call, const KeyGradients& to,
+void BackwardItem(const Problem& problem, const Item& item, const BackwardCall& call,
+                  const KeyGradients& to,
                   const std::function<void(std::int64_t position, const float* row)>& store) {
-  const std::int64_t keys = ValidCount(plan.valid_keys, item.batch, problem.keys);
+  const std::int64_t keys = ValidCount(problem.valid_keys, item.batch, problem.keys);
   DenseRanges implicit;
   kernels::BackwardTask task;
-  task.block = TaskOf(problem, plan, item, 0, keys, implicit);
+  task.block = TaskOf(problem, item, 0, keys, implicit);
   const std::span<const std::int32_t> order =
-      item.plan != nullptr ? item.plan->query_order : ValidOf(plan.valid_queries, item.batch);
+      item.block != nullptr ? item.plan.query_order : ValidOf(problem.valid_queries, item.batch);
   task.out = kernels::RowsOf(call.out, item.batch, item.head, order);
   task.grad_out = kernels::RowsOf(call.grad_out, item.batch, item.head, order);
   const std::int64_t head = (item.batch * problem.query_heads + item.head) * problem.queries;
@@ -224,9 +226,8 @@ void BackwardItem(const Problem& problem, const Plan& plan, const Item& item,
   }
 }
 
-void StoreKeyGradients(const Problem& problem, const ValidLists& valid_keys, std::int64_t key_head,
-                       const KeyGradients& sums, bool non_finite, const Gradients& gradients,
-                       const Run& run) {
+void StoreKeyGradients(const Problem& problem, std::int64_t key_head, const KeyGradients& sums,
+                       bool non_finite, const Gradients& gradients, const Run& run) {
   const std::int64_t b = key_head / problem.key_heads;
   const std::int64_t g = key_head % problem.key_heads;
   const auto store = [&](const MutableTensorView& view, const float* rows, std::int64_t depth,
@@ -237,7 +238,8 @@ void StoreKeyGradients(const Problem& problem, const ValidLists& valid_keys, std
     for (std::int64_t j = begin; j < end; ++j) store_row(j, rows + j * PaddedDepth(depth));
     if (!non_finite) return;
     const std::vector<float> nans(static_cast<std::size_t>(depth), kNaN);
-    ForEachValid(valid_keys, b, begin, end, [&](std::int64_t j) { store_row(j, nans.data()); });
+    ForEachValid(problem.valid_keys, b, begin, end,
+                 [&](std::int64_t j) { store_row(j, nans.data()); });
   };
   ParallelRows(1, problem.keys, run, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
     store(gradients.key, sums.key.get(), problem.depth, begin, end);
@@ -245,9 +247,8 @@ void StoreKeyGradients(const Problem& problem, const ValidLists& valid_keys, std
   });
 }
 
-void ClearQueryGradients(const Problem& problem, const ValidLists& valid_queries, std::int64_t head,
-                         std::int64_t begin, std::int64_t end, bool non_finite,
-                         const MutableTensorView& grad_query) {
+void ClearQueryGradients(const Problem& problem, std::int64_t head, std::int64_t begin,
+                         std::int64_t end, bool non_finite, const MutableTensorView& grad_query) {
   const std::int64_t b = head / problem.query_heads;
   std::vector<float> row(static_cast<std::size_t>(problem.depth), 0.0F);
   const auto store = [&](std::int64_t position) {
@@ -257,17 +258,21 @@ void ClearQueryGradients(const Problem& problem, const ValidLists& valid_queries
   for (std::int64_t i = begin; i < end; ++i) store(i);
   if (!non_finite) return;
   std::fill(row.begin(), row.end(), kNaN);
-  ForEachValid(valid_queries, b, begin, end, store);
+  ForEachValid(problem.valid_queries, b, begin, end, store);
 }
 
-void ExecuteBackward(const Problem& problem, std::int64_t rounds,
-                     const PlanOfRounds& plan_of_rounds, const BackwardCall& call) {
+void BackwardRounds(const Problem& problem, std::int64_t rounds, const PlanOfRounds& plan_of_rounds,
+                    const BackwardCall& call) {
   Backward backward(problem, rounds, call);
   for (std::int64_t round = 0; round < rounds;) {
-    const Plan& plan = plan_of_rounds(round);
-    backward.Run(plan, round);
-    round += plan.rounds();
+    const PlanView& plan = plan_of_rounds(round);
+    backward.AddRounds(&plan, round);
+    round += plan.info().rounds();
   }
+}
+
+void BackwardDense(const Problem& problem, const BackwardCall& call) {
+  Backward(problem, 1, call).AddRounds(nullptr, 0);
 }
 
 }  // namespace smyrf

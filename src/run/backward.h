@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "base/workspace.h"
-#include "call/check.h"
 #include "run/forward.h"
 #include "run/items.h"
+#include "run/problem.h"
 #include "smyrf/attention.h"
 
 namespace smyrf {
@@ -54,24 +54,23 @@ class InOrder {
 };
 
 /// Parts that the queries of a key head are split into, each with KeyGradients of its own, which
-/// are added in order: so that few heads make work for several threads, and sums do not depend on
+/// are added in order: so that few heads make work for several run, and sums do not depend on
 /// their number.
 std::int64_t GradientParts(const Problem& problem);
 
 /// Adds an item's part to the gradients of its key head; gives each query's to `store`.
-void BackwardItem(const Problem& problem, const Plan& plan, const Item& item,
-                  const BackwardCall& call, const KeyGradients& to,
+void BackwardItem(const Problem& problem, const Item& item, const BackwardCall& call,
+                  const KeyGradients& to,
                   const std::function<void(std::int64_t position, const float* row)>& store);
 
 /// body(item) for the items that are part number `part` of `parts` of nearly equal cost.
-void ForEachOfPart(const Problem& problem, const Plan& plan, const Items& items, std::int64_t part,
+void ForEachOfPart(const Problem& problem, const Items& items, std::int64_t part,
                    std::int64_t parts, const std::function<void(const Item&)>& body);
 
 /// Writes the gradients of one (batch, key head); NaN at its valid rows where it met a head that is
 /// not finite.
-void StoreKeyGradients(const Problem& problem, const ValidLists& valid_keys, std::int64_t key_head,
-                       const KeyGradients& sums, bool non_finite, const Gradients& gradients,
-                       const Run& run);
+void StoreKeyGradients(const Problem& problem, std::int64_t key_head, const KeyGradients& sums,
+                       bool non_finite, const Gradients& gradients, const Run& run);
 
 /// Row of one (batch, head) of a gradient.
 inline std::byte* GradientRow(const MutableTensorView& view, std::int64_t batch, std::int64_t head,
@@ -83,14 +82,16 @@ inline std::byte* GradientRow(const MutableTensorView& view, std::int64_t batch,
 
 /// Rows [begin, end) of grad_query of one (batch, query head): 0, and NaN in the valid ones where
 /// it is not finite. Other rows are written by blocks.
-void ClearQueryGradients(const Problem& problem, const ValidLists& valid_queries, std::int64_t head,
-                         std::int64_t begin, std::int64_t end, bool non_finite,
-                         const MutableTensorView& grad_query);
+void ClearQueryGradients(const Problem& problem, std::int64_t head, std::int64_t begin,
+                         std::int64_t end, bool non_finite, const MutableTensorView& grad_query);
 
-/// Gradients of `dense` and `lsh`. Extra memory: for as many key heads as are computed at once, one
-/// set of KeyGradients and one a thread, GradientParts at most; for several rounds, GradientParts
-/// of all key heads, and a float32 copy of grad_query if it is narrower.
-void ExecuteBackward(const Problem& problem, std::int64_t rounds,
-                     const PlanOfRounds& plan_of_rounds, const BackwardCall& call);
+/// Gradients of all heads after `rounds` rounds. Extra memory: for as many key heads as are
+/// computed at once, one set of KeyGradients and one a thread, GradientParts at most; for several
+/// rounds, GradientParts of all key heads, and a float32 copy of grad_query if it is narrower.
+void BackwardRounds(const Problem& problem, std::int64_t rounds, const PlanOfRounds& plan_of_rounds,
+                    const BackwardCall& call);
+
+/// The same for every allowed pair: dense attention.
+void BackwardDense(const Problem& problem, const BackwardCall& call);
 
 }  // namespace smyrf

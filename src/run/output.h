@@ -9,8 +9,10 @@
 #include <vector>
 
 #include "base/parallel.h"
+#include "run/problem.h"
 #include "simd/kernels.h"
 #include "smyrf/attention.h"
+#include "smyrf/plan.h"
 
 namespace smyrf {
 
@@ -46,23 +48,23 @@ struct HeadOutput {
 
 /// Whether there are queries that no block of `head` writes (null: implicit blocks of all valid
 /// queries).
-inline bool AnyUncovered(const Plan& plan, const HeadPlan* head) {
-  return !plan.valid_queries.empty() || (head != nullptr && head->blocks.empty());
+inline bool AnyUncovered(const Problem& problem, const HeadView* head) {
+  return !problem.valid_queries.empty() || (head != nullptr && head->blocks.empty());
 }
 
 /// store(position, row, lse) for those of them at positions [begin, end): 0 and lse -inf for padded
 /// ones, and for all where there is no block; NaN for the valid ones of a head that is not finite.
 template <class StoreRow>
-void FillUncovered(const Plan& plan, const HeadPlan* head, std::int64_t batch, std::int64_t begin,
-                   std::int64_t end, std::int64_t value_depth, const StoreRow& store) {
+void FillUncovered(const Problem& problem, const HeadView* head, std::int64_t batch,
+                   std::int64_t begin, std::int64_t end, const StoreRow& store) {
   constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
   const bool whole = head != nullptr && head->blocks.empty();
-  const bool all_valid = plan.valid_queries.empty();
-  const std::vector<float> zeros(static_cast<std::size_t>(value_depth), 0.0F);
-  const std::vector<float> nans(static_cast<std::size_t>(value_depth), kNaN);
+  const bool all_valid = problem.valid_queries.empty();
+  const std::vector<float> zeros(static_cast<std::size_t>(problem.value_depth), 0.0F);
+  const std::vector<float> nans(static_cast<std::size_t>(problem.value_depth), kNaN);
   std::span<const std::int32_t> valid;  // those not yet passed
   if (!all_valid) {
-    valid = plan.valid_queries[static_cast<std::size_t>(batch)];
+    valid = ValidOf(problem.valid_queries, batch);
     valid = valid.subspan(static_cast<std::size_t>(
         std::lower_bound(valid.begin(), valid.end(), begin) - valid.begin()));
   }
@@ -81,11 +83,11 @@ void FillUncovered(const Plan& plan, const HeadPlan* head, std::int64_t batch, s
   }
 }
 
-inline void FillUncovered(const Plan& plan, const HeadPlan* head, const HeadOutput& output,
+inline void FillUncovered(const Problem& problem, const HeadView* head, const HeadOutput& output,
                           const Run& run) {
-  if (!AnyUncovered(plan, head)) return;
-  ParallelRows(1, plan.queries, run, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
-    FillUncovered(plan, head, output.batch, begin, end, output.outputs.out.shape[3],
+  if (!AnyUncovered(problem, head)) return;
+  ParallelRows(1, problem.queries, run, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+    FillUncovered(problem, head, output.batch, begin, end,
                   [&](std::int64_t i, const float* row, float lse) { output.Store(i, row, lse); });
   });
 }

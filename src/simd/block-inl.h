@@ -24,17 +24,19 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <class Body>
 HWY_INLINE void ForTiles(const BlockTask& task, bool positions, TileScratch& scratch,
                          const Body& body) {
-  for (const KeyRange& range : task.ranges) {
+  for (std::size_t r = 0; r < task.ranges.size(); ++r) {
+    const KeyRange range = task.ranges[r];
+    const bool partial = !task.partial.empty() && task.partial[r];
     for (std::int64_t begin = range.begin; begin < range.end; begin += kTileKeys) {
       const std::int64_t count = std::min<std::int64_t>(kTileKeys, range.end - begin);
       FloatRows(task.key, begin, count, task.depth, scratch.key_rows, scratch.keys);
       FloatRows(task.value, begin, count, task.value_depth, scratch.value_rows, scratch.values);
-      if (range.partial || positions) {
+      if (partial || positions) {
         for (std::int64_t j = 0; j < count; ++j) {
           scratch.key_positions[j] = static_cast<std::int32_t>(task.key.Position(begin + j));
         }
       }
-      body(count, range.partial);
+      body(count, partial);
     }
   }
 }

@@ -56,6 +56,8 @@ struct BlockTask {
   std::int64_t query_begin = 0;  ///< in query order
   std::int64_t query_end = 0;
   std::span<const KeyRange> ranges;  ///< in key order
+  /// Of each range: whether the mask is to be asked for each of its pairs. Empty: of none.
+  std::span<const bool> partial;
   float scale = 1.0F;
   const Mask* mask = nullptr;  ///< asked in partial ranges
   std::int64_t batch = 0;      ///< for mask and dropout

@@ -115,7 +115,7 @@ Hashes HashesOf(const HashedCall& hashed) {
   Hash backward;
   const Plan made = plan(call.arguments(), call.options);
   AddPlan(plan_hash, made);
-  if (n % 4 == 1 && made.method != Method::kLsh) {
+  if (n % 4 == 1 && made.info().method != Method::kLsh) {
     AddStatistics(plan_hash, estimate(call.arguments(), call.options));
   }
   Plan kept;

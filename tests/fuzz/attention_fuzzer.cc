@@ -4,8 +4,10 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "base/archive.h"
 #include "damaged_plan.h"
 #include "fuzzed_call.h"
 #include "oracle.h"
@@ -27,9 +29,9 @@ void FuzzAttention(Bytes& bytes, const FuzzedCall& fuzzed) {
   Require(same && same->SameBits(*result), fuzzed.call, "other bits on other threads");
 }
 
-std::optional<Plan> MakePlan(const FuzzedCall& fuzzed) {
+std::optional<PlanParts> MakePlan(const FuzzedCall& fuzzed) {
   try {
-    return plan(fuzzed.call.arguments(), fuzzed.call.options);
+    return Unpack(plan(fuzzed.call.arguments(), fuzzed.call.options));
   } catch (const Error& error) {
     RequireRefusal(fuzzed.call, error, true);
     Require(!fuzzed.is_legal, fuzzed.call, "a legal call was refused");
@@ -38,7 +40,7 @@ std::optional<Plan> MakePlan(const FuzzedCall& fuzzed) {
 }
 
 void FuzzPlan(const FuzzedCall& fuzzed) {
-  const std::optional<Plan> made = MakePlan(fuzzed);
+  const std::optional<PlanParts> made = MakePlan(fuzzed);
   const std::optional<Result> direct = Run(fuzzed.call, fuzzed.out_layout);
   Require(made.has_value() == direct.has_value(), fuzzed.call, "plan and attention disagree");
   if (!made) return;
@@ -46,7 +48,7 @@ void FuzzPlan(const FuzzedCall& fuzzed) {
   Plan kept;
   const Result again = testing::Attend(fuzzed.call, nullptr, fuzzed.out_layout, &kept);
   Require(again.SameBits(*direct), fuzzed.call, "another result where the plan is kept");
-  RequirePlanned(fuzzed.call, kept, *direct, fuzzed.out_layout);
+  RequirePlanned(fuzzed.call, Unpack(kept), *direct, fuzzed.out_layout);
 }
 
 /// Gradients of whatever attention took, without a plan and with one, on some threads and others.
@@ -68,7 +70,7 @@ void FuzzBackward(Bytes& bytes, const FuzzedCall& fuzzed) {
 /// Refused, or carried out within bounds with every row written: what was damaged, as constants or
 /// the order of a list, may only have changed what each query evaluates.
 void FuzzDamagedPlan(Bytes& bytes, const FuzzedCall& fuzzed) {
-  std::optional<Plan> made = MakePlan(fuzzed);
+  std::optional<PlanParts> made = MakePlan(fuzzed);
   if (!made) return;
   DamagePlan(bytes, *made);
   Call call = fuzzed.call;
@@ -82,6 +84,32 @@ void FuzzDamagedPlan(Bytes& bytes, const FuzzedCall& fuzzed) {
   Random random(1);
   const testing::Upstream upstream = testing::RandomUpstream(random, call, false);
   (void)testing::Backward(call, *result, upstream, &*made, fuzzed.out_layout);
+}
+
+/// Bytes of a saved plan that were damaged behind the checksum's back: refused, or a plan that can
+/// be carried out.
+void FuzzDamagedBytes(Bytes& bytes, const FuzzedCall& fuzzed) {
+  const std::optional<PlanParts> made = MakePlan(fuzzed);
+  if (!made) return;
+  std::string saved = Pack(PlanParts(*made)).to_bytes();
+  saved.resize(saved.size() - sizeof(std::uint64_t));
+  for (int n = bytes.Between(1, 4); n > 0; --n) {
+    saved[bytes.Between<std::size_t>(0, saved.size() - 1)] ^= bytes.Any<char>();
+  }
+  if (bytes.Rarely()) saved.resize(bytes.Between<std::size_t>(0, saved.size()));
+  const std::uint64_t sum = Checksum(saved);
+  saved.append(reinterpret_cast<const char*>(&sum), sizeof(sum));
+  try {
+    const Plan plan = Plan::from_bytes(saved);
+    Call call = fuzzed.call;
+    call.options = {};
+    call.options.scale = fuzzed.call.options.scale;
+    call.options.enable_gqa = fuzzed.call.options.enable_gqa;
+    (void)Run(call, Layout::kContiguous, &plan);
+  } catch (const Error& error) {
+    Require(std::string_view(error.what()).starts_with("plan: "), fuzzed.call,
+            "a message that does not name the plan");
+  }
 }
 
 template <class View>
@@ -193,7 +221,7 @@ void FuzzOne(Bytes& bytes) {
   } else if (what < 5) {
     FuzzPlan(fuzzed);
   } else if (what < 7) {
-    FuzzDamagedPlan(bytes, fuzzed);
+    bytes.Rarely(1) ? FuzzDamagedBytes(bytes, fuzzed) : FuzzDamagedPlan(bytes, fuzzed);
   } else if (what < 9) {
     FuzzBackward(bytes, fuzzed);
   } else {

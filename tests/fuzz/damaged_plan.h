@@ -120,7 +120,7 @@ inline void DamageBlocks(Bytes& bytes, HeadPlan& head) {
     case 5: {  // a range split in two, or two of a list made one
       if (head.ranges.empty() || block.first_range >= head.ranges.size()) break;
       KeyRange& range = head.ranges[block.first_range];
-      const KeyRange rest{range.begin + (range.end - range.begin) / 2, range.end, range.partial};
+      const KeyRange rest{range.begin + (range.end - range.begin) / 2, range.end};
       range.end = rest.begin;
       if (bytes.Rarely(1)) {
         head.ranges.push_back(rest);
@@ -174,17 +174,7 @@ inline void DamageHead(Bytes& bytes, HeadPlan& head) {
     case 3:
       if (DamageList(bytes, head.ranges)) {
         KeyRange& range = *AnyOf(bytes, head.ranges);
-        switch (bytes.Between(0, 2)) {
-          case 0:
-            DamageNumber(bytes, range.begin);
-            break;
-          case 1:
-            DamageNumber(bytes, range.end);
-            break;
-          default:
-            range.partial = !range.partial;
-            break;
-        }
+        DamageNumber(bytes, *bytes.Of({&range.begin, &range.end}));
       }
       break;
     case 4:
@@ -240,7 +230,7 @@ inline void DamageTree(Bytes& bytes, KeyTree& tree) {
   }
 }
 
-inline void DamageHeader(Bytes& bytes, Plan& plan) {
+inline void DamageHeader(Bytes& bytes, PlanParts& plan) {
   switch (bytes.Between(0, 7)) {
     case 0:
       DamageNumber(bytes, *bytes.Of({&plan.batch, &plan.query_heads, &plan.key_heads, &plan.queries,
@@ -270,7 +260,7 @@ inline void DamageHeader(Bytes& bytes, Plan& plan) {
   }
 }
 
-inline void DamagePlan(Bytes& bytes, Plan& plan) {
+inline void DamagePlan(Bytes& bytes, PlanParts& plan) {
   for (int n = bytes.Of({1, 1, 2, 3}); n > 0; --n) {
     switch (bytes.Between(0, 7)) {
       case 0:

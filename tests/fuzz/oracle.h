@@ -54,7 +54,8 @@ inline void RequireRefusal(const Call& call, const Error& error, bool untouched)
 inline constexpr float kUnwritten = 12345.0F;
 
 /// The result, or nothing where the call was refused.
-inline std::optional<Result> Run(const Call& call, Layout layout, const Plan* plan = nullptr) {
+inline std::optional<Result> Run(const Call& call, Layout layout,
+                                 const testing::GivenPlan& plan = nullptr) {
   const Shape& s = call.shape;
   Result result;
   result.out =
@@ -263,7 +264,7 @@ inline void RequireGradients(const Call& call, const Result& result,
 
 /// Every row is written; and of what `dense` and `lsh` evaluate by a plan, the executor makes what
 /// the reference makes. (Constants of `tree` that were damaged may be of any size.)
-inline void RequireReferenceOfPlan(const Call& call, const Result& result, const Plan& made) {
+inline void RequireReferenceOfPlan(const Call& call, const Result& result, const PlanParts& made) {
   for (const float lse : result.lse) Require(lse != kUnwritten, call, "a row was not written");
   const Exact exact = testing::RunReference(call, &made);
   const bool same_padding = made.valid_queries.empty() == !call.query_padding_mask &&
@@ -277,13 +278,13 @@ inline void RequireReferenceOfPlan(const Call& call, const Result& result, const
 }
 
 /// The same `tree` plan with every key exact in every block.
-inline Plan Opened(Plan made) {
+inline PlanParts Opened(PlanParts made) {
   for (std::int64_t b = 0; b < made.batch; ++b) {
     for (std::int64_t h = 0; h < made.query_heads; ++h) {
       HeadPlan& head = made.heads[static_cast<std::size_t>(b * made.query_heads + h)];
       const KeyTree& tree = made.key_tree(b, h / (made.query_heads / made.key_heads));
       head.nodes.clear();
-      head.ranges.assign(1, {0, static_cast<std::int32_t>(tree.key_order.size()), false});
+      head.ranges = {{0, static_cast<std::int32_t>(tree.key_order.size())}};
       for (QueryBlock& block : head.blocks) {
         block.first_range = block.first_node = block.last_node = 0;
         block.last_range = 1;
@@ -294,7 +295,7 @@ inline Plan Opened(Plan made) {
 }
 
 /// For every block, each valid key once: in a range or under one node.
-inline void RequireCover(const Call& call, const Plan& made) {
+inline void RequireCover(const Call& call, const PlanParts& made) {
   for (std::int64_t b = 0; b < made.batch; ++b) {
     for (std::int64_t h = 0; h < made.query_heads; ++h) {
       const HeadPlan& head = made.head(0, b, h);
@@ -319,7 +320,7 @@ inline void RequireCover(const Call& call, const Plan& made) {
 }
 
 /// A plan carried out later, compared with `direct`, the call that makes its own.
-inline void RequirePlanned(const Call& call, const Plan& made, const Result& direct,
+inline void RequirePlanned(const Call& call, const PlanParts& made, const Result& direct,
                            Layout layout) {
   const std::optional<Result> planned = Run(call, layout, &made);
   Require(planned.has_value(), call, "the call's own plan was refused");
@@ -332,7 +333,7 @@ inline void RequirePlanned(const Call& call, const Plan& made, const Result& dir
   const Sizes sizes(call);
   if (!sizes.Ordinary()) return;
   RequireMeans(call, *planned, sizes);
-  const Plan opened = Opened(made);
+  const PlanParts opened = Opened(made);
   const std::optional<Result> dense = Run(call, layout, &opened);
   Require(dense.has_value(), call, "a plan whose nodes are all opened was refused");
   Require(testing::Close(call, *dense, testing::RunReference(AsDense(call)), 0.0), call,

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,9 +43,9 @@ def plan_of(name: str) -> smyrf.Plan:
     return smyrf.plan(Q, K, value=V, **DIALS[name])
 
 
-def state_of(value: Any) -> tuple[Any, int, bytes]:
-    load, (version, state) = value.__reduce__()
-    return load, version, state
+def state_of(value: Any) -> tuple[Any, bytes]:
+    load, (state,) = value.__reduce__()
+    return load, state
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -54,7 +55,7 @@ def test_a_plan_that_comes_back_is_the_plan(name: str, way: str) -> None:
     again = WAYS[way](plan)
     assert type(again) is smyrf.Plan
     assert again is not plan
-    assert state_of(again)[1:] == state_of(plan)[1:]  # all that it holds
+    assert state_of(again)[1] == state_of(plan)[1]  # all that it holds
     assert repr(again) == repr(plan)
     assert again.window == plan.window
     out, lse = smyrf.attention(Q, K, V, plan=plan, return_lse=True)
@@ -86,7 +87,7 @@ def test_a_plan_goes_to_another_process() -> None:
     found = subprocess.run(
         [sys.executable, "-c", code], input=pickle.dumps(plan), capture_output=True, check=True
     )
-    assert state_of(pickle.loads(found.stdout))[2] == state_of(plan)[2]
+    assert state_of(pickle.loads(found.stdout))[1] == state_of(plan)[1]
 
 
 def test_a_large_plan_takes_the_bytes_of_its_arrays() -> None:
@@ -102,27 +103,27 @@ def test_damaged_bytes_are_refused(name: str) -> None:
         value: Any = smyrf.attention(Q, K, V, method="lsh", return_stats=True)[1]
     else:
         value = plan_of(name)
-    load, version, state = state_of(value)
-    sentence = "pickled bytes are damaged or not smyrf's; make it again"
+    load, state = state_of(value)
+    sentence = "its bytes are damaged or not smyrf's; make it again"
     places = RNG.integers(0, len(state), 400).tolist() + list(range(100)) + [-1, -8, -9]
     for place in places:
         damaged = bytearray(state)
         damaged[place] ^= 1 << int(RNG.integers(8))
         with pytest.raises(ValueError, match=sentence):
-            load(version, bytes(damaged))
+            load(bytes(damaged))
     lengths = RNG.integers(0, len(state), 100).tolist() + list(range(20)) + [len(state) - 1]
     for length in lengths:
         with pytest.raises(ValueError, match=sentence):
-            load(version, state[:length])
+            load(state[:length])
     for foreign in (b"", b"\0" * 1000, state + b"\0", state[1:], state * 2, pickle.dumps(3)):
         with pytest.raises(ValueError, match=sentence):
-            load(version, foreign)
+            load(foreign)
 
 
-def with_checksum(name: bytes, fields: bytes) -> bytes:
-    """As the bindings' own: FNV-1a."""
+def with_checksum(fields: bytes) -> bytes:
+    """As the core's own: FNV-1a."""
     total = 0xCBF29CE484222325
-    for byte in name + fields:
+    for byte in fields:
         total = ((total ^ byte) * 0x100000001B3) % 2**64
     return fields + total.to_bytes(8, sys.byteorder)
 
@@ -130,8 +131,8 @@ def with_checksum(name: bytes, fields: bytes) -> bytes:
 @pytest.mark.parametrize("name", ["dense", "lsh", "tree"])
 def test_damage_that_the_checksum_agrees_with_is_found_or_harmless(name: str) -> None:
     arrays = [array[:1, :1, :70, :4] for array in (Q, K, V)]
-    load, version, state = state_of(smyrf.plan(*arrays[:2], value=arrays[2], **DIALS[name]))
-    assert with_checksum(b"Plan", state[:-8]) == state
+    load, state = state_of(smyrf.plan(*arrays[:2], value=arrays[2], **DIALS[name]))
+    assert with_checksum(state[:-8]) == state
     fields = state[:-8]
     taken = 0
     messages: list[str] = []
@@ -143,7 +144,7 @@ def test_damage_that_the_checksum_agrees_with_is_found_or_harmless(name: str) ->
         if n % 10 == 9:
             damaged = damaged[: int(generator.integers(len(fields)))]
         try:
-            plan = load(version, with_checksum(b"Plan", bytes(damaged)))
+            plan = load(with_checksum(bytes(damaged)))
         except ValueError as error:
             messages.append(str(error))
             continue
@@ -159,21 +160,50 @@ def test_damage_that_the_checksum_agrees_with_is_found_or_harmless(name: str) ->
                 use()
     assert taken + len(messages) == 200
     assert len(messages) > 30
-    assert all(message.startswith(("Plan: ", "plan: ")) for message in messages)
+    assert all(message.startswith("plan: ") for message in messages)
 
 
 def test_what_is_no_state_is_refused() -> None:
-    load, version, state = state_of(plan_of("lsh"))
-    with pytest.raises(ValueError, match=r"Plan: was pickled in version 99, .* reads version 1"):
-        load(99, state)
-    for bad in (None, "1", 1.5, b""):
-        with pytest.raises(TypeError, match=r"Plan: got .*version number"):
-            load(bad, state)
+    load, state = state_of(plan_of("lsh"))
+    newer = with_checksum(state[:12] + (99).to_bytes(4, sys.byteorder) + state[16:-8])
+    with pytest.raises(ValueError, match=r"plan: was saved in version 99, .* reads version 2"):
+        load(newer)
     for bad in (None, "text", 3, [1, 2], bytearray(state)):
-        with pytest.raises(TypeError, match=r"Plan: got .* expected bytes"):
-            load(version, bad)
+        with pytest.raises(TypeError, match=r"plan: got .* expected bytes"):
+            load(bad)
     _, statistics = smyrf.attention(Q, K, V, return_stats=True)
-    with pytest.raises(ValueError, match="Plan: its pickled bytes"):
-        load(version, state_of(statistics)[2])
-    with pytest.raises(ValueError, match="Statistics: its pickled bytes"):
-        smyrf.Statistics(version, state)
+    with pytest.raises(ValueError, match="plan: its bytes"):
+        load(state_of(statistics)[1])
+    with pytest.raises(ValueError, match="statistics: its bytes"):
+        smyrf.Statistics(state)
+
+
+@pytest.mark.parametrize("name", DIALS)
+def test_a_saved_plan_is_loaded(name: str, tmp_path: Path) -> None:
+    plan = plan_of(name)
+    path = tmp_path / "plan"
+    plan.save(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["plan"]
+    plan.save(str(path))  # over the first
+    again = smyrf.Plan.load(path)
+    assert state_of(again)[1] == state_of(plan)[1] == path.read_bytes()
+
+
+def test_a_file_that_is_no_plan_is_refused(tmp_path: Path) -> None:
+    plan = plan_of("padded")
+    path = tmp_path / "plan"
+    plan.save(path)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:-1], whole[1:], whole[:100] + b"x" + whole[101:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="plan: its bytes are damaged"):
+            smyrf.Plan.load(path)
+    with pytest.raises(ValueError, match=r"path: .*missing can't be read: No such file"):
+        smyrf.Plan.load(tmp_path / "missing")
+    with pytest.raises(ValueError, match=r"path: .* can't be read: Is a directory"):
+        smyrf.Plan.load(tmp_path)
+    with pytest.raises(ValueError, match=r"path: .* can't be written: No such file"):
+        plan.save(tmp_path / "no" / "plan")
+    with pytest.raises(ValueError, match=r"path: .* can't be written"):
+        plan.save(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["plan"]

@@ -24,7 +24,7 @@ struct Directions {
   std::vector<float> rows;  ///< (rounds, D)
   std::vector<float> key_slack, query_slack;
 
-  Directions(const Plan& plan, std::int64_t first_round) {
+  Directions(const PlanParts& plan, std::int64_t first_round) {
     for (std::int64_t round = first_round; round < first_round + plan.n_hashes; ++round) {
       NormalStream normal(plan.seed, static_cast<std::uint64_t>(round));
       for (std::int64_t i = 0; i < plan.depth; ++i) {
@@ -138,17 +138,17 @@ void PairClusters(std::int64_t clusters, HeadPlan& head) {
   for (std::int64_t c = 0; c < clusters; ++c) {
     const auto range = static_cast<std::uint32_t>(c);
     head.blocks.push_back({cut(c, queries), cut(c + 1, queries), range, range + 1});
-    head.ranges.push_back({cut(c, keys), cut(c + 1, keys), false});
+    head.ranges.push_back({cut(c, keys), cut(c + 1, keys)});
   }
 }
 
 /// The plans of the rounds from `first_round` on and of all query heads of batch entry b.
 void PlanBatchEntry(const Problem& problem, const Directions& directions, std::int64_t first_round,
-                    std::int64_t b, const Run& run, Plan& plan) {
+                    std::int64_t b, const Run& run, PlanParts& plan) {
   Hashed queries(problem.query, b, plan.valid_queries, plan.n_hashes);
   Hashed keys(problem.key, b, plan.valid_keys, plan.n_hashes);
   const auto head_plan = [&](std::int64_t round, std::int64_t h) -> HeadPlan& {
-    return plan.heads[static_cast<std::size_t>((round * plan.batch + b) * plan.query_heads + h)];
+    return plan.heads[plan.HeadIndex(round, b, h)];
   };
   if (queries.rows == 0 || keys.rows == 0) return;  // no block: outputs are 0 or not valid
 
@@ -198,7 +198,8 @@ void PlanBatchEntry(const Problem& problem, const Directions& directions, std::i
 
 }  // namespace
 
-void PlanLsh(const Problem& problem, std::int64_t first_round, std::int64_t rounds, Plan& plan) {
+void PlanLsh(const Problem& problem, std::int64_t first_round, std::int64_t rounds,
+             PlanParts& plan) {
   plan.n_hashes = rounds;
   plan.heads.assign(static_cast<std::size_t>(rounds * plan.batch * plan.query_heads), {});
   const Directions directions(plan, first_round);

@@ -11,11 +11,14 @@
 
 #include "base/parallel.h"
 #include "base/workspace.h"
-#include "call/statistics.h"
+#include "methods/method.h"
+#include "methods/structure.h"
 #include "methods/tree/backward.h"
 #include "methods/tree/forward.h"
 #include "methods/tree/open.h"
 #include "methods/tree/planner.h"
+#include "run/forward.h"
+#include "run/statistics.h"
 
 namespace smyrf {
 namespace {
@@ -44,20 +47,23 @@ TreeBlock OpenedBlock(const Problem& problem, const TreePlanner& planner, std::i
 }
 
 /// A block of a stored plan, in memory of the calling thread until its next call.
-TreeBlock BlockOfPlan(const Problem& problem, const kernels::NodesView& nodes, const KeyTree& tree,
-                      std::int64_t b, std::int64_t h, const HeadPlan& head,
+TreeBlock BlockOfPlan(const Problem& problem, const kernels::NodesView& nodes,
+                      const KeyTreeView& tree, std::int64_t b, std::int64_t h, const HeadView& head,
                       const QueryBlock& block) {
   std::vector<float>& logits = kernels::OfThread<BlockScratch>().logits;
   TreeBlock result;
   result.lanes = BlockLanes(problem, b, h, head, block, tree);
-  result.closed =
-      std::span(head.nodes).subspan(block.first_node, block.last_node - block.first_node);
+  result.closed = head.nodes.subspan(block.first_node, block.last_node - block.first_node);
   logits.resize(result.closed.size() * static_cast<std::size_t>(kernels::kTreeRows));
   kernels::NodeLogits(nodes, result.lanes, result.closed, logits.data());
   result.closed_logits = logits.data();
-  result.ranges =
-      std::span(head.ranges).subspan(block.first_range, block.last_range - block.first_range);
+  result.ranges = head.ranges.subspan(block.first_range, block.last_range - block.first_range);
   return result;
+}
+
+HeadRange OneHead(const Problem& problem, std::int64_t b, std::int64_t h) {
+  const std::int64_t head = b * problem.query_heads + h;
+  return {head, head + 1};
 }
 
 /// Wall seconds of one head.
@@ -69,7 +75,7 @@ struct HeadTimes {
 /// body(i) for every block of a head. Gives the sum of the times that they took, each on its
 /// thread, where statistics are asked for.
 template <class Body>
-double TimedBlocks(const HeadPlan& head, const Run& run, const Outputs& outputs, const Body& body) {
+double TimedBlocks(const HeadView& head, const Run& run, const Outputs& outputs, const Body& body) {
   std::vector<double> seconds(outputs.statistics != nullptr ? head.blocks.size() : 0);
   ParallelFor(std::ssize(head.blocks), run, [&](std::int64_t i) {
     if (seconds.empty()) return body(i);
@@ -81,8 +87,8 @@ double TimedBlocks(const HeadPlan& head, const Run& run, const Outputs& outputs,
 }
 
 /// Of a head whose blocks evaluate so many pairs.
-double DensityOf(const std::vector<std::int64_t>& pairs, const HeadPlan& head,
-                 const KeyTree& tree) {
+double DensityOf(const std::vector<std::int64_t>& pairs, const HeadView& head,
+                 const KeyTreeView& tree) {
   const auto sum = std::accumulate(pairs.begin(), pairs.end(), std::int64_t{0});
   return static_cast<double>(sum) / (static_cast<double>(head.query_order.size()) *
                                      static_cast<double>(tree.key_order.size()));
@@ -90,11 +96,15 @@ double DensityOf(const std::vector<std::int64_t>& pairs, const HeadPlan& head,
 
 }  // namespace
 
-double AttendTree(const Problem& problem, const Plan& header, const Outputs& outputs) {
+double TreeDensity(const PlanView& plan, std::int64_t batch, std::int64_t head) {
+  return plan.head(0, batch, head).dense ? 1.0 : DensityOfBlocks(plan, batch, head);
+}
+
+double AttendTree(const Problem& problem, const PlanInfo& info, const Outputs& outputs) {
   const bool keep = outputs.plan != nullptr;
-  Plan kept;
+  PlanParts kept;
   if (keep) {
-    kept = header;
+    kept = EmptyParts(problem, info);
     MakeRoomForTrees(problem, kept);
   }
   std::vector<HeadTimes> times(static_cast<std::size_t>(
@@ -103,7 +113,7 @@ double AttendTree(const Problem& problem, const Plan& header, const Outputs& out
     const std::int64_t b = group.batch;
     const Run& run = group.run;
     const double start = Now();
-    TreePlanner planner(problem, header, b, group.key_head, run);
+    TreePlanner planner(problem, info, b, group.key_head, run);
     const double shared = (Now() - start) / static_cast<double>(group.last_head - group.first_head);
     for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
       const double head_start = Now();
@@ -114,10 +124,12 @@ double AttendTree(const Problem& problem, const Plan& header, const Outputs& out
       std::vector<std::int64_t> pairs(blocks);
       std::vector<Opening> openings(keep ? blocks : 0);
       double seconds = 0.0;
+      const auto of_head = static_cast<std::size_t>(b * problem.query_heads + h);
       if (head.plan.dense) {
-        seconds = ExecuteDenseHead(problem, header, b, h, run, outputs);
+        ForwardDense(problem, OneHead(problem, b, h), run, outputs);
       } else {
-        FillUncovered(header, &head.plan, output, run);
+        const HeadView view = head.plan;
+        FillUncovered(problem, &view, output, run);
         seconds = TimedBlocks(head.plan, run, outputs, [&](std::int64_t i) {
           const auto at = static_cast<std::size_t>(i);
           const TreeBlock block = OpenedBlock(problem, planner, b, h, head, i);
@@ -129,11 +141,10 @@ double AttendTree(const Problem& problem, const Plan& header, const Outputs& out
           }
         });
       }
-      const auto of_head = static_cast<std::size_t>(b * problem.query_heads + h);
       if (outputs.statistics != nullptr) {
         Statistics::Head& to = outputs.statistics->heads[of_head];
         DescribeHead(head.plan, to);
-        to.seconds = seconds;
+        to.seconds += seconds;
         to.planning_seconds = planning;
         times[of_head] = {planning, shared + Now() - head_start};
         if (head.plan.non_finite) to.density = 0.0;
@@ -149,7 +160,7 @@ double AttendTree(const Problem& problem, const Plan& header, const Outputs& out
           planner.TakeKeyTree();
     }
   });
-  if (keep) *outputs.plan = std::move(kept);
+  if (keep) *outputs.plan = Pack(std::move(kept));
   HeadTimes all;
   for (const HeadTimes& head : times) {
     all.planning += head.planning;
@@ -158,9 +169,9 @@ double AttendTree(const Problem& problem, const Plan& header, const Outputs& out
   return all.whole > 0.0 ? all.planning / all.whole : 0.0;
 }
 
-void EstimateTree(const Problem& problem, const Plan& header, Statistics& statistics) {
+void EstimateTree(const Problem& problem, const PlanInfo& info, Statistics& statistics) {
   ForEachGroup(problem, [&](const HeadGroup& group) {
-    const TreePlanner planner(problem, header, group.batch, group.key_head, group.run);
+    const TreePlanner planner(problem, info, group.batch, group.key_head, group.run);
     for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
       const TreePlanner::Head head = planner.PlanHead(h);
       Statistics::Head& to =
@@ -176,16 +187,16 @@ void AttendTreePlan(const Problem& problem, const Plan& plan, const Outputs& out
   ForEachGroup(problem, [&](const HeadGroup& group) {
     const std::int64_t b = group.batch;
     const Run& run = group.run;
-    const KeyTree& tree = plan.key_tree(b, group.key_head);
+    const KeyTreeView tree = plan.key_tree(b, group.key_head);
     std::unique_ptr<Summaries> summaries;
     for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
-      const HeadPlan& head = plan.head(0, b, h);
+      const HeadView head = plan.head(0, b, h);
       double seconds = 0.0;
       if (head.dense) {
-        seconds = ExecuteDenseHead(problem, plan, b, h, run, outputs);
+        ForwardDense(problem, OneHead(problem, b, h), run, outputs);
       } else {
         const HeadOutput output{outputs, b, h};
-        FillUncovered(plan, &head, output, run);
+        FillUncovered(problem, &head, output, run);
         if (!head.blocks.empty() && summaries == nullptr) {
           summaries = std::make_unique<Summaries>(problem, b, group.key_head, tree, run);
         }
@@ -196,18 +207,21 @@ void AttendTreePlan(const Problem& problem, const Plan& plan, const Outputs& out
         });
       }
       if (outputs.statistics != nullptr) {
-        outputs.statistics->heads[static_cast<std::size_t>(b * problem.query_heads + h)].seconds =
-            seconds;
+        Statistics::Head& to =
+            outputs.statistics->heads[static_cast<std::size_t>(b * problem.query_heads + h)];
+        DescribeHead(head, to);
+        to.density = TreeDensity(plan, b, h);
+        to.seconds += seconds;
       }
     }
   });
 }
 
-void BackwardTree(const Problem& problem, const Plan& header, const BackwardCall& call) {
+void BackwardTree(const Problem& problem, const PlanInfo& info, const BackwardCall& call) {
   ForEachGroup(problem, [&](const HeadGroup& group) {
     const std::int64_t b = group.batch;
-    const TreePlanner planner(problem, header, b, group.key_head, group.run);
-    TreeBackward backward(problem, header, call, b, group.key_head, group.run);
+    const TreePlanner planner(problem, info, b, group.key_head, group.run);
+    TreeBackward backward(problem, call, b, group.key_head, group.run);
     for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
       const TreePlanner::Head head = planner.PlanHead(h);
       const kernels::NodesView nodes =
@@ -223,11 +237,11 @@ void BackwardTree(const Problem& problem, const Plan& header, const BackwardCall
 void BackwardTreePlan(const Problem& problem, const Plan& plan, const BackwardCall& call) {
   ForEachGroup(problem, [&](const HeadGroup& group) {
     const std::int64_t b = group.batch;
-    const KeyTree& tree = plan.key_tree(b, group.key_head);
-    TreeBackward backward(problem, plan, call, b, group.key_head, group.run);
+    const KeyTreeView tree = plan.key_tree(b, group.key_head);
+    TreeBackward backward(problem, call, b, group.key_head, group.run);
     std::unique_ptr<Summaries> summaries;
     for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
-      const HeadPlan& head = plan.head(0, b, h);
+      const HeadView head = plan.head(0, b, h);
       if (!head.dense && !head.blocks.empty() && summaries == nullptr) {
         summaries = std::make_unique<Summaries>(problem, b, group.key_head, tree, group.run);
       }

@@ -112,10 +112,9 @@ void AddOfVariances(const kernels::NodesView& nodes, std::int64_t id, const floa
 
 }  // namespace
 
-TreeBackward::TreeBackward(const Problem& problem, const Plan& plan, const BackwardCall& call,
-                           std::int64_t batch, std::int64_t key_head, const Run& run)
+TreeBackward::TreeBackward(const Problem& problem, const BackwardCall& call, std::int64_t batch,
+                           std::int64_t key_head, const Run& run)
     : problem_(problem),
-      plan_(plan),
       call_(call),
       batch_(batch),
       key_head_(key_head),
@@ -128,18 +127,18 @@ TreeBackward::TreeBackward(const Problem& problem, const Plan& plan, const Backw
 
 TreeBackward::~TreeBackward() = default;
 
-void TreeBackward::AddHead(std::int64_t head, const HeadPlan& plan, const kernels::NodesView& nodes,
-                           const KeyTree& tree,
+void TreeBackward::AddHead(std::int64_t head, const HeadView& plan, const kernels::NodesView& nodes,
+                           const KeyTreeView& tree,
                            const std::function<TreeBlock(std::int64_t)>& block_of) {
   non_finite_ = non_finite_ || plan.non_finite;
   ParallelRows(1, problem_.queries, run_, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
-    ClearQueryGradients(problem_, plan_.valid_queries, batch_ * problem_.query_heads + head, begin,
-                        end, plan.non_finite, call_.gradients.query);
+    ClearQueryGradients(problem_, batch_ * problem_.query_heads + head, begin, end, plan.non_finite,
+                        call_.gradients.query);
   });
   if (plan.dense) return AddDense(head);
   if (plan.blocks.empty()) return;
   nodes_ = nodes;
-  tree_ = &tree;
+  tree_ = tree;
   const auto blocks = std::ssize(plan.blocks);
   ParallelFor(part_count_, run_, [&](std::int64_t i) {
     std::unique_ptr<Part>& part = parts_[static_cast<std::size_t>(i)];
@@ -166,12 +165,12 @@ void TreeBackward::AddUp(std::int64_t i) {
 
 void TreeBackward::AddDense(std::int64_t head) {
   const std::int64_t of_batch = batch_ * problem_.query_heads + head;
-  const Items items(problem_, plan_, 0, of_batch, of_batch + 1);
+  const Items items(problem_, nullptr, 0, of_batch, of_batch + 1);
   ParallelFor(part_count_, run_, [&](std::int64_t part) {
     KeyGradients& to = by_position_[static_cast<std::size_t>(part)];
     if (to.empty()) to = KeyGradients(problem_);
-    ForEachOfPart(problem_, plan_, items, part, part_count_, [&](const Item& item) {
-      BackwardItem(problem_, plan_, item, call_, to, [&](std::int64_t i, const float* row) {
+    ForEachOfPart(problem_, items, part, part_count_, [&](const Item& item) {
+      BackwardItem(problem_, item, call_, to, [&](std::int64_t i, const float* row) {
         kernels::StoreRow(row, problem_.depth, problem_.query.dtype,
                           GradientRow(call_.gradients.query, batch_, head, i));
       });
@@ -207,7 +206,7 @@ void TreeBackward::AddBlock(std::int64_t head, const TreeBlock& block, Part& par
 /// The parts of several heads exist at once, so threads share the sums.
 void TreeBackward::AddUpAll() {
   std::vector<float*> sums(parts_.size());
-  for (std::size_t array = 0; tree_ != nullptr && array < parts_[0]->sizes.size(); ++array) {
+  for (std::size_t array = 0; tree_ && array < parts_[0]->sizes.size(); ++array) {
     for (std::size_t i = 0; i < parts_.size(); ++i) sums[i] = parts_[i]->floats[array].get();
     AddAll(sums, parts_[0]->sizes[array], run_);
   }
@@ -259,7 +258,7 @@ void TreeBackward::Finish() {
   if (!only_head_) AddUpAll();
   KeyGradients& gradients = by_position_[0];
   if (gradients.empty()) gradients = KeyGradients(problem_);
-  if (tree_ != nullptr) {
+  if (tree_) {
     const Part& sums = *parts_[0];
     Distribute(sums);
     const std::int64_t key_stride = PaddedDepth(problem_.depth);
@@ -275,8 +274,8 @@ void TreeBackward::Finish() {
                    }
                  });
   }
-  StoreKeyGradients(problem_, plan_.valid_keys, batch_ * problem_.key_heads + key_head_, gradients,
-                    non_finite_, call_.gradients, run_);
+  StoreKeyGradients(problem_, batch_ * problem_.key_heads + key_head_, gradients, non_finite_,
+                    call_.gradients, run_);
 }
 
 }  // namespace smyrf

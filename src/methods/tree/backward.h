@@ -4,12 +4,14 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
-#include "call/check.h"
 #include "methods/tree/forward.h"
 #include "methods/tree/kernels/nodes.h"
 #include "run/backward.h"
+#include "run/plan_parts.h"
+#include "run/problem.h"
 #include "simd/backward.h"
 #include "smyrf/plan.h"
 
@@ -20,9 +22,8 @@ namespace smyrf {
 /// thread; and 4 Nk (D + Dv) as many times more where some of several heads are done as dense.
 class TreeBackward {
  public:
-  /// `plan`: of the padding.
-  TreeBackward(const Problem& problem, const Plan& plan, const BackwardCall& call,
-               std::int64_t batch, std::int64_t key_head, const Run& run);
+  TreeBackward(const Problem& problem, const BackwardCall& call, std::int64_t batch,
+               std::int64_t key_head, const Run& run);
   TreeBackward(const TreeBackward&) = delete;
   TreeBackward& operator=(const TreeBackward&) = delete;
   TreeBackward(TreeBackward&&) = delete;
@@ -31,8 +32,8 @@ class TreeBackward {
 
   /// One query head, in which `block_of(i)` is block i of the plan. `nodes` and `tree`, where there
   /// are blocks, must last until Finish.
-  void AddHead(std::int64_t head, const HeadPlan& plan, const kernels::NodesView& nodes,
-               const KeyTree& tree, const std::function<TreeBlock(std::int64_t)>& block_of);
+  void AddHead(std::int64_t head, const HeadView& plan, const kernels::NodesView& nodes,
+               const KeyTreeView& tree, const std::function<TreeBlock(std::int64_t)>& block_of);
 
   /// Writes the gradients of the key head.
   void Finish();
@@ -47,7 +48,6 @@ class TreeBackward {
   void Distribute(const Part& sums) const;
 
   const Problem& problem_;
-  const Plan& plan_;
   const BackwardCall& call_;
   std::int64_t batch_, key_head_;
   Run run_;
@@ -55,7 +55,7 @@ class TreeBackward {
   bool only_head_;  ///< whose parts are added up as they come in
   bool non_finite_ = false;
   kernels::NodesView nodes_;
-  const KeyTree* tree_ = nullptr;  ///< null: no head had blocks
+  std::optional<KeyTreeView> tree_;  ///< none: no head had blocks
   std::vector<std::unique_ptr<Part>> parts_;
   std::vector<KeyGradients> by_position_;  ///< of heads done as dense
   InOrder in_order_;

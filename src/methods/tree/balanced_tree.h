@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "base/run.h"
-#include "smyrf/plan.h"
+#include "run/plan_parts.h"
 
 namespace smyrf {
 

@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <span>
 
-#include "call/check.h"
 #include "methods/tree/kernels/nodes.h"
 #include "run/output.h"
 #include "smyrf/attention.h"
@@ -28,10 +27,5 @@ struct TreeBlock {
 
 void ExecuteNodes(const kernels::NodesView& nodes, const TreeBlock& block,
                   const HeadOutput& output);
-
-/// Dense attention of one (batch, query head) over valid rows. Returns its thread seconds where
-/// statistics are asked for.
-double ExecuteDenseHead(const Problem& problem, const Plan& plan, std::int64_t batch,
-                        std::int64_t head, const Run& run, const Outputs& outputs);
 
 }  // namespace smyrf

@@ -26,7 +26,7 @@ void AddRange(std::int32_t begin, std::int32_t end, std::vector<KeyRange>& range
   if (!ranges.empty() && ranges.back().end == begin) {
     ranges.back().end = end;
   } else {
-    ranges.push_back({begin, end, false});
+    ranges.push_back({begin, end});
   }
 }
 
@@ -46,7 +46,7 @@ void OpenBlockImpl(const NodesView& nodes, const QueryLanes& lanes, float thresh
   opening.ranges.clear();
   leaves.clear();
   if (nodes.sinks > 0) {
-    opening.ranges.push_back({0, static_cast<std::int32_t>(nodes.sinks), false});
+    opening.ranges.push_back({0, static_cast<std::int32_t>(nodes.sinks)});
   }
 
   const float limit = threshold * threshold;

@@ -193,7 +193,7 @@ std::vector<float> Leverages(const kernels::Floats& coordinates, std::int64_t co
 
 }  // namespace
 
-TreePlanner::TreePlanner(const Problem& problem, const Plan& plan, std::int64_t batch,
+TreePlanner::TreePlanner(const Problem& problem, const PlanInfo& plan, std::int64_t batch,
                          std::int64_t key_head, const Run& run)
     : problem_(problem),
       plan_(plan),
@@ -201,9 +201,9 @@ TreePlanner::TreePlanner(const Problem& problem, const Plan& plan, std::int64_t 
       key_head_(key_head),
       head_count_(problem.query_heads / problem.key_heads),
       run_(run),
-      queries_(ValidPositions(plan.valid_queries, batch, problem.queries)) {
+      queries_(ValidPositions(problem.valid_queries, batch, problem.queries)) {
   first_head_ = key_head * head_count_;
-  const std::vector<std::int32_t> keys = ValidPositions(plan.valid_keys, batch, problem.keys);
+  const std::vector<std::int32_t> keys = ValidPositions(problem.valid_keys, batch, problem.keys);
   sizes_.assign(static_cast<std::size_t>(head_count_) + 1, 0.0F);
   if (queries_.empty() || keys.empty()) return;
   tree_.key_order = keys;
@@ -349,7 +349,8 @@ std::vector<std::int32_t> TreePlanner::ChooseSinks(const std::vector<std::int32_
 }
 
 kernels::QueryLanes BlockLanes(const Problem& problem, std::int64_t batch, std::int64_t query_head,
-                               const HeadPlan& head, const QueryBlock& block, const KeyTree& tree) {
+                               const HeadView& head, const QueryBlock& block,
+                               const KeyTreeView& tree) {
   return kernels::LoadLanes(kernels::RowsOf(problem.query, batch, query_head, head.query_order),
                             block.begin, block.end, problem.depth, problem.scale,
                             tree.query_basis.data(), tree.profiles);
@@ -416,7 +417,7 @@ void ForEachGroup(const Problem& problem, const std::function<void(const HeadGro
       });
 }
 
-void MakeRoomForTrees(const Problem& problem, Plan& plan) {
+void MakeRoomForTrees(const Problem& problem, PlanParts& plan) {
   plan.key_trees.assign(static_cast<std::size_t>(problem.batch * problem.key_heads), {});
   plan.heads.assign(static_cast<std::size_t>(problem.batch * problem.query_heads), {});
 }
@@ -452,7 +453,7 @@ void StoreOpenings(std::span<const Opening> openings, HeadPlan& head) {
   }
 }
 
-void PlanTree(const Problem& problem, Plan& plan) {
+void PlanTree(const Problem& problem, PlanParts& plan) {
   MakeRoomForTrees(problem, plan);
   ForEachGroup(problem, [&](const HeadGroup& group) {
     TreePlanner planner(problem, plan, group.batch, group.key_head, group.run);

@@ -10,23 +10,24 @@
 #include <span>
 #include <vector>
 
-#include "call/check.h"
 #include "methods/tree/basis.h"
 #include "methods/tree/calibrate.h"
 #include "methods/tree/kernels/nodes.h"
 #include "methods/tree/open.h"
 #include "methods/tree/sketch.h"
 #include "methods/tree/summaries.h"
+#include "run/plan_parts.h"
+#include "run/problem.h"
 #include "smyrf/plan.h"
 
 namespace smyrf {
 
-/// One (batch, key head) with its group of query heads. Dials and padding are the plan's.
+/// One (batch, key head) with its group of query heads. Dials are the plan's.
 class TreePlanner {
  public:
   /// Basis, sinks, key tree and summaries. Same for any number of threads.
-  TreePlanner(const Problem& problem, const Plan& plan, std::int64_t batch, std::int64_t key_head,
-              const Run& run);
+  TreePlanner(const Problem& problem, const PlanInfo& plan, std::int64_t batch,
+              std::int64_t key_head, const Run& run);
 
   /// Order, blocks without their lists, and threshold of a query head of the group. A head that is
   /// not finite, sees no key, or is cheaper done as dense has no blocks.
@@ -50,7 +51,7 @@ class TreePlanner {
                                         const kernels::Floats& coordinates);
 
   const Problem& problem_;
-  const Plan& plan_;
+  const PlanInfo& plan_;
   std::int64_t batch_, key_head_;
   std::int64_t first_head_, head_count_;  ///< of the group
   Run run_;
@@ -67,7 +68,8 @@ class TreePlanner {
 
 /// The lanes of one block of a query head, in memory of the calling thread until its next call.
 kernels::QueryLanes BlockLanes(const Problem& problem, std::int64_t batch, std::int64_t query_head,
-                               const HeadPlan& head, const QueryBlock& block, const KeyTree& tree);
+                               const HeadView& head, const QueryBlock& block,
+                               const KeyTreeView& tree);
 
 /// One (batch, key head) and its query heads [first_head, last_head).
 struct HeadGroup {
@@ -80,7 +82,7 @@ struct HeadGroup {
 void ForEachGroup(const Problem& problem, const std::function<void(const HeadGroup&)>& body);
 
 /// Empty trees and heads of a plan of `tree`, to be filled in.
-void MakeRoomForTrees(const Problem& problem, Plan& plan);
+void MakeRoomForTrees(const Problem& problem, PlanParts& plan);
 /// A place in a plan's list of key ranges or nodes as its blocks hold it; throws where 32 bits are
 /// too few.
 std::uint32_t PlanOffset(std::size_t place);
@@ -88,6 +90,6 @@ std::uint32_t PlanOffset(std::size_t place);
 void StoreOpenings(std::span<const Opening> openings, HeadPlan& head);
 
 /// Fills plan.key_trees and plan.heads.
-void PlanTree(const Problem& problem, Plan& plan);
+void PlanTree(const Problem& problem, PlanParts& plan);
 
 }  // namespace smyrf

@@ -11,7 +11,7 @@
 namespace smyrf {
 
 Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t key_head,
-                     const KeyTree& tree, const Run& run, std::vector<float>* profiles) {
+                     const KeyTreeView& tree, const Run& run, std::vector<float>* profiles) {
   constexpr std::int64_t kTask = 256;  // rows
   const auto rows = static_cast<std::int64_t>(tree.key_order.size());
   const auto count = static_cast<std::int64_t>(tree.nodes.size());

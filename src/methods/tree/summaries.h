@@ -7,8 +7,8 @@
 
 #include "base/run.h"
 #include "base/workspace.h"
-#include "call/check.h"
 #include "methods/tree/kernels/nodes.h"
+#include "run/problem.h"
 #include "smyrf/plan.h"
 
 namespace smyrf {
@@ -21,8 +21,8 @@ class Summaries {
   /// Copies the head's keys and values in tree order, float32. `tree` must outlive it; `profiles`,
   /// where given, becomes what the tree's are to be.
   /// Memory: 4 (Nk (D + Dv) + nodes (D + Dv + 36)) bytes; about Nk / 6 nodes.
-  Summaries(const Problem& problem, std::int64_t batch, std::int64_t key_head, const KeyTree& tree,
-            const Run& run, std::vector<float>* profiles = nullptr);
+  Summaries(const Problem& problem, std::int64_t batch, std::int64_t key_head,
+            const KeyTreeView& tree, const Run& run, std::vector<float>* profiles = nullptr);
 
   kernels::NodesView view() const { return view_; }
   /// Whether means and spreads are: false where a value under a node is not, or a sum overflows.

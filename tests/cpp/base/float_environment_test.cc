@@ -23,6 +23,7 @@
 #include "testing/everything.h"
 #include "testing/gradients.h"
 #include "testing/instruction_sets.h"
+#include "testing/plan_rows.h"
 #include "testing/random_call.h"
 
 #if defined(__SSE2__)

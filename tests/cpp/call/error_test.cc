@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "testing/call.h"
+#include "testing/plan_rows.h"
 
 namespace smyrf::testing {
 namespace {
@@ -444,7 +445,7 @@ TEST(Limits, HugeDialsAreSound) {
   call.options.num_threads = std::numeric_limits<int>::max();
   EXPECT_TRUE(Attend(call).statistics.heads[0].dense);
   call.options.cluster_size = 1;
-  EXPECT_EQ(plan(call.arguments(), call.options).head(kMaxHashes - 1, 0, 0).blocks.size(), 6U);
+  EXPECT_EQ(PlanOf(call).head(kMaxHashes - 1, 0, 0).blocks.size(), 6U);
   (void)Attend(call);
   call.options = {};
   call.options.window =

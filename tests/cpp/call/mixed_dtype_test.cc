@@ -8,6 +8,7 @@
 #include "smyrf/error.h"
 #include "testing/bounds.h"
 #include "testing/instruction_sets.h"
+#include "testing/plan_rows.h"
 #include "testing/random_call.h"
 
 namespace smyrf::testing {
@@ -30,7 +31,7 @@ TEST(MixedDtype, EveryMethodGivesWhatTheReferenceGives) {
     for (const DType key : {DType::kFloat16, DType::kBFloat16}) {
       const Call call = MixedCall(DType::kFloat32, key, method);
       ForEachInstructionSet([&] {
-        const Plan made = plan(call.arguments(), call.options);
+        const PlanParts made = PlanOf(call);
         const Exact exact = RunReference(call, &made);
         const double merges = static_cast<double>(made.rounds()) + 4.0;
         ASSERT_TRUE(Close(call, Attend(call, &made), exact, merges)) << call;

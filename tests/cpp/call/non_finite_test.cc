@@ -10,6 +10,7 @@
 
 #include "testing/bounds.h"
 #include "testing/instruction_sets.h"
+#include "testing/plan_rows.h"
 #include "testing/random_call.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -269,7 +270,7 @@ TEST(NonFinite, LshValuesSpoilTheRowsThatMeetThem) {
   const Call call = PaddedCall(random, Method::kLsh);
   Call spoiled = call;
   spoiled.value.set(0, 1, 77, 3, kNaN);
-  const Plan made = plan(call.arguments(), call.options);
+  const PlanParts made = PlanOf(call);
   const auto meets = [&](std::int64_t h, std::int64_t i) {
     for (std::int64_t round = 0; round < made.rounds(); ++round) {
       const HeadPlan& head = made.head(round, 0, h);
@@ -339,7 +340,7 @@ TEST(NonFinite, TreeQueriesAndKeysSpoilTheirHeadsAndStatisticsSaySo) {
         }
         // A stored plan says the same.
         for (const Call* spoiled : {&query, &key}) {
-          const Plan made = plan(spoiled->arguments(), spoiled->options);
+          const PlanParts made = PlanOf(*spoiled);
           const Result planned = Attend(*spoiled, &made);
           const Result direct = Attend(*spoiled);
           for (std::size_t row = 0; row < call.rows(); ++row) {

@@ -18,7 +18,8 @@ namespace smyrf::testing {
 namespace {
 
 /// Every call that takes a plan refuses this one, with a sentence, and writes nothing.
-void ExpectRefused(Call call, const Plan& made) {
+void ExpectRefused(Call call, const PlanParts& parts) {
+  const Plan made = Pack(PlanParts(parts));
   call.options = {};
   call.options.enable_gqa = true;
   call.key_padding_mask.reset();  // which the plan holds
@@ -70,15 +71,15 @@ Call PaddedCall(Method method) {
   return call;
 }
 
-using Damage = std::function<void(Plan&)>;
+using Damage = std::function<void(PlanParts&)>;
 
 void ExpectAllRefused(const Call& call, const std::vector<Damage>& damages) {
-  const Plan made = PlanOf(call);
+  const PlanParts made = PlanOf(call);
   ASSERT_NO_THROW((void)Attend(call, &made));
   ASSERT_FALSE(made.method != Method::kDense && made.heads[6].blocks.size() < 3);
   for (std::size_t i = 0; i < damages.size(); ++i) {
     SCOPED_TRACE("damage " + std::to_string(i));
-    Plan damaged = made;
+    PlanParts damaged = made;
     damages[i](damaged);
     ExpectRefused(call, damaged);
   }
@@ -86,64 +87,64 @@ void ExpectAllRefused(const Call& call, const std::vector<Damage>& damages) {
 
 std::vector<Damage> OfAny() {
   return {
-      [](Plan& p) { p.valid_queries[1][3] = p.valid_queries[1][2]; },  // twice
-      [](Plan& p) { p.valid_keys[1].push_back(279); },
-      [](Plan& p) { p.valid_keys[1].push_back(300); },
-      [](Plan& p) { p.valid_keys[0][0] = -1; },
-      [](Plan& p) { std::swap(p.valid_keys[0][4], p.valid_keys[0][5]); },
-      [](Plan& p) { p.valid_queries.pop_back(); },
-      [](Plan& p) { p.valid_queries.emplace_back(); },
-      [](Plan& p) { p.heads.emplace_back(); },
-      [](Plan& p) { p.key_trees.emplace_back(); },
-      [](Plan& p) { p.method = Method::kAuto; },
-      [](Plan& p) { p.n_hashes = -1; },
-      [](Plan& p) { p.n_hashes = 3; },
+      [](PlanParts& p) { p.valid_queries[1][3] = p.valid_queries[1][2]; },  // twice
+      [](PlanParts& p) { p.valid_keys[1].push_back(279); },
+      [](PlanParts& p) { p.valid_keys[1].push_back(300); },
+      [](PlanParts& p) { p.valid_keys[0][0] = -1; },
+      [](PlanParts& p) { std::swap(p.valid_keys[0][4], p.valid_keys[0][5]); },
+      [](PlanParts& p) { p.valid_queries.pop_back(); },
+      [](PlanParts& p) { p.valid_queries.emplace_back(); },
+      [](PlanParts& p) { p.heads.emplace_back(); },
+      [](PlanParts& p) { p.key_trees.emplace_back(); },
+      [](PlanParts& p) { p.method = Method::kAuto; },
+      [](PlanParts& p) { p.n_hashes = -1; },
+      [](PlanParts& p) { p.n_hashes = 3; },
   };
 }
 
 std::vector<Damage> OfBlocks() {
   return {
       // Queries: in two blocks, in none, out of order, padded ones.
-      [](Plan& p) { p.heads[6].query_order[0] = p.heads[6].query_order[1]; },
-      [](Plan& p) { p.heads[6].query_order[0] = 55; },
-      [](Plan& p) { p.heads[6].query_order[0] = -1; },
-      [](Plan& p) { p.heads[6].query_order[0] = std::numeric_limits<std::int32_t>::min(); },
-      [](Plan& p) { p.heads[6].query_order[0] = 60; },
-      [](Plan& p) { p.heads[6].query_order.pop_back(); },
-      [](Plan& p) { p.heads[6].query_order.push_back(55); },
-      [](Plan& p) { p.heads[6].blocks.pop_back(); },
-      [](Plan& p) { p.heads[6].blocks.erase(p.heads[6].blocks.begin() + 1); },
-      [](Plan& p) { p.heads[6].blocks.erase(p.heads[6].blocks.begin()); },
-      [](Plan& p) { p.heads[6].blocks.push_back(p.heads[6].blocks[1]); },
-      [](Plan& p) { p.heads[6].blocks[1] = p.heads[6].blocks[0]; },
-      [](Plan& p) { std::swap(p.heads[6].blocks[0], p.heads[6].blocks[1]); },
-      [](Plan& p) { --p.heads[6].blocks[1].begin; },
-      [](Plan& p) { ++p.heads[6].blocks[1].begin; },
-      [](Plan& p) { p.heads[6].blocks[1].end = p.heads[6].blocks[1].begin; },
-      [](Plan& p) { p.heads[6].blocks.clear(); },
-      [](Plan& p) { p.heads[6].non_finite = true; },
-      [](Plan& p) { p.heads[6].dense = true; },
+      [](PlanParts& p) { p.heads[6].query_order[0] = p.heads[6].query_order[1]; },
+      [](PlanParts& p) { p.heads[6].query_order[0] = 55; },
+      [](PlanParts& p) { p.heads[6].query_order[0] = -1; },
+      [](PlanParts& p) { p.heads[6].query_order[0] = std::numeric_limits<std::int32_t>::min(); },
+      [](PlanParts& p) { p.heads[6].query_order[0] = 60; },
+      [](PlanParts& p) { p.heads[6].query_order.pop_back(); },
+      [](PlanParts& p) { p.heads[6].query_order.push_back(55); },
+      [](PlanParts& p) { p.heads[6].blocks.pop_back(); },
+      [](PlanParts& p) { p.heads[6].blocks.erase(p.heads[6].blocks.begin() + 1); },
+      [](PlanParts& p) { p.heads[6].blocks.erase(p.heads[6].blocks.begin()); },
+      [](PlanParts& p) { p.heads[6].blocks.push_back(p.heads[6].blocks[1]); },
+      [](PlanParts& p) { p.heads[6].blocks[1] = p.heads[6].blocks[0]; },
+      [](PlanParts& p) { std::swap(p.heads[6].blocks[0], p.heads[6].blocks[1]); },
+      [](PlanParts& p) { --p.heads[6].blocks[1].begin; },
+      [](PlanParts& p) { ++p.heads[6].blocks[1].begin; },
+      [](PlanParts& p) { p.heads[6].blocks[1].end = p.heads[6].blocks[1].begin; },
+      [](PlanParts& p) { p.heads[6].blocks.clear(); },
+      [](PlanParts& p) { p.heads[6].non_finite = true; },
+      [](PlanParts& p) { p.heads[6].dense = true; },
       // A block that evaluates nothing.
-      [](Plan& p) {
+      [](PlanParts& p) {
         p.heads[6].blocks[1].last_range = p.heads[6].blocks[1].first_range;
         p.heads[6].blocks[1].last_node = p.heads[6].blocks[1].first_node;
       },
       // Keys: in two ranges, in none, ranges that are empty or past the end.
-      [](Plan& p) { ++p.heads[6].ranges[p.heads[6].blocks[1].first_range].begin; },
-      [](Plan& p) { --p.heads[6].ranges[p.heads[6].blocks[1].first_range].end; },
-      [](Plan& p) {
+      [](PlanParts& p) { ++p.heads[6].ranges[p.heads[6].blocks[1].first_range].begin; },
+      [](PlanParts& p) { --p.heads[6].ranges[p.heads[6].blocks[1].first_range].end; },
+      [](PlanParts& p) {
         KeyRange& range = p.heads[6].ranges[p.heads[6].blocks[1].first_range];
         range.end = range.begin;
       },
-      [](Plan& p) { p.heads[6].ranges[p.heads[6].blocks[1].first_range].begin = -1; },
-      [](Plan& p) { p.heads[6].ranges[p.heads[6].blocks[1].first_range].end = 281; },
-      [](Plan& p) { p.heads[6].blocks[1].last_range = 1U << 31; },
-      [](Plan& p) { p.heads[6].blocks[1].last_node = 1U << 31; },
-      [](Plan& p) { p.heads[6].blocks[1].first_range = p.heads[6].blocks[1].last_range + 1; },
+      [](PlanParts& p) { p.heads[6].ranges[p.heads[6].blocks[1].first_range].begin = -1; },
+      [](PlanParts& p) { p.heads[6].ranges[p.heads[6].blocks[1].first_range].end = 281; },
+      [](PlanParts& p) { p.heads[6].blocks[1].last_range = 1U << 31; },
+      [](PlanParts& p) { p.heads[6].blocks[1].last_node = 1U << 31; },
+      [](PlanParts& p) { p.heads[6].blocks[1].first_range = p.heads[6].blocks[1].last_range + 1; },
       // What these methods don't take.
-      [](Plan& p) { p.is_causal = true; },
-      [](Plan& p) { p.window = Window{3, 3}; },
-      [](Plan& p) { p.has_attn_mask = true; },
+      [](PlanParts& p) { p.is_causal = true; },
+      [](PlanParts& p) { p.window = Window{3, 3}; },
+      [](PlanParts& p) { p.has_attn_mask = true; },
   };
 }
 
@@ -151,8 +152,8 @@ TEST(PlanStructure, OfDense) {
   const Call call = PaddedCall(Method::kDense);
   ExpectAllRefused(call, OfAny());
   ExpectAllRefused(call, {
-                             [](Plan& p) { p.n_hashes = 1; },
-                             [](Plan& p) { p.cluster_size = 1; },
+                             [](PlanParts& p) { p.n_hashes = 1; },
+                             [](PlanParts& p) { p.cluster_size = 1; },
                          });
 }
 
@@ -160,40 +161,41 @@ TEST(PlanStructure, OfLsh) {
   const Call call = PaddedCall(Method::kLsh);
   ExpectAllRefused(call, OfAny());
   ExpectAllRefused(call, OfBlocks());
-  ExpectAllRefused(call, {
-                             [](Plan& p) { p.n_hashes = 1; },
-                             [](Plan& p) { p.n_hashes = 0; },
-                             [](Plan& p) { p.n_hashes = std::numeric_limits<std::int64_t>::max(); },
-                             [](Plan& p) { p.cluster_size = 0; },
-                             [](Plan& p) { p.heads[6].key_order[0] = p.heads[6].key_order[1]; },
-                             [](Plan& p) { p.heads[6].key_order[0] = 290; },  // padded
-                             [](Plan& p) { p.heads[6].key_order.pop_back(); },
-                             [](Plan& p) { std::swap(p.heads[6].ranges[0], p.heads[6].ranges[1]); },
-                             // A block without keys, whose keys another one has too.
-                             [](Plan& p) {
-                               p.heads[6].blocks[0].last_range = 2;
-                               p.heads[6].blocks[1].first_range = 2;
-                             },
-                             // A later round that is missing, or of another kind.
-                             [](Plan& p) { p.heads[12] = {}; },
-                             [](Plan& p) { p.heads[12].dense = true; },
-                             [](Plan& p) { p.heads[4].non_finite = p.heads[12].non_finite = true; },
-                             [](Plan& p) {
-                               p.heads[12] = {};
-                               p.heads[12].non_finite = true;
-                             },
-                             // Said to be dense, but of several clusters.
-                             [](Plan& p) {
-                               p.heads[4].dense = true;
-                               p.heads[12] = {};
-                               p.heads[12].dense = true;
-                             },
-                             // Nodes, which only `tree` has.
-                             [](Plan& p) {
-                               p.heads[6].nodes = {0};
-                               p.heads[6].blocks[1].last_node = 1;
-                             },
-                         });
+  ExpectAllRefused(call,
+                   {
+                       [](PlanParts& p) { p.n_hashes = 1; },
+                       [](PlanParts& p) { p.n_hashes = 0; },
+                       [](PlanParts& p) { p.n_hashes = std::numeric_limits<std::int64_t>::max(); },
+                       [](PlanParts& p) { p.cluster_size = 0; },
+                       [](PlanParts& p) { p.heads[6].key_order[0] = p.heads[6].key_order[1]; },
+                       [](PlanParts& p) { p.heads[6].key_order[0] = 290; },  // padded
+                       [](PlanParts& p) { p.heads[6].key_order.pop_back(); },
+                       [](PlanParts& p) { std::swap(p.heads[6].ranges[0], p.heads[6].ranges[1]); },
+                       // A block without keys, whose keys another one has too.
+                       [](PlanParts& p) {
+                         p.heads[6].blocks[0].last_range = 2;
+                         p.heads[6].blocks[1].first_range = 2;
+                       },
+                       // A later round that is missing, or of another kind.
+                       [](PlanParts& p) { p.heads[12] = {}; },
+                       [](PlanParts& p) { p.heads[12].dense = true; },
+                       [](PlanParts& p) { p.heads[4].non_finite = p.heads[12].non_finite = true; },
+                       [](PlanParts& p) {
+                         p.heads[12] = {};
+                         p.heads[12].non_finite = true;
+                       },
+                       // Said to be dense, but of several clusters.
+                       [](PlanParts& p) {
+                         p.heads[4].dense = true;
+                         p.heads[12] = {};
+                         p.heads[12].dense = true;
+                       },
+                       // Nodes, which only `tree` has.
+                       [](PlanParts& p) {
+                         p.heads[6].nodes = {0};
+                         p.heads[6].blocks[1].last_node = 1;
+                       },
+                   });
 }
 
 TEST(PlanStructure, OfTree) {
@@ -202,53 +204,53 @@ TEST(PlanStructure, OfTree) {
   ExpectAllRefused(call, OfBlocks());
   ASSERT_GT(PlanOf(call).key_trees[3].roots, 1);
   ASSERT_FALSE(PlanOf(call).heads[6].nodes.empty());
-  ExpectAllRefused(call,
-                   {
-                       [](Plan& p) { p.tolerance = kNaN; },
-                       [](Plan& p) { p.tolerance = -0.1; },
-                       [](Plan& p) { p.max_density = 0.0; },
-                       [](Plan& p) { p.cluster_size = 32; },
-                       // Keys of a tree.
-                       [](Plan& p) { p.key_trees[3].key_order[0] = p.key_trees[3].key_order[1]; },
-                       [](Plan& p) { p.key_trees[3].key_order[0] = 290; },  // padded
-                       [](Plan& p) { p.key_trees[3].key_order.pop_back(); },
-                       [](Plan& p) { p.key_trees[3].key_order.clear(); },
-                       [](Plan& p) { p.key_trees[3] = {}; },
-                       [](Plan& p) { --p.key_trees[3].sinks; },
-                       [](Plan& p) { p.key_trees[3].sinks = -1; },
-                       // Roots and children that leave keys out, or share some.
-                       [](Plan& p) { ++p.key_trees[3].nodes[0].begin; },
-                       [](Plan& p) { --p.key_trees[3].nodes[0].end; },
-                       [](Plan& p) { ++p.key_trees[3].nodes[0].end; },
-                       [](Plan& p) { --p.key_trees[3].nodes.back().end; },
-                       [](Plan& p) { ++p.key_trees[3].nodes.back().begin; },
-                       [](Plan& p) { std::swap(p.key_trees[3].nodes[0], p.key_trees[3].nodes[1]); },
-                       [](Plan& p) { p.key_trees[3].nodes.back().first_child = -1; },
-                       // A node in two places, or none.
-                       [](Plan& p) { p.heads[6].nodes[0] = p.heads[6].nodes[1]; },
-                       [](Plan& p) { p.heads[6].nodes[0] = -1; },
-                       [](Plan& p) { p.heads[6].nodes[0] = 1 << 30; },
-                       [](Plan& p) { --p.heads[6].blocks[1].last_node; },
-                       [](Plan& p) { --p.heads[6].blocks[1].first_node; },
-                       // An exact key under a node that stands for it too.
-                       [](Plan& p) {
-                         p.heads[6].ranges.push_back({279, 280, false});
-                         p.heads[6].blocks.back().last_range =
-                             static_cast<std::uint32_t>(p.heads[6].ranges.size());
-                       },
-                       // Too many queries for the lanes of a block.
-                       [](Plan& p) {
-                         p.heads[6].blocks[0].end = p.heads[6].blocks[1].end;
-                         p.heads[6].blocks.erase(p.heads[6].blocks.begin() + 1);
-                       },
-                       // Two ways to be done at once.
-                       [](Plan& p) {
-                         p.heads[6] = {};
-                         p.heads[6].dense = p.heads[6].non_finite = true;
-                       },
-                       // A finite head without blocks, whose queries see keys.
-                       [](Plan& p) { p.heads[6] = {}; },
-                   });
+  ExpectAllRefused(
+      call, {
+                [](PlanParts& p) { p.tolerance = kNaN; },
+                [](PlanParts& p) { p.tolerance = -0.1; },
+                [](PlanParts& p) { p.max_density = 0.0; },
+                [](PlanParts& p) { p.cluster_size = 32; },
+                // Keys of a tree.
+                [](PlanParts& p) { p.key_trees[3].key_order[0] = p.key_trees[3].key_order[1]; },
+                [](PlanParts& p) { p.key_trees[3].key_order[0] = 290; },  // padded
+                [](PlanParts& p) { p.key_trees[3].key_order.pop_back(); },
+                [](PlanParts& p) { p.key_trees[3].key_order.clear(); },
+                [](PlanParts& p) { p.key_trees[3] = {}; },
+                [](PlanParts& p) { --p.key_trees[3].sinks; },
+                [](PlanParts& p) { p.key_trees[3].sinks = -1; },
+                // Roots and children that leave keys out, or share some.
+                [](PlanParts& p) { ++p.key_trees[3].nodes[0].begin; },
+                [](PlanParts& p) { --p.key_trees[3].nodes[0].end; },
+                [](PlanParts& p) { ++p.key_trees[3].nodes[0].end; },
+                [](PlanParts& p) { --p.key_trees[3].nodes.back().end; },
+                [](PlanParts& p) { ++p.key_trees[3].nodes.back().begin; },
+                [](PlanParts& p) { std::swap(p.key_trees[3].nodes[0], p.key_trees[3].nodes[1]); },
+                [](PlanParts& p) { p.key_trees[3].nodes.back().first_child = -1; },
+                // A node in two places, or none.
+                [](PlanParts& p) { p.heads[6].nodes[0] = p.heads[6].nodes[1]; },
+                [](PlanParts& p) { p.heads[6].nodes[0] = -1; },
+                [](PlanParts& p) { p.heads[6].nodes[0] = 1 << 30; },
+                [](PlanParts& p) { --p.heads[6].blocks[1].last_node; },
+                [](PlanParts& p) { --p.heads[6].blocks[1].first_node; },
+                // An exact key under a node that stands for it too.
+                [](PlanParts& p) {
+                  p.heads[6].ranges.push_back({279, 280});
+                  p.heads[6].blocks.back().last_range =
+                      static_cast<std::uint32_t>(p.heads[6].ranges.size());
+                },
+                // Too many queries for the lanes of a block.
+                [](PlanParts& p) {
+                  p.heads[6].blocks[0].end = p.heads[6].blocks[1].end;
+                  p.heads[6].blocks.erase(p.heads[6].blocks.begin() + 1);
+                },
+                // Two ways to be done at once.
+                [](PlanParts& p) {
+                  p.heads[6] = {};
+                  p.heads[6].dense = p.heads[6].non_finite = true;
+                },
+                // A finite head without blocks, whose queries see keys.
+                [](PlanParts& p) { p.heads[6] = {}; },
+            });
 }
 
 TEST(PlanStructure, OfEntriesWithoutRows) {
@@ -256,9 +258,9 @@ TEST(PlanStructure, OfEntriesWithoutRows) {
     for (const bool queries : {false, true}) {
       Call call = PaddedCall(method);
       (queries ? call.query_padding_mask : call.key_padding_mask) = Padding(queries ? 60 : 300, 0);
-      const Plan made = PlanOf(call);
+      const PlanParts made = PlanOf(call);
       EXPECT_TRUE(Attend(call, &made).SameBits(Attend(call)));
-      Plan damaged = made;
+      PlanParts damaged = made;
       const std::size_t empty = 6;
       ASSERT_TRUE(damaged.heads[empty].blocks.empty());
       damaged.heads[empty].blocks.push_back({0, 1, 0, 0, 0, 0});
@@ -269,7 +271,7 @@ TEST(PlanStructure, OfEntriesWithoutRows) {
 
 TEST(PlanStructure, HeadsMayShareRangesAndListNodesInAnyOrder) {
   const Call call = PaddedCall(Method::kTree);
-  Plan made = PlanOf(call);
+  PlanParts made = PlanOf(call);
   for (HeadPlan& head : made.heads) {
     for (const QueryBlock& block : head.blocks) {
       std::reverse(head.nodes.begin() + block.first_node, head.nodes.begin() + block.last_node);
@@ -282,7 +284,7 @@ TEST(PlanStructure, HeadsMayShareRangesAndListNodesInAnyOrder) {
 TEST(PlanStructure, AWrongOffsetPast32BitsIsFound) {
   // As if the lists had grown past what 32 bits count, and the offsets had begun anew.
   const Call call = PaddedCall(Method::kTree);
-  Plan made = PlanOf(call);
+  PlanParts made = PlanOf(call);
   HeadPlan& head = made.heads[6];
   QueryBlock& last = head.blocks.back();
   last.last_range -= last.first_range;

@@ -32,7 +32,7 @@ TEST(Plan, CarriedOutLaterGivesTheSameBits) {
   for (int n = 0; n < 150; ++n) {
     const Call call = n % 2 == 0 ? RandomDenseCall(random, 1e5) : RandomLshCall(random, 1e5);
     SCOPED_TRACE(::testing::Message() << call);
-    const Plan made = PlanOf(call);
+    const PlanParts made = PlanOf(call);
     const Result expected = Attend(call);
     ASSERT_TRUE(Attend(call, &made).SameBits(expected));  // options that agree
     const Result bare = Attend(WithoutWhatThePlanHolds(call), &made);
@@ -47,7 +47,7 @@ TEST(Plan, CarriedOutLaterGivesTheSameBits) {
 }
 
 /// Everything that a plan decides.
-void ExpectEqual(const Plan& a, const Plan& b) {
+void ExpectEqual(const PlanParts& a, const PlanParts& b) {
   ASSERT_EQ(a.method, b.method);
   ASSERT_EQ(a.reason, b.reason);
   ASSERT_EQ(std::tie(a.batch, a.query_heads, a.key_heads, a.queries, a.keys, a.depth),
@@ -82,8 +82,8 @@ void ExpectEqual(const Plan& a, const Plan& b) {
               std::tie(y.expected_error, y.expected_lse_error, y.expected_work));
     ASSERT_EQ(x.ranges.size(), y.ranges.size());
     for (std::size_t r = 0; r < x.ranges.size(); ++r) {
-      ASSERT_EQ(std::tie(x.ranges[r].begin, x.ranges[r].end, x.ranges[r].partial),
-                std::tie(y.ranges[r].begin, y.ranges[r].end, y.ranges[r].partial));
+      ASSERT_EQ(std::tie(x.ranges[r].begin, x.ranges[r].end),
+                std::tie(y.ranges[r].begin, y.ranges[r].end));
     }
     ASSERT_EQ(x.blocks.size(), y.blocks.size());
     for (std::size_t j = 0; j < x.blocks.size(); ++j) {
@@ -106,13 +106,13 @@ TEST(Plan, ThatACallKeepsIsTheOneMadeApart) {
     Plan kept;
     const Result result = Attend(call, nullptr, Layout::kContiguous, &kept);
     ASSERT_TRUE(result.SameBits(Attend(call)));
-    ExpectEqual(kept, PlanOf(call));
-    if (kept.method == Method::kTree) {
-      for (const HeadPlan& head : kept.heads) blocks += head.blocks.size();
+    ExpectEqual(Unpack(kept), PlanOf(call));
+    if (kept.info().method == Method::kTree) {
+      for (const HeadPlan& head : Unpack(kept).heads) blocks += head.blocks.size();
     }
     Plan untouched;
     (void)Attend(call, &kept, Layout::kContiguous, &untouched);
-    ASSERT_EQ(untouched.batch, 0);
+    ASSERT_EQ(untouched.info().batch, 0);
   }
   EXPECT_GT(blocks, 0U);
 }
@@ -128,8 +128,8 @@ TEST(Plan, OrNoneSecondsAreThoseOfBlocks) {
       call.options.num_threads = 1;
       if (method == Method::kTree) call.options.tolerance = max_density < 1.0 ? 0.5 : 0.0;
       if (method == Method::kTree && max_density < 1.0) call.options.max_density = max_density;
-      const Plan made = PlanOf(call);
-      for (const Plan* plan : {static_cast<const Plan*>(nullptr), &made}) {
+      const PlanParts made = PlanOf(call);
+      for (const PlanParts* plan : {static_cast<const PlanParts*>(nullptr), &made}) {
         const Statistics statistics = Attend(call, plan).statistics;
         double seconds = 0.0;
         for (const Statistics::Head& head : statistics.heads) {
@@ -150,7 +150,7 @@ TEST(Plan, OfAutoTakesTheOptionsItWasMadeWith) {
   call.FillNormal(random);
   call.options.seed = 4;
   call.options.tolerance = 0.1;
-  const Plan made = PlanOf(call);
+  const PlanParts made = PlanOf(call);
   ASSERT_EQ(made.method, Method::kDense);
   EXPECT_TRUE(Attend(call, &made).SameBits(Attend(call)));
 }
@@ -159,7 +159,7 @@ TEST(Plan, ServesOtherTensorsAndTypes) {
   Random random(121);
   for (int n = 0; n < 60; ++n) {
     const Call call = n % 2 == 0 ? RandomDenseCall(random, 1e5) : RandomLshCall(random, 1e5);
-    const Plan made = PlanOf(call);
+    const PlanParts made = PlanOf(call);
     Call other(call.shape, random.Of({DType::kFloat32, DType::kFloat16, DType::kBFloat16}));
     other.FillNormal(random);
     other.options = call.options;
@@ -180,7 +180,7 @@ TEST(Plan, OfNonFiniteRowsStaysNaN) {
   call.options.method = Method::kLsh;
   Call spoiled = call;
   spoiled.query.set(0, 1, 3, 3, kNaN);
-  const Plan made = PlanOf(spoiled);
+  const PlanParts made = PlanOf(spoiled);
   const Result result = Attend(call, &made);
   EXPECT_TRUE(result.statistics.heads[1].non_finite);
   result.out.ForEach([&](auto b, auto h, auto i, auto c) {
@@ -198,8 +198,9 @@ TEST(Plan, KeepsNoRows) {
 }
 
 /// attention and reference both refuse `call` with `made`, and write nothing.
-void ExpectRefused(const Call& call, const Plan& made, ErrorKind kind,
+void ExpectRefused(const Call& call, const PlanParts& plan_parts, ErrorKind kind,
                    const std::vector<std::string>& parts) {
+  const Plan made = Pack(PlanParts(plan_parts));
   const Shape& s = call.shape;
   Tensor out(call.query.dtype(), {s.batch, s.query_heads, s.queries, s.value_depth});
   const std::vector<std::byte> before = out.memory();
@@ -224,7 +225,7 @@ TEST(Plan, RefusesOtherShapes) {
     Call call(planned);
     call.FillNormal(random);
     call.options.method = method;
-    const Plan made = PlanOf(call);
+    const PlanParts made = PlanOf(call);
     const auto refuse = [&](const std::string& name, const Shape& shape) {
       Call other(shape);
       other.FillNormal(random);
@@ -247,8 +248,8 @@ TEST(Plan, RefusesWhatWasTamperedWith) {
   Random random(90);
   Call call({1, 2, 1, 100, 200, 8, 8});
   call.FillNormal(random);
-  const auto expect = [&](const std::function<void(Plan&)>& spoil) {
-    Plan made = plan(call.arguments(), call.options);
+  const auto expect = [&](const std::function<void(PlanParts&)>& spoil) {
+    PlanParts made = PlanOf(call);
     spoil(made);
     try {
       Attend(call, &made);
@@ -259,37 +260,37 @@ TEST(Plan, RefusesWhatWasTamperedWith) {
   };
   call.options.method = Method::kLsh;
   call.options.cluster_size = 10;
-  expect([](Plan& p) { p.heads[0].key_order[0] = 1 << 28; });
-  expect([](Plan& p) { p.heads[1].query_order[3] = -1; });
-  expect([](Plan& p) { p.heads.pop_back(); });
-  expect([](Plan& p) { p.n_hashes = 64; });
-  expect([](Plan& p) { p.n_hashes = std::numeric_limits<std::int64_t>::max(); });
-  expect([](Plan& p) { p.method = Method::kAuto; });
-  expect([](Plan& p) { p.method = std::bit_cast<Method>(std::uint8_t{4}); });
-  expect([](Plan& p) { p.heads[2].ranges[0].end = 201; });
-  expect([](Plan& p) { p.heads[2].blocks[0].last_range = 1 << 20; });
-  expect([](Plan& p) { p.valid_keys = {{0, 1}, {2}}; });
+  expect([](PlanParts& p) { p.heads[0].key_order[0] = 1 << 28; });
+  expect([](PlanParts& p) { p.heads[1].query_order[3] = -1; });
+  expect([](PlanParts& p) { p.heads.pop_back(); });
+  expect([](PlanParts& p) { p.n_hashes = 64; });
+  expect([](PlanParts& p) { p.n_hashes = std::numeric_limits<std::int64_t>::max(); });
+  expect([](PlanParts& p) { p.method = Method::kAuto; });
+  expect([](PlanParts& p) { p.method = std::bit_cast<Method>(std::uint8_t{4}); });
+  expect([](PlanParts& p) { p.heads[2].ranges[0].end = 201; });
+  expect([](PlanParts& p) { p.heads[2].blocks[0].last_range = 1 << 20; });
+  expect([](PlanParts& p) { p.valid_keys = {{0, 1}, {2}}; });
   call.options.cluster_size.reset();
   call.options.method = Method::kDense;
-  expect([](Plan& p) { p.heads.emplace_back(); });
+  expect([](PlanParts& p) { p.heads.emplace_back(); });
   call.options.method = Method::kTree;
   call.options.tolerance = 0.9;
   call.options.max_density = 0.9;  // not dense
-  const Plan made = plan(call.arguments(), call.options);
+  const PlanParts made = PlanOf(call);
   ASSERT_FALSE(made.heads[0].blocks.empty());
-  expect([](Plan& p) { p.key_trees.clear(); });
-  expect([](Plan& p) { p.key_trees[0].key_order[5] = 200; });
-  expect([](Plan& p) { p.key_trees[0].nodes[0].end = 1000; });
-  expect([](Plan& p) { p.key_trees[0].nodes.back().child_count = 2; });
-  expect([](Plan& p) { p.key_trees[0].query_basis.pop_back(); });
-  expect([](Plan& p) { p.heads[0].nodes.assign(p.heads[0].nodes.size() + 1, 9999); });
-  expect([](Plan& p) { p.heads[0].blocks[0].end = 99; });
+  expect([](PlanParts& p) { p.key_trees.clear(); });
+  expect([](PlanParts& p) { p.key_trees[0].key_order[5] = 200; });
+  expect([](PlanParts& p) { p.key_trees[0].nodes[0].end = 1000; });
+  expect([](PlanParts& p) { p.key_trees[0].nodes.back().child_count = 2; });
+  expect([](PlanParts& p) { p.key_trees[0].query_basis.pop_back(); });
+  expect([](PlanParts& p) { p.heads[0].nodes.assign(p.heads[0].nodes.size() + 1, 9999); });
+  expect([](PlanParts& p) { p.heads[0].blocks[0].end = 99; });
 }
 
 TEST(Plan, WhoseHeadIsDenseMeetsNoKeys) {
   Call call({2, 2, 2, 5, 0, 4, 3});
   call.options.method = Method::kTree;
-  Plan made = PlanOf(call);
+  PlanParts made = PlanOf(call);
   made.heads[3].dense = true;
   for (const float x : Attend(call, &made).lse)
     EXPECT_EQ(x, -std::numeric_limits<float>::infinity());
@@ -301,9 +302,9 @@ TEST(Plan, RefusesNodesThatAreNoTree) {
   call.FillNormal(random);
   call.options.method = Method::kTree;
   call.options.max_density = 0.5;
-  const Plan made = PlanOf(call);
+  const PlanParts made = PlanOf(call);
   const auto refuse = [&](const std::function<void(KeyTree&)>& damage) {
-    Plan damaged = made;
+    PlanParts damaged = made;
     damage(damaged.key_trees[0]);
     ExpectRefused(call, damaged, ErrorKind::kValue, {"plan: its ", " are damaged"});
   };
@@ -336,15 +337,15 @@ TEST(Plan, RefusesOtherOptions) {
   Call causal = call;
   causal.options.is_causal = true;
   causal.options.window = Window{4, -1};
-  const Plan of_causal = PlanOf(causal);
+  const PlanParts of_causal = PlanOf(causal);
   Call lsh = call;
   lsh.options.method = Method::kLsh;
   lsh.options.n_hashes = 3;
   lsh.options.cluster_size = 4;
   lsh.options.seed = 5;
-  const Plan of_lsh = PlanOf(lsh);
+  const PlanParts of_lsh = PlanOf(lsh);
 
-  const auto refuse = [&](const Plan& made, const std::string& name,
+  const auto refuse = [&](const PlanParts& made, const std::string& name,
                           const std::function<void(Options&)>& set) {
     Call other = call;
     set(other.options);
@@ -389,7 +390,7 @@ TEST(Plan, RefusesOtherMasks) {
     Call padded = call;
     padded.key_padding_mask = mask(20, 19);
     padded.query_padding_mask = mask(10, 9);
-    const Plan made = PlanOf(padded);
+    const PlanParts made = PlanOf(padded);
     EXPECT_TRUE(Attend(call, &made).SameBits(Attend(padded)));
 
     Call other = call;

@@ -16,7 +16,7 @@ namespace smyrf::testing {
 namespace {
 
 /// sum of out * grad_out and of lse * grad_lse over the queries that see a key.
-double Loss(const Call& call, const Upstream& upstream, const Plan& plan) {
+double Loss(const Call& call, const Upstream& upstream, const PlanParts& plan) {
   const Exact exact = RunReference(call, &plan);
   const auto dv = static_cast<std::size_t>(call.shape.value_depth);
   double sum = 0.0;
@@ -33,7 +33,7 @@ double Loss(const Call& call, const Upstream& upstream, const Plan& plan) {
 
 /// The derivative along random directions and along single elements, for query, key and value.
 void ExpectDifferences(Random& random, Call call, bool with_lse) {
-  const Plan plan = PlanOf(call);
+  const PlanParts plan = PlanOf(call);
   const Upstream upstream = RandomUpstream(random, call, with_lse);
   const ExactGradients exact = ReferenceBackward(call, upstream, &plan);
   const auto check = [&](const char* name, Tensor& tensor, const std::vector<double>& gradient) {

@@ -154,7 +154,7 @@ TEST(BackwardErrors, ThoseOfTheForwardCall) {
 TEST(BackwardErrors, APlanOfAnotherCall) {
   const Spoiled s;
   const Call other({1, 1, 1, 5, 7, 3, 6});
-  const Plan plan = PlanOf(other);
+  const Plan plan = smyrf::plan(other.arguments(), other.options);
   EXPECT_THROW(attention_backward(s.arguments, s.options, s.out, s.lse, s.grad_out, s.grad_lse,
                                   s.gradients, &plan),
                Error);
@@ -165,7 +165,7 @@ TEST(BackwardErrors, ABlockOfAKeyHeadWithoutNodes) {
   Call call({1, 1, 1, 20, 3, 4, 4});  // too few keys for a tree
   call.FillNormal(random);
   call.options.method = Method::kTree;
-  Plan plan = PlanOf(call);
+  PlanParts plan = PlanOf(call);
   const Result result = Attend(call, &plan);
   plan.heads[0].dense = false;
   plan.heads[0].blocks.emplace_back();

@@ -17,7 +17,7 @@ Layout RandomOutputLayout(Random& random) {
   return random.Of({Layout::kContiguous, Layout::kBnhd, Layout::kGaps, Layout::kReversed});
 }
 
-void ExpectCloseGradients(Random& random, const Call& call, const Plan& plan) {
+void ExpectCloseGradients(Random& random, const Call& call, const PlanParts& plan) {
   const Layout layout = RandomOutputLayout(random);
   const Upstream upstream =
       RandomUpstream(random, call, random.Chance(0.5), RandomOutputLayout(random));
@@ -71,7 +71,7 @@ TEST(Backward, TreeWithHeadsDoneAsDense) {
   call.key_padding_mask = Tensor(DType::kBool, {1, 1, 1, 300});
   call.key_padding_mask->FillRow(0, 0, 0, 1.0);
   for (std::int64_t j = 250; j < 300; ++j) call.key_padding_mask->set(0, 0, 0, j, 0.0);
-  Plan plan = PlanOf(call);
+  PlanParts plan = PlanOf(call);
   for (const HeadPlan& head : plan.heads) ASSERT_FALSE(head.dense || head.nodes.empty());
   for (std::size_t h = 1; h < 4; ++h) {
     plan.heads[h] = {};
@@ -90,7 +90,7 @@ void ExpectSameBits(Random& random, Call call) {
       call.options.num_threads = threads;
       ASSERT_TRUE(Backward(call, result, upstream).SameBits(one)) << call;
     }
-    const Plan plan = PlanOf(call);
+    const PlanParts plan = PlanOf(call);
     ASSERT_TRUE(Backward(call, result, upstream, &plan).SameBits(one)) << call;
   });
 }
@@ -151,7 +151,7 @@ TEST(Backward, RoundsOfLshAreAddedInOrderHoweverManyArePlannedAtOnce) {
   call.options.cluster_size = 5;
   const Upstream upstream = RandomUpstream(random, call, false);
   const Result result = Attend(call);
-  const Plan plan = PlanOf(call);
+  const PlanParts plan = PlanOf(call);
   EXPECT_TRUE(Backward(call, result, upstream).SameBits(Backward(call, result, upstream, &plan)));
 }
 

@@ -6,6 +6,7 @@
 
 #include "testing/bounds.h"
 #include "testing/instruction_sets.h"
+#include "testing/plan_rows.h"
 #include "testing/random_call.h"
 
 namespace smyrf::testing {
@@ -68,7 +69,7 @@ TEST(Threads, TreeHasTheSameBits) {
       FillSmooth(random, call);
       call.options.method = Method::kTree;
       ExpectSameBitsOnThreads(call);
-      const Plan made = plan(call.arguments(), call.options);
+      const PlanParts made = PlanOf(call);
       for (const HeadPlan& head : made.heads) ASSERT_FALSE(head.dense);
       ForEachInstructionSet([&] {
         call.options.num_threads = 1;

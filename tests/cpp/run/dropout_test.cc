@@ -22,7 +22,7 @@ namespace {
 void ExpectCloseWithDropout(Random& random, Call call, double merges) {
   call.options.dropout_p = random.Of({0.1, 0.3, 0.5});
   call.options.seed = static_cast<std::uint64_t>(random.Below(1000));
-  const Plan plan = PlanOf(call);
+  const PlanParts plan = PlanOf(call);
   const Upstream upstream = RandomUpstream(random, call, random.Chance(0.5));
   const Exact exact = RunReference(call, &plan);
   const ExactGradients gradients = ReferenceBackward(call, upstream, &plan);
@@ -158,7 +158,7 @@ TEST(Dropout, AutoTakesDense) {
   call.FillNormal(random);
   EXPECT_EQ(PlanOf(call).method, Method::kTree);
   call.options.dropout_p = 0.1;
-  const Plan plan = PlanOf(call);
+  const PlanParts plan = PlanOf(call);
   EXPECT_EQ(plan.method, Method::kDense);
   EXPECT_EQ(plan.reason, "auto: dense because of dropout_p");
 }
@@ -182,7 +182,7 @@ TEST(Dropout, Errors) {
   call.options.method = Method::kTree;
   expect(ErrorKind::kUnsupported, "dropout_p: got 0.1, but method tree");
   call.options.dropout_p = 0.0;
-  const Plan plan = PlanOf(call);
+  const PlanParts plan = PlanOf(call);
   call.options.dropout_p = 0.1;
   EXPECT_THROW(Attend(call, &plan), Error);
   // Without dropout a seed is no dial of dense.

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "run/plan_parts.h"
 #include "smyrf/attention.h"
 #include "testing/tensor.h"
 
@@ -161,8 +162,24 @@ struct Result {
   }
 };
 
+/// A plan for a call, if any: one of the library's, or parts that a test changed.
+class GivenPlan {
+ public:
+  GivenPlan(std::nullptr_t) {}   // NOLINT(google-explicit-constructor)
+  GivenPlan(const Plan* plan) {  // NOLINT(google-explicit-constructor)
+    if (plan != nullptr) plan_ = *plan;
+  }
+  GivenPlan(const PlanParts* parts) {  // NOLINT(google-explicit-constructor)
+    if (parts != nullptr) plan_ = Pack(PlanParts(*parts));
+  }
+  const Plan* get() const { return plan_ ? &*plan_ : nullptr; }
+
+ private:
+  std::optional<Plan> plan_;
+};
+
 /// `kept`, where given, becomes the plan.
-inline Result Attend(const Call& call, const Plan* plan = nullptr,
+inline Result Attend(const Call& call, const GivenPlan& plan = nullptr,
                      Layout out_layout = Layout::kContiguous, Plan* kept = nullptr) {
   const Shape& s = call.shape;
   Result result;
@@ -174,7 +191,7 @@ inline Result Attend(const Call& call, const Plan* plan = nullptr,
       {result.out.mutable_view(),
        Contiguous<void>(result.lse.data(), DType::kFloat32, {s.batch, s.query_heads, s.queries}),
        &result.statistics, kept},
-      plan);
+      plan.get());
   return result;
 }
 
@@ -182,11 +199,11 @@ inline Result Attend(const Call& call, const Plan* plan = nullptr,
 struct Exact {
   std::vector<double> out, lse;
 };
-inline Exact RunReference(const Call& call, const Plan* plan = nullptr) {
+inline Exact RunReference(const Call& call, const GivenPlan& plan = nullptr) {
   Exact exact;
   exact.out.assign(call.rows() * static_cast<std::size_t>(call.shape.value_depth), kNaN);
   exact.lse.assign(call.rows(), kNaN);
-  reference(call.arguments(), call.options, exact.out.data(), exact.lse.data(), plan);
+  reference(call.arguments(), call.options, exact.out.data(), exact.lse.data(), plan.get());
   return exact;
 }
 

@@ -29,16 +29,8 @@ struct Everything {
   }
 
   bool SameBits(const Everything& other) const {
-    if (!result.SameBits(other.result) || !gradients.SameBits(other.gradients)) return false;
-    for (std::size_t i = 0; i < made.heads.size(); ++i) {
-      const HeadPlan& head = made.heads[i];
-      const HeadPlan& others = other.made.heads[i];
-      if (head.query_order != others.query_order || head.key_order != others.key_order ||
-          head.nodes != others.nodes || head.expected_error != others.expected_error) {
-        return false;
-      }
-    }
-    return true;
+    return result.SameBits(other.result) && gradients.SameBits(other.gradients) &&
+           made.to_bytes() == other.made.to_bytes();
   }
 };
 

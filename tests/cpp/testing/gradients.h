@@ -56,13 +56,14 @@ struct GradientTensors {
 
 /// `result`: what Attend gave for the call and plan.
 inline GradientTensors Backward(const Call& call, const Result& result, const Upstream& upstream,
-                                const Plan* plan = nullptr, Layout layout = Layout::kContiguous) {
+                                const GivenPlan& plan = nullptr,
+                                Layout layout = Layout::kContiguous) {
   GradientTensors gradients(call, layout);
   const Shape& s = call.shape;
   attention_backward(call.arguments(), call.options, result.out.view(),
                      Contiguous<const void>(result.lse.data(), DType::kFloat32,
                                             {s.batch, s.query_heads, s.queries}),
-                     upstream.out.view(), upstream.lse_view(call), gradients.views(), plan);
+                     upstream.out.view(), upstream.lse_view(call), gradients.views(), plan.get());
   return gradients;
 }
 
@@ -71,14 +72,14 @@ struct ExactGradients {
 };
 
 inline ExactGradients ReferenceBackward(const Call& call, const Upstream& upstream,
-                                        const Plan* plan = nullptr) {
+                                        const GivenPlan& plan = nullptr) {
   const auto size = [](const Tensor& tensor) {
     const Tensor::Index& s = tensor.shape();
     return std::vector<double>(static_cast<std::size_t>(s[0] * s[1] * s[2] * s[3]), kNaN);
   };
   ExactGradients exact{size(call.query), size(call.key), size(call.value)};
   reference_backward(call.arguments(), call.options, upstream.out.view(), upstream.lse_view(call),
-                     exact.query.data(), exact.key.data(), exact.value.data(), plan);
+                     exact.query.data(), exact.key.data(), exact.value.data(), plan.get());
   return exact;
 }
 

@@ -117,7 +117,7 @@ inline void AddHead(Hash& hash, const HeadPlan& head, const KeyTree* tree) {
       const KeyRange& range = head.ranges[i];
       hash.Add(range.begin);
       hash.Add(range.end);
-      hash.Add(range.partial);
+      hash.Add(false);  // it is never partly masked
     }
     hash.Add(std::uint64_t{block.last_node - block.first_node});
     for (std::uint32_t i = block.first_node; i < block.last_node; ++i) {
@@ -130,7 +130,8 @@ inline void AddHead(Hash& hash, const HeadPlan& head, const KeyTree* tree) {
 }
 
 /// Every number of a plan. The one place that knows how a plan is read.
-inline void AddPlan(Hash& hash, const Plan& plan) {
+inline void AddPlan(Hash& hash, const Plan& given) {
+  const PlanParts plan = Unpack(given);
   hash.Add(std::int64_t{static_cast<int>(plan.method)});
   for (const std::int64_t size :
        {plan.batch, plan.query_heads, plan.key_heads, plan.queries, plan.keys, plan.depth}) {
@@ -147,7 +148,7 @@ inline void AddPlan(Hash& hash, const Plan& plan) {
   hash.Add(plan.tolerance);
   hash.Add(plan.max_density.value_or(-1.0));
   hash.Add(plan.dense_below);
-  hash.Add(plan.scale);
+  hash.Add(plan.scale.value_or(0.0));
   hash.Add(plan.seed);
   const bool is_tree = plan.method == Method::kTree;
   const std::int64_t group = plan.key_heads > 0 ? plan.query_heads / plan.key_heads : 1;
@@ -161,7 +162,7 @@ inline void AddPlan(Hash& hash, const Plan& plan) {
     }
   }
   for (std::int64_t b = 0; b < plan.batch; ++b) {
-    for (std::int64_t h = 0; h < plan.query_heads; ++h) hash.Add(plan.density(b, h));
+    for (std::int64_t h = 0; h < plan.query_heads; ++h) hash.Add(given.density(b, h));
   }
 }
 

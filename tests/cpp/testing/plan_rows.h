@@ -10,7 +10,12 @@
 
 namespace smyrf::testing {
 
-inline Plan PlanOf(const Call& call) { return plan(call.arguments(), call.options); }
+inline PlanParts PlanOf(const Call& call) { return Unpack(plan(call.arguments(), call.options)); }
+
+/// Pairs that a head evaluates over those that it may.
+inline double DensityOf(const PlanParts& parts, std::int64_t b, std::int64_t h) {
+  return Pack(PlanParts(parts)).density(b, h);
+}
 
 /// Valid queries or keys of a batch entry, ascending.
 inline std::vector<std::int32_t> ValidRows(const Call& call, std::int64_t b, bool queries) {

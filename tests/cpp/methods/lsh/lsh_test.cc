@@ -9,6 +9,7 @@
 
 #include "testing/bounds.h"
 #include "testing/instruction_sets.h"
+#include "testing/plan_rows.h"
 #include "testing/random_call.h"
 
 namespace smyrf::testing {
@@ -26,7 +27,7 @@ TEST(Lsh, RandomCalls) {
     const Layout layout = random.Of({Layout::kContiguous, Layout::kBnhd, Layout::kGaps,
                                      Layout::kReversed, Layout::kHeadsReversed});
     // One plan for all instruction sets: their own may differ where projections nearly tie.
-    const Plan made = plan(call.arguments(), call.options);
+    const PlanParts made = PlanOf(call);
     const Exact exact = RunReference(call, &made);
     ForEachInstructionSet([&] {
       const Result result = Attend(call, &made, layout);
@@ -39,7 +40,7 @@ TEST(Lsh, RandomCalls) {
     call.ForEachRow([&](auto b, auto h, auto) {
       const Statistics::Head& head =
           result.statistics.heads[static_cast<std::size_t>(b * call.shape.query_heads + h)];
-      ASSERT_DOUBLE_EQ(head.density, made.density(b, h));
+      ASSERT_DOUBLE_EQ(head.density, DensityOf(made, b, h));
       ASSERT_EQ(head.dense, made.head(0, b, h).dense);
       ASSERT_FALSE(head.non_finite);
       ASSERT_GE(head.seconds, 0.0);
@@ -56,7 +57,7 @@ TEST(Lsh, EveryNumberOfQueriesAndKeysUpToOneBlockAndMore) {
       call.options.method = Method::kLsh;
       call.options.n_hashes = 2;
       call.options.cluster_size = 5;
-      const Plan made = plan(call.arguments(), call.options);
+      const PlanParts made = PlanOf(call);
       ASSERT_TRUE(Close(call, Attend(call, &made), RunReference(call, &made), 2.0));
     }
   }
@@ -70,13 +71,13 @@ TEST(Lsh, LongSequences) {
   call.options.n_hashes = 4;
   call.options.cluster_size = 300;  // clusters of several blocks and tiles
   call.options.num_threads = 2;
-  const Plan made = plan(call.arguments(), call.options);
+  const PlanParts made = PlanOf(call);
   EXPECT_TRUE(Close(call, Attend(call, &made), RunReference(call, &made), 4.0));
 }
 
 /// The plan of one round alone.
-Plan Round(const Plan& plan, std::int64_t round) {
-  Plan one = plan;
+PlanParts Round(const PlanParts& plan, std::int64_t round) {
+  PlanParts one = plan;
   one.n_hashes = 1;
   one.heads.clear();
   for (std::int64_t b = 0; b < plan.batch; ++b) {
@@ -100,7 +101,7 @@ TEST(Lsh, ManyRoundsAreDoneInPartsWithTheSameBits) {
     call.key_padding_mask->set(0, 0, 0, j, 1.0);
     call.key_padding_mask->set(0, 0, 1, j, j < 7 ? 1.0 : 0.0);
   }
-  const Plan whole = plan(call.arguments(), call.options);
+  const PlanParts whole = PlanOf(call);
   const Result at_once = Attend(call, &whole);
   const Result in_parts = Attend(call);
   EXPECT_TRUE(in_parts.SameBits(at_once));
@@ -119,7 +120,7 @@ TEST(Lsh, RoundsMergeByLse) {
     call.options.method = Method::kLsh;
     call.options.n_hashes = 5;
     call.options.cluster_size = 6;
-    const Plan made = plan(call.arguments(), call.options);
+    const PlanParts made = PlanOf(call);
     // The paper's weighting, in float64, of each round's own out and lse.
     Exact merged;
     const auto dv = static_cast<std::size_t>(call.shape.value_depth);
@@ -135,7 +136,7 @@ TEST(Lsh, RoundsMergeByLse) {
     single.value.ForEach([&](auto... at) { single.value.set(at..., call.value.at(at...)); });
     single.options.n_hashes = 1;
     for (std::int64_t round = 0; round < 5; ++round) {
-      const Plan one = Round(made, round);
+      const PlanParts one = Round(made, round);
       const Result part = Attend(single, &one);
       single.ForEachRow([&](auto b, auto h, auto i) {
         const std::size_t row = call.Row(b, h, i);
@@ -185,7 +186,7 @@ TEST(Lsh, DialsDefaultAsDocumented) {
   Call call({1, 1, 1, 100, 160, 8, 8});
   call.FillNormal(random);
   call.options.method = Method::kLsh;
-  const Plan made = plan(call.arguments(), call.options);
+  const PlanParts made = PlanOf(call);
   EXPECT_EQ(made.n_hashes, 8);
   EXPECT_EQ(made.cluster_size, 32);
   EXPECT_EQ(made.head(7, 0, 0).blocks.size(), 5U);

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "testing/plan_rows.h"
 #include "testing/tree_call.h"
 
 namespace smyrf::testing {
@@ -206,8 +207,8 @@ TEST(TreeDegenerate, NoRows) {
     Random random(156);
     Call call = TreeCall({2, 2, 1, queries, keys, 8, 4}, 0.05);
     call.FillNormal(random);
-    const Plan made = plan(call.arguments(), call.options);
-    for (const Plan* given : {static_cast<const Plan*>(nullptr), &made}) {
+    const PlanParts made = PlanOf(call);
+    for (const PlanParts* given : {static_cast<const PlanParts*>(nullptr), &made}) {
       const Result result = Attend(call, given);
       result.out.ForEach([&](auto... at) { ASSERT_EQ(result.out.at(at...), 0.0); });
       for (const float lse : result.lse) ASSERT_EQ(lse, -kInfinity);

@@ -13,6 +13,7 @@
 #include "call/check.h"
 #include "testing/bounds.h"
 #include "testing/instruction_sets.h"
+#include "testing/plan_rows.h"
 #include "testing/random_call.h"
 
 namespace smyrf::testing {
@@ -23,12 +24,11 @@ using kernels::kCoordinates;
 /// A call's plan and the summaries of every key head.
 struct Summarized {
   Problem problem;
-  Plan made;
+  PlanParts made;
   std::vector<Summaries> summaries;
 
   explicit Summarized(const Call& call)
-      : problem(CheckProblem(call.arguments(), call.options, true)),
-        made(plan(call.arguments(), call.options)) {
+      : problem(CheckProblem(call.arguments(), call.options, true)), made(PlanOf(call)) {
     for (std::int64_t b = 0; b < made.batch; ++b) {
       for (std::int64_t g = 0; g < made.key_heads; ++g) {
         summaries.emplace_back(problem, b, g, made.key_tree(b, g), smyrf::Run(1));

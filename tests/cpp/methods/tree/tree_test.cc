@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "testing/instruction_sets.h"
+#include "testing/plan_rows.h"
 #include "testing/tree_call.h"
 
 namespace smyrf::testing {
@@ -25,7 +26,7 @@ TEST(Tree, RandomCalls) {
     const Layout layout = random.Of({Layout::kContiguous, Layout::kBnhd, Layout::kGaps,
                                      Layout::kReversed, Layout::kHeadsReversed});
     // One plan for all instruction sets: their own may differ where scores nearly tie.
-    const Plan made = plan(call.arguments(), call.options);
+    const PlanParts made = PlanOf(call);
     const Exact exact = RunReference(call, &made);
     ForEachInstructionSet([&] {
       const Result result = Attend(call, &made, layout);
@@ -38,7 +39,7 @@ TEST(Tree, RandomCalls) {
     call.ForEachRow([&](auto b, auto h, auto) {
       const Statistics::Head& head =
           result.statistics.heads[static_cast<std::size_t>(b * call.shape.query_heads + h)];
-      ASSERT_NEAR(head.density, made.density(b, h), 1e-12);
+      ASSERT_NEAR(head.density, DensityOf(made, b, h), 1e-12);
       ASSERT_EQ(head.dense, made.head(0, b, h).dense);
       ASSERT_EQ(head.expected_error, made.head(0, b, h).expected_error);
       ASSERT_EQ(head.expected_lse_error, made.head(0, b, h).expected_lse_error);
@@ -56,7 +57,7 @@ TEST(Tree, ACallWithoutPlanGivesTheResultOfItsPlan) {
   for (int n = 0; n < 15; ++n) {
     const Call call = RandomTreeCall(random, 3e5);
     ForEachInstructionSet([&] {
-      const Plan made = plan(call.arguments(), call.options);
+      const PlanParts made = PlanOf(call);
       const Result planned = Attend(call, &made);
       const Result result = Attend(call);
       // The same arithmetic in another order of calls.
@@ -78,13 +79,13 @@ TEST(Tree, ACallWithoutPlanGivesTheResultOfItsPlan) {
 }
 
 /// The same plan with every key exact in every block.
-Plan Opened(Plan made) {
+PlanParts Opened(PlanParts made) {
   for (std::int64_t b = 0; b < made.batch; ++b) {
     for (std::int64_t h = 0; h < made.query_heads; ++h) {
       HeadPlan& head = made.heads[static_cast<std::size_t>(b * made.query_heads + h)];
       const KeyTree& tree = made.key_tree(b, h / (made.query_heads / made.key_heads));
       head.nodes.clear();
-      head.ranges.assign(1, {0, static_cast<std::int32_t>(tree.key_order.size()), false});
+      head.ranges = {{0, static_cast<std::int32_t>(tree.key_order.size())}};
       for (QueryBlock& block : head.blocks) {
         block.first_range = 0;
         block.last_range = 1;
@@ -101,7 +102,7 @@ TEST(Tree, APlanThatOpensEverythingIsDense) {
   for (int n = 0; n < 40 && !::testing::Test::HasFatalFailure(); ++n) {
     const Call call = RandomTreeCall(random, 3e5);
     SCOPED_TRACE(::testing::Message() << "call " << n << ": " << call);
-    const Plan opened = Opened(plan(call.arguments(), call.options));
+    const PlanParts opened = Opened(PlanOf(call));
     const Exact dense = RunReference(AsDense(call));
     ForEachInstructionSet([&] { ASSERT_TRUE(Close(call, Attend(call, &opened), dense, 0.0)); });
     for (const HeadPlan& head : opened.heads) sparse += head.blocks.empty() ? 0 : 1;
@@ -193,7 +194,7 @@ TEST(Tree, FourTimesTheKeysAreLessThanTwiceTheWork) {
     Random same(146);
     Call call = TreeCall({1, 1, 1, 160, keys, 16, 8}, 0.1);
     FillSmooth(same, call);
-    const Plan made = plan(call.arguments(), call.options);
+    const PlanParts made = PlanOf(call);
     const HeadPlan& head = made.heads[0];
     ASSERT_FALSE(head.dense);
     double count = 0.0;
@@ -201,7 +202,7 @@ TEST(Tree, FourTimesTheKeysAreLessThanTwiceTheWork) {
       count += static_cast<double>(Visited(head, block, made.key_trees[0]));
     }
     visited.push_back(count / static_cast<double>(head.blocks.size()));
-    evaluated.push_back(made.density(0, 0) * static_cast<double>(keys));
+    evaluated.push_back(DensityOf(made, 0, 0) * static_cast<double>(keys));
   }
   for (std::size_t n = 1; n < visited.size(); ++n) {
     EXPECT_LT(visited[n], 2.0 * visited[n - 1]) << n;

@@ -13,6 +13,7 @@ namespace smyrf {
 /// At most three ranges: keys that some, all and again only some of the block's queries see.
 struct DenseRanges {
   std::array<KeyRange, 3> ranges{};
+  std::array<bool, 3> partial{};  ///< whether some (query, key) of the range is masked
   std::size_t count = 0;
   std::span<const KeyRange> span() const { return {ranges.data(), count}; }
 };

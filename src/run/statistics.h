@@ -7,7 +7,7 @@
 namespace smyrf {
 
 /// All but density and times, which depend on how the plan is carried out.
-inline void DescribeHead(const HeadPlan& plan, Statistics::Head& head) {
+inline void DescribeHead(const HeadView& plan, Statistics::Head& head) {
   head.dense = plan.dense;
   head.non_finite = plan.non_finite;
   head.expected_error = plan.expected_error;

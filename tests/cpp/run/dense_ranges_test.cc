@@ -7,7 +7,7 @@
 #include <optional>
 #include <vector>
 
-#include "methods/dense/ranges.h"
+#include "run/dense_ranges.h"
 #include "simd/mask.h"
 #include "testing/random.h"
 
@@ -80,21 +80,23 @@ TEST(DenseRanges, EveryAllowedKeyOnceAndFullMeansAll) {
     const DenseRanges ranges = RangesOfBlock(mask, valid, first, last, begin, end);
     ASSERT_LE(ranges.count, 3U);
     std::int64_t after = begin;  // ranges ascend and lie in [begin, end)
-    for (const KeyRange& range : ranges.span()) {
+    for (std::size_t r = 0; r < ranges.count; ++r) {
+      const KeyRange& range = ranges.ranges[r];
       ASSERT_GE(range.begin, after);
       ASSERT_LT(range.begin, range.end);
       ASSERT_LE(range.end, end);
       after = range.end;
-      ASSERT_TRUE(range.partial || !has_bias);
+      ASSERT_TRUE(ranges.partial[r] || !has_bias);
     }
     for (std::int64_t i = first; i <= last; ++i) {
       for (std::int64_t index = begin; index < end; ++index) {
         int times = 0;
         bool full = false;
-        for (const KeyRange& range : ranges.span()) {
+        for (std::size_t r = 0; r < ranges.count; ++r) {
+          const KeyRange& range = ranges.ranges[r];
           if (index < range.begin || index >= range.end) continue;
           ++times;
-          full = full || !range.partial;
+          full = full || !ranges.partial[r];
         }
         const bool allowed = s.Allowed(i, position(index));
         ASSERT_LE(times, 1);

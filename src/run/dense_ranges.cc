@@ -1,4 +1,4 @@
-#include "methods/dense/ranges.h"
+#include "run/dense_ranges.h"
 
 #include <algorithm>
 
@@ -24,8 +24,9 @@ DenseRanges RangesOfBlock(const Mask& mask, std::span<const std::int32_t> valid_
   DenseRanges result;
   const auto add = [&](std::int64_t from, std::int64_t to, bool partial) {
     if (from < to) {
+      result.partial[result.count] = partial;
       result.ranges[result.count++] = {static_cast<std::int32_t>(from),
-                                       static_cast<std::int32_t>(to), partial};
+                                       static_cast<std::int32_t>(to)};
     }
   };
   if (mask.bias.data != nullptr || all_begin >= all_end) {

@@ -1,0 +1,10 @@
+// `dense`: every allowed pair, exactly.
+#pragma once
+
+#include "methods/method.h"
+
+namespace smyrf {
+
+const AttentionMethod& DenseMethod();
+
+}  // namespace smyrf

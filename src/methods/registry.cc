@@ -1,0 +1,20 @@
+// The methods of the library. A new one is a folder, and a line here.
+#include "methods/auto/auto.h"
+#include "methods/dense/dense.h"
+#include "methods/lsh/lsh.h"
+#include "methods/method.h"
+#include "methods/tree/tree.h"
+
+namespace smyrf {
+
+std::span<const AttentionMethod* const> AllMethods() {
+  static const AttentionMethod* const all[] = {
+      &AutoMethod(),
+      &DenseMethod(),
+      &LshMethod(),
+      &TreeMethod(),
+  };
+  return all;
+}
+
+}  // namespace smyrf
