@@ -129,7 +129,7 @@ inline std::vector<Call> DenseCalls() {
       calls.push_back(Filled(random, call));
     }
   }
-  while (calls.size() < 110) calls.push_back(Refilled(random, RandomDenseCall(random, 1e5)));
+  while (calls.size() < 96) calls.push_back(Refilled(random, RandomDenseCall(random, 1e5)));
   return calls;
 }
 
@@ -166,7 +166,7 @@ inline std::vector<Call> LshCalls() {
       }
     }
   }
-  while (calls.size() < 60) calls.push_back(Refilled(random, RandomLshCall(random, 1e5)));
+  while (calls.size() < 48) calls.push_back(Refilled(random, RandomLshCall(random, 1e5)));
   return calls;
 }
 
@@ -189,7 +189,7 @@ inline std::vector<Call> TreeCalls() {
       calls.push_back(Smooth(random, call));
     }
   }
-  while (calls.size() < 50) {
+  while (calls.size() < 42) {
     const double size = random.Of({0.3, 1.0, 3.0});
     const Call call = RandomTreeCall(random, 1e5);
     // The basis of more dimensions takes longer than all else.
