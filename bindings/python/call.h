@@ -191,17 +191,17 @@ inline std::uint64_t ToSeed(nb::handle object) {
   return static_cast<std::uint64_t>(seed);
 }
 
-inline Window ToWindow(nb::handle object) {
-  constexpr const char* kExpected = "(left, right), two integers from 0 up or -1 for no bound";
+inline std::array<std::int64_t, 2> ToPair(const char* name, nb::handle object,
+                                          const char* expected) {
   if (!PyUnicode_Check(object.ptr()) && PySequence_Check(object.ptr()) != 0 &&
       PySequence_Size(object.ptr()) == 2) {
     const auto side = [&](int i) {
-      return ToInteger<std::int64_t>("window", nb::object(object[i]), kExpected, object);
+      return ToInteger<std::int64_t>(name, nb::object(object[i]), expected, object);
     };
     return {side(0), side(1)};
   }
   PyErr_Clear();
-  FailWith(ErrorKind::kType, "window", object, kExpected);
+  FailWith(ErrorKind::kType, name, object, expected);
 }
 
 inline const Plan* ToPlan(nb::handle object) {
@@ -326,7 +326,14 @@ struct Call {
         ToNumber<int>("num_threads", option.Get<"num_threads">(), "a number of threads or None")
             .value_or(0);
     if (const nb::handle window = option.Get<"window">(); !window.is_none()) {
-      options.window = ToWindow(window);
+      const auto [left, right] =
+          ToPair("window", window, "(left, right), two integers from 0 up or -1 for no bound");
+      options.window = {left, right};
+    }
+    if (const nb::handle positions = option.Get<"positions">(); !positions.is_none()) {
+      const auto [first_query, first_key] =
+          ToPair("positions", positions, "(first_query, first_key), two integers from 0 up");
+      options.positions = {first_query, first_key};
     }
     if (option.taken() < options_.size()) {
       Fail(ErrorKind::kType, "options: got a name that is unknown");

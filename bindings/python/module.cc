@@ -283,6 +283,11 @@ std::optional<std::pair<std::int64_t, std::int64_t>> PlanWindow(const smyrf::Pla
   return std::pair(plan.info().window->left, plan.info().window->right);
 }
 
+std::optional<std::pair<std::int64_t, std::int64_t>> PlanPositions(const smyrf::Plan& plan) {
+  if (!plan.info().positions) return std::nullopt;
+  return std::pair(plan.info().positions->first_query, plan.info().positions->first_key);
+}
+
 smyrf::Plan LoadPlan(nb::handle state) { return FromState<smyrf::Plan>("plan", state); }
 
 smyrf::Statistics LoadStatistics(nb::handle state) {
@@ -360,6 +365,7 @@ NB_MODULE(_core, m) {
       .def_prop_ro("seed", [](const smyrf::Plan& p) { return p.info().seed; })
       .def_prop_ro("is_causal", [](const smyrf::Plan& p) { return p.info().is_causal; })
       .def_prop_ro("window", &PlanWindow, "(left, right), or None.")
+      .def_prop_ro("positions", &PlanPositions, "(first_query, first_key), or None.")
       .def_prop_ro(
           "valid_queries",
           [](const smyrf::Plan& p) {

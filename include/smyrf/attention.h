@@ -37,8 +37,8 @@ struct Outputs {
 };
 
 /// softmax(scale q k^T + masks) v, by the method asked for. A query that may see no key gives 0 and
-/// lse -inf. With `plan`, the plan's method, dials, padding, causality and window apply: options
-/// and masks must be left at their defaults or agree with it.
+/// lse -inf. With `plan`, the plan's method, dials, padding, causality, window and positions apply:
+/// options and masks must be left at their defaults or agree with it.
 void attention(const Arguments& arguments, const Options& options, const Outputs& outputs,
                const Plan* plan = nullptr);
 

@@ -16,8 +16,17 @@ enum class Method : std::uint8_t {
   kTree,   ///< balanced trees, far nodes summarised, near ones opened to a tolerance
 };
 
-/// Query i sees keys from i + Nk - Nq - left to i + Nk - Nq + right; -1 means no bound on that
-/// side.
+/// Where query 0 and key 0 stand in a longer sequence: query i is at first_query + i, key j at
+/// first_key + j. From 0 up; all positions are below 2^31.
+struct Positions {
+  std::int64_t first_query = 0;
+  std::int64_t first_key = 0;
+
+  bool operator==(const Positions&) const = default;
+};
+
+/// A query at position p sees keys at positions from p - left to p + right; -1 means no bound on
+/// that side.
 struct Window {
   std::int64_t left = -1;
   std::int64_t right = -1;
@@ -27,9 +36,14 @@ struct Options {
   Method method = Method::kAuto;
   /// Factor on the logits; 1/sqrt(D) when empty. Must be finite, and above 0 for `lsh`.
   std::optional<double> scale{};
-  /// Lower-right aligned when Nq != Nk: query i sees keys up to i + Nk - Nq.
+  /// A query sees no key at a later position than its own.
   bool is_causal = false;
   std::optional<Window> window{};
+  /// For a call over some of a sequence's queries or keys. Causality, window, dropout and the keys
+  /// that `tree` looks at beside a query's own count by them, so that the call computes exactly
+  /// that part of the whole; `merge` joins parts over disjoint keys. None: the last query stands at
+  /// the last key (query i at i + Nk - Nq), and dropout counts queries and keys from 0.
+  std::optional<Positions> positions{};
   /// Lets keys have fewer heads: query head h uses key head h / (Hq / Hkv).
   bool enable_gqa = false;
   /// Rounds of hashing (`lsh` only, 1 to kMaxHashes). Default kDefaultHashes.
@@ -48,7 +62,7 @@ struct Options {
   /// Dropout of evaluated pairs (`dense` and `lsh`, from 0 to 1; with kAuto: `dense`). Once
   /// softmax has normalised them, a weight is kept with probability 1 - dropout_p and divided by
   /// it, else 0; lse is that without dropout. Kept or not depends on seed, batch entry, query head
-  /// and the original indices of query and key only: a pair that `lsh` meets in several rounds is
+  /// and the positions of query and key only: a pair that `lsh` meets in several rounds is
   /// kept in all or in none, and backward drops what forward did.
   double dropout_p = 0.0;
   /// Chooses the hash directions (`lsh`), the calibration rows (`tree`) and what dropout drops.

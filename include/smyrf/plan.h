@@ -51,6 +51,7 @@ struct PlanInfo {
   bool is_causal = false;
   bool has_attn_mask = false;  ///< the call must pass it: plans hold no mask
   std::optional<Window> window{};
+  std::optional<Positions> positions{};
   std::int64_t n_hashes = 0;
   std::int64_t cluster_size = 0;
   double tolerance = 0.0;

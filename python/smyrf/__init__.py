@@ -49,6 +49,7 @@ def plan(
     max_density: float | None = None,
     seed: int = 0,
     window: tuple[int, int] | None = None,
+    positions: tuple[int, int] | None = None,
     key_padding_mask: Array | None = None,
     query_padding_mask: Array | None = None,
     layout: Layout = "BHND",
@@ -83,6 +84,7 @@ def plan(
         "max_density": max_density,
         "seed": seed,
         "window": window,
+        "positions": positions,
         "layout": layout,
         "num_threads": num_threads,
     }
@@ -104,6 +106,7 @@ def estimate(
     max_density: float | None = None,
     seed: int = 0,
     window: tuple[int, int] | None = None,
+    positions: tuple[int, int] | None = None,
     key_padding_mask: Array | None = None,
     query_padding_mask: Array | None = None,
     layout: Layout = "BHND",
@@ -131,6 +134,7 @@ def estimate(
         "max_density": max_density,
         "seed": seed,
         "window": window,
+        "positions": positions,
         "layout": layout,
         "num_threads": num_threads,
     }

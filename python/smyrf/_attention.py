@@ -28,6 +28,7 @@ def attention(
     max_density: float | None = None,
     seed: int = 0,
     window: tuple[int, int] | None = None,
+    positions: tuple[int, int] | None = None,
     key_padding_mask: Array | None = None,
     query_padding_mask: Array | None = None,
     layout: Layout = "BHND",
@@ -55,6 +56,7 @@ def attention(
     max_density: float | None = None,
     seed: int = 0,
     window: tuple[int, int] | None = None,
+    positions: tuple[int, int] | None = None,
     key_padding_mask: Array | None = None,
     query_padding_mask: Array | None = None,
     layout: Layout = "BHND",
@@ -82,6 +84,7 @@ def attention(
     max_density: float | None = None,
     seed: int = 0,
     window: tuple[int, int] | None = None,
+    positions: tuple[int, int] | None = None,
     key_padding_mask: Array | None = None,
     query_padding_mask: Array | None = None,
     layout: Layout = "BHND",
@@ -109,6 +112,7 @@ def attention(
     max_density: float | None = None,
     seed: int = 0,
     window: tuple[int, int] | None = None,
+    positions: tuple[int, int] | None = None,
     key_padding_mask: Array | None = None,
     query_padding_mask: Array | None = None,
     layout: Layout = "BHND",
@@ -136,6 +140,7 @@ def attention(
     max_density: float | None = None,
     seed: int = 0,
     window: tuple[int, int] | None = None,
+    positions: tuple[int, int] | None = None,
     key_padding_mask: Array | None = None,
     query_padding_mask: Array | None = None,
     layout: Layout = "BHND",
@@ -162,6 +167,7 @@ def attention(
     max_density: float | None = None,
     seed: int = 0,
     window: tuple[int, int] | None = None,
+    positions: tuple[int, int] | None = None,
     key_padding_mask: Any = None,
     query_padding_mask: Any = None,
     layout: Layout = "BHND",
@@ -230,14 +236,20 @@ def attention(
             to 2^63 - 1, default 0. With dropout, take another in each call.
         window: (left, right): query i sees keys from i + Nk - Nq - left to i + Nk - Nq + right;
             -1 is no bound. Default no window. `dense` only.
+        positions: (first_query, first_key), where query 0 and key 0 stand in a longer sequence of
+            which these are a part: from 0 up, and all positions below 2^31. Causality, window,
+            dropout and the keys that `tree` looks at beside a query's own count by positions, so
+            that the result is exactly that part of the whole; `smyrf.merge` joins the results of
+            disjoint keys. Default: query i stands at i + Nk - Nq for masks, and dropout counts from
+            0.
         key_padding_mask: bool (B, Nk), True where a row is valid. Other rows are never read.
             Default all are valid.
         query_padding_mask: bool (B, Nq), likewise.
         layout: of query, key, value and out: "BHND" by default, or "BNHD" for (B, N, H, D).
         num_threads: default SMYRF_NUM_THREADS, else PyTorch's number; without PyTorch
             OMP_NUM_THREADS, else all processors. The result has the same bits for any.
-        plan: made by `smyrf.plan` for such a call. Its method, dials, padding, causality and window
-            apply, and an argument that differs from it raises. Default none.
+        plan: made by `smyrf.plan` for such a call. Its method, dials, padding, causality, window
+            and positions apply, and an argument that differs from it raises. Default none.
         out: written to and returned. It has the shape and dtype of the result, and a contiguous
             last dimension. Default a new array.
         return_lse: also return the natural log-sum-exp of every query's logits, float32
@@ -271,6 +283,7 @@ def attention(
         "max_density": max_density,
         "seed": seed,
         "window": window,
+        "positions": positions,
         "layout": layout,
         "num_threads": num_threads,
     }

@@ -73,10 +73,13 @@ def plain(options: dict[str, Any]) -> dict[str, Any]:
         is_scalar = isinstance(option, (np.generic, np.ndarray)) and option.ndim == 0
         return option.item() if is_scalar else option
 
-    window = options["window"]
-    if isinstance(window, (tuple, list)):
-        window = tuple(converted(side) for side in window)
-    return {name: converted(option) for name, option in options.items()} | {"window": window}
+    def pair(option: Any) -> Any:
+        is_array = isinstance(option, np.ndarray) and option.ndim == 1
+        is_pair = is_array or isinstance(option, (tuple, list))
+        return tuple(map(converted, option)) if is_pair else converted(option)
+
+    pairs = {name: pair(options[name]) for name in ("window", "positions")}
+    return {name: converted(option) for name, option in options.items()} | pairs
 
 
 # The tensors among the options.

@@ -15,7 +15,7 @@ _OPTIONS = (
     "Tensor? attn_mask, Tensor? key_padding_mask, Tensor? query_padding_mask, bool is_causal, "
     "float? scale, bool enable_gqa, str method, SymInt? n_hashes, SymInt? cluster_size, "
     "float? tolerance, float? max_density, SymInt seed, SymInt[]? window, str layout, "
-    "SymInt? num_threads, float dropout_p"
+    "SymInt? num_threads, float dropout_p, SymInt[]? positions"
 )
 _NAMES = (
     *MASKS,
@@ -32,6 +32,7 @@ _NAMES = (
     "layout",
     "num_threads",
     "dropout_p",
+    "positions",
 )
 
 NO_TANGENT = (

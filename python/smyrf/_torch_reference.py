@@ -135,7 +135,12 @@ def _kept(plan: _core.Plan, dropout_p: float, seed: int) -> torch.Tensor | None:
     query = torch.zeros(plan.batch, plan.query_heads, plan.queries, 1, dtype=torch.float32)
     key = torch.zeros(plan.batch, 1, plan.keys, 1, dtype=torch.float32)
     rows = torch.eye(plan.keys, dtype=torch.float32).expand(plan.batch, 1, -1, -1)
-    options: dict[str, Any] = {"enable_gqa": True, "method": "dense", "seed": seed}
+    options: dict[str, Any] = {
+        "enable_gqa": True,
+        "method": "dense",
+        "seed": seed,
+        "positions": plan.positions,
+    }
     with collector.suspended():
         shown = [
             smyrf.attention(query, key, value, dropout_p=dropout_p, **options)
@@ -211,8 +216,10 @@ def _keys(
 
 def _allowed(plan: _core.Plan, b: int) -> torch.Tensor:
     """(Nq, Nk) bool: pairs that padding, causality and window leave."""
-    i = torch.arange(plan.queries)[:, None] + plan.keys - plan.queries  # lower right corners meet
-    j = torch.arange(plan.keys)
+    # Without positions, lower right corners meet.
+    first_query, first_key = plan.positions or (plan.keys - plan.queries, 0)
+    i = torch.arange(plan.queries)[:, None] + first_query
+    j = torch.arange(plan.keys) + first_key
     allowed = torch.from_numpy(plan.valid_queries[b])[:, None] & torch.from_numpy(
         plan.valid_keys[b]
     )

@@ -26,6 +26,7 @@ _CARRIED = (
     "scale",
     "enable_gqa",
     "window",
+    "positions",
     "key_padding_mask",
     "query_padding_mask",
     "layout",
@@ -254,7 +255,11 @@ def _error_against_dense(
 def _with_what_the_plan_holds(query: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """The call's options, and those of its plan that a call with a plan may leave out."""
     plan = options["plan"]
-    held: dict[str, Any] = {"is_causal": plan.is_causal, "window": plan.window}
+    held: dict[str, Any] = {
+        "is_causal": plan.is_causal,
+        "window": plan.window,
+        "positions": plan.positions,
+    }
     for name, valid in (
         ("key_padding_mask", plan.valid_keys),
         ("query_padding_mask", plan.valid_queries),

@@ -22,16 +22,18 @@ double SecondsSince(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-/// The plan's causality and window are the call's: the mask is built from them.
+/// The plan's causality, window and positions are the call's: the mask is built from them.
 Options WithPlan(Options options, const Plan* plan) {
   if (plan != nullptr && !options.is_causal) options.is_causal = plan->info().is_causal;
   if (plan != nullptr && !options.window) options.window = plan->info().window;
+  if (plan != nullptr && !options.positions) options.positions = plan->info().positions;
   return options;
 }
 
 /// What drops the pairs of a plan's call: its seed, if its method has one.
 Dropout DropoutOf(const Options& options, const AttentionMethod& method, const PlanInfo& plan) {
-  return {options.dropout_p, method.info().takes_seed ? plan.seed : options.seed};
+  return {options.dropout_p, method.info().takes_seed ? plan.seed : options.seed,
+          plan.positions.value_or(Positions{})};
 }
 
 /// A checked call, whose method is known.

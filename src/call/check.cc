@@ -152,6 +152,12 @@ void CheckWindow(const std::optional<Window>& window) {
   }
 }
 
+void CheckPosition(const char* name, std::int64_t first, std::int64_t rows) {
+  if (IsPosition(first, rows)) return;
+  Fail(ErrorKind::kValue, "positions: got ", name, " = ", first, ", accepted are 0 to ",
+       kMaxRows - rows, " for ", rows, " rows: positions are from 0 up and below 2^31");
+}
+
 template <class Void>
 void CheckRowsLike(const char* name, const BasicTensorView<Void>& view, const Problem& problem,
                    const std::array<std::int64_t, 4>& expected, const char* meaning) {
@@ -322,6 +328,10 @@ Problem CheckProblem(const Arguments& arguments, const Options& options, bool wi
          ", expected a finite float32 number: 0 or of a size from ", kSmallest, " to ", kLargest);
   }
   CheckWindow(options.window);
+  if (options.positions) {
+    CheckPosition("first_query", options.positions->first_query, queries);
+    CheckPosition("first_key", options.positions->first_key, keys);
+  }
   CheckThreads(options.num_threads);
   if (!(options.dropout_p >= 0.0 && options.dropout_p <= 1.0)) {
     Fail(ErrorKind::kValue, "dropout_p: got ", options.dropout_p,
@@ -343,7 +353,7 @@ Problem CheckProblem(const Arguments& arguments, const Options& options, bool wi
                  depth,
                  with_value ? value.shape[3] : 0,
                  scale,
-                 Mask(queries, keys, options.is_causal, options.window, bias),
+                 Mask(queries, keys, options.is_causal, options.window, bias, options.positions),
                  ListsOfMask(query_padding_mask, batch, queries),
                  ListsOfMask(key_padding_mask, batch, keys),
                  {},

@@ -72,6 +72,7 @@ const AttentionMethod& CheckMethod(const Request& request, PlanInfo& plan) {
   plan.is_causal = options.is_causal;
   plan.has_attn_mask = request.arguments.attn_mask.has_value();
   plan.window = options.window;
+  plan.positions = options.positions;
   const AttentionMethod& taken = asked->Choose(request, plan);
   const MethodInfo& info = taken.info();
   plan.method = info.method;

@@ -64,6 +64,7 @@ const AttentionMethod& CheckPlan(const Plan& plan, const Arguments& arguments,
                          options.window->right != info.window->right)) {
     Conflict("window");
   }
+  if (options.positions && options.positions != info.positions) Conflict("positions");
   ValidLists valid_queries = Unflatten(PlanAccess::Data(plan).valid_queries);
   ValidLists valid_keys = Unflatten(PlanAccess::Data(plan).valid_keys);
   if (arguments.query_padding_mask && problem.valid_queries != valid_queries) {

@@ -38,6 +38,9 @@ void CheckDials(const PlanInfo& plan, const MethodInfo& method) {
   }
   Require(!plan.window || (plan.window->left >= -1 && plan.window->right >= -1), "masks",
           "a side of the window is below -1");
+  Require(!plan.positions || (IsPosition(plan.positions->first_query, plan.queries) &&
+                              IsPosition(plan.positions->first_key, plan.keys)),
+          "masks", "positions are out of range");
   Require(method.takes_masks || !(plan.is_causal || plan.window || plan.has_attn_mask), "masks",
           "the method takes padding only");
 }

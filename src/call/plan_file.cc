@@ -29,6 +29,8 @@ inline constexpr bool kIsPlain<KeyRange> = sizeof(KeyRange) == 8;
 template <>
 inline constexpr bool kIsPlain<Window> = sizeof(Window) == 16;
 template <>
+inline constexpr bool kIsPlain<Positions> = sizeof(Positions) == 16;
+template <>
 inline constexpr bool kIsPlain<HeadRecord> = sizeof(HeadRecord) == 80;
 template <>
 inline constexpr bool kIsPlain<TreeRecord> = sizeof(TreeRecord) == 64;
@@ -42,9 +44,9 @@ template <class Archive, class Data>
 void VisitFields(Archive& archive, Data& data) {
   auto& info = data.info;
   archive(info.method, info.reason, info.batch, info.query_heads, info.key_heads, info.queries,
-          info.keys, info.depth, info.is_causal, info.has_attn_mask, info.window, info.n_hashes,
-          info.cluster_size, info.tolerance, info.max_density, info.dense_below, info.scale,
-          info.seed);
+          info.keys, info.depth, info.is_causal, info.has_attn_mask, info.window, info.positions,
+          info.n_hashes, info.cluster_size, info.tolerance, info.max_density, info.dense_below,
+          info.scale, info.seed);
   archive(data.valid_queries.rows, data.valid_queries.ends, data.valid_keys.rows,
           data.valid_keys.ends, data.heads, data.query_orders, data.key_orders, data.blocks,
           data.ranges, data.nodes, data.trees, data.tree_orders, data.tree_nodes, data.query_bases,

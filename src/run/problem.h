@@ -17,6 +17,11 @@ namespace smyrf {
 /// Queries or keys of a call.
 inline constexpr std::int64_t kMaxRows = std::numeric_limits<std::int32_t>::max();
 
+/// Whether the first of so many queries or keys may stand there.
+constexpr bool IsPosition(std::int64_t first, std::int64_t rows) {
+  return first >= 0 && first <= kMaxRows - rows;
+}
+
 /// Queries or keys of all heads and batch entries: more than any memory holds, and few enough that
 /// no count or offset overflows.
 inline constexpr double kMaxAllRows = 0x1p40;

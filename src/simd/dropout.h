@@ -1,5 +1,5 @@
-// Which pairs dropout keeps: a function of seed and original positions alone, so that forward,
-// backward and any plan agree.
+// Which pairs dropout keeps: a function of seed and positions alone, so that forward, backward, any
+// plan and calls over parts of a sequence agree.
 #pragma once
 
 #include <algorithm>
@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "base/random_bits.h"
+#include "smyrf/options.h"
 
 namespace smyrf {
 
@@ -20,22 +21,28 @@ struct Dropout {
   std::uint64_t seed = 0;
   std::uint32_t threshold = 0;  ///< a pair whose bits are below is dropped
   float factor = 1.0F;          ///< 1 / (1 - p), of a pair that is kept; 0 where none is
+  Positions first;              ///< of the call's query 0 and key 0
 
   Dropout() = default;
-  Dropout(double p, std::uint64_t seed_)
+  Dropout(double p, std::uint64_t seed_, const Positions& first_ = {})
       : seed(seed_),
         threshold(static_cast<std::uint32_t>(
             std::min(p * 0x1p32, static_cast<double>(std::numeric_limits<std::uint32_t>::max())))),
-        factor(p < 1.0 ? static_cast<float>(1.0 / (1.0 - p)) : 0.0F) {}
+        factor(p < 1.0 ? static_cast<float>(1.0 / (1.0 - p)) : 0.0F),
+        first(first_) {}
 
   bool active() const { return threshold > 0; }
 
+  /// Of a query by its index in the call, as `Of` takes keys.
   DropoutRow Row(std::int64_t batch, std::int64_t head, std::int64_t query) const {
     constexpr std::uint64_t kStream = std::uint64_t{1} << 63;  // apart from the planners' streams
     const std::uint64_t stream =
         kStream | static_cast<std::uint64_t>(batch) << 31 | static_cast<std::uint64_t>(head);
-    const std::uint64_t bits = RandomBits(seed, stream, static_cast<std::uint64_t>(query));
-    return {static_cast<std::uint32_t>(bits), static_cast<std::uint32_t>(bits >> 32)};
+    const std::uint64_t bits =
+        RandomBits(seed, stream, static_cast<std::uint64_t>(first.first_query + query));
+    // `Of` adds kStep times the key's index: what the keys before the call's would have added.
+    const std::uint32_t before = static_cast<std::uint32_t>(first.first_key) * kStep;
+    return {static_cast<std::uint32_t>(bits) + before, static_cast<std::uint32_t>(bits >> 32)};
   }
 
   static constexpr std::uint32_t kStep = 0x9E3779B9U;

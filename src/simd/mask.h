@@ -14,9 +14,12 @@
 namespace smyrf {
 
 /// Causality and window as an interval of keys a query, and an optional additive or boolean mask.
+/// Queries and keys count by their indices in the call.
 /// Padding is not here: padded rows are left out of the orders.
 struct Mask {
   std::int64_t keys = 0;  ///< Nk
+  /// The key at query i's position is i + own_offset, if there is one.
+  std::int64_t own_offset = 0;
   /// Query i sees keys [i + first_offset, i + last_offset), cut to [0, Nk).
   std::int64_t first_offset = 0;
   std::int64_t last_offset = 0;
@@ -24,15 +27,17 @@ struct Mask {
   TensorView bias{};
 
   Mask(std::int64_t queries, std::int64_t keys_, bool is_causal,
-       const std::optional<Window>& window, const TensorView& bias_)
-      : keys(keys_), bias(bias_) {
-    const std::int64_t offset = keys - queries;
-    const std::int64_t all = queries + keys;  // reaches past both ends from any query
-    std::int64_t left = window && window->left >= 0 ? std::min(window->left, all) : all;
-    std::int64_t right = window && window->right >= 0 ? std::min(window->right, all) : all;
+       const std::optional<Window>& window, const TensorView& bias_,
+       const std::optional<Positions>& positions = {})
+      : keys(keys_),
+        own_offset(positions ? positions->first_query - positions->first_key : keys - queries),
+        bias(bias_) {
+    constexpr std::int64_t kAll = std::int64_t{1} << 32;  // past both ends from any position
+    const std::int64_t left = window && window->left >= 0 ? std::min(window->left, kAll) : kAll;
+    std::int64_t right = window && window->right >= 0 ? std::min(window->right, kAll) : kAll;
     if (is_causal) right = 0;
-    first_offset = offset - left;
-    last_offset = offset + right + 1;
+    first_offset = own_offset - left;
+    last_offset = own_offset + right + 1;
   }
 
   std::int64_t First(std::int64_t query) const {

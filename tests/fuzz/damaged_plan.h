@@ -231,7 +231,7 @@ inline void DamageTree(Bytes& bytes, KeyTree& tree) {
 }
 
 inline void DamageHeader(Bytes& bytes, PlanParts& plan) {
-  switch (bytes.Between(0, 7)) {
+  switch (bytes.Between(0, 8)) {
     case 0:
       DamageNumber(bytes, *bytes.Of({&plan.batch, &plan.query_heads, &plan.key_heads, &plan.queries,
                                      &plan.keys, &plan.depth}));
@@ -249,9 +249,12 @@ inline void DamageHeader(Bytes& bytes, PlanParts& plan) {
       plan.window = Window{bytes.AnyCount(), bytes.AnyCount()};
       break;
     case 5:
-      DamageNumber(bytes, *bytes.Of({&plan.n_hashes, &plan.cluster_size}));
+      plan.positions = Positions{bytes.AnyCount(), bytes.AnyCount()};
       break;
     case 6:
+      DamageNumber(bytes, *bytes.Of({&plan.n_hashes, &plan.cluster_size}));
+      break;
+    case 7:
       plan.scale = bytes.AnyDouble();
       break;
     default:

@@ -137,6 +137,19 @@ inline void FuzzMasks(Bytes& bytes, FuzzedCall& fuzzed) {
   const Shape& s = call.shape;
   Random random(bytes.Any<std::uint16_t>());
   if (bytes.Rarely(1)) testing::AddRandomPadding(random, call);
+  if (bytes.Rarely(2)) {
+    constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+    const auto first = [&](std::int64_t rows) {
+      return bytes.Of<std::int64_t>({0, 1, 7, s.keys, s.queries, kMost - rows});
+    };
+    const std::int64_t first_query = first(s.queries);
+    call.options.positions = Positions{first_query, first(s.keys)};
+    if (bytes.Rarely()) {
+      call.options.positions->first_key = bytes.Of<std::int64_t>(
+          {-1, kMost - s.keys + 1, std::numeric_limits<std::int64_t>::max()});
+      fuzzed.is_legal = false;
+    }
+  }
   const bool only_dense =
       call.options.method == Method::kLsh || call.options.method == Method::kTree;
   if (only_dense && !bytes.Rarely()) return;

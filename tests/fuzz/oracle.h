@@ -273,6 +273,7 @@ inline void RequireReferenceOfPlan(const Call& call, const Result& result, const
   Call as_planned = call;  // whose masks tell which rows see nothing
   as_planned.options.is_causal = made.is_causal;
   as_planned.options.window = made.window;
+  as_planned.options.positions = made.positions;
   Require(testing::Close(as_planned, result, exact, static_cast<double>(made.rounds())), call,
           "far from the reference of a damaged plan");
 }

@@ -168,6 +168,7 @@ def test_blocks_nest_and_only_those_that_asked_get_errors() -> None:
 PLANNED: list[dict[str, Any]] = [
     {"method": "dense", "is_causal": True, "window": (12, -1), "padding": True},
     {"method": "dense", "window": (3, 5), "attn_mask": True},
+    {"method": "dense", "is_causal": True, "positions": (290, 7)},
     {"method": "lsh", "cluster_size": 8, "seed": 5, "padding": True},
     {"method": "lsh", "cluster_size": 8, "seed": 5, "dropout_p": 0.3},
     {"method": "tree", "tolerance": 0.5, "max_density": 0.8, "padding": True},

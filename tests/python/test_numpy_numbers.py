@@ -29,6 +29,11 @@ SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"dropout_p": 0.5, "seed": 3}, {"dropout_p": np.float32(0.5), "seed": np.uint64(3)}),
     ({"window": (3, -1)}, {"window": (np.int32(3), np.int8(-1))}),
     ({"window": (3, 2)}, {"window": [np.int64(3), np.uint8(2)]}),
+    ({"is_causal": True, "positions": (9, 2)}, {"is_causal": True, "positions": np.array([9, 2])}),
+    (
+        {"is_causal": True, "positions": (9, 2)},
+        {"is_causal": True, "positions": (np.int64(9), np.uint8(2))},
+    ),
     ({"num_threads": 1}, {"num_threads": np.int16(1)}),
     ({**LSH, "n_hashes": 3}, {**LSH, "n_hashes": np.int64(3)}),
     ({**LSH, "cluster_size": 10}, {**LSH, "cluster_size": np.uint8(10)}),

@@ -23,7 +23,7 @@ MASKS = {
     "query_padding_mask": np.arange(150) < [[150], [140]],
 }
 DIALS: dict[str, dict[str, Any]] = {
-    "dense": {"method": "dense", "is_causal": True, "window": (40, 3)},
+    "dense": {"method": "dense", "is_causal": True, "window": (40, 3), "positions": (160, 5)},
     "lsh": {"method": "lsh", "n_hashes": 3, "cluster_size": 20, "seed": 7},
     "tree": {"method": "tree", "tolerance": 0.5, "max_density": 0.7},
     "padded": {"method": "tree", "tolerance": 0.5, "max_density": 0.7, **MASKS},
@@ -58,6 +58,7 @@ def test_a_plan_that_comes_back_is_the_plan(name: str, way: str) -> None:
     assert state_of(again)[1] == state_of(plan)[1]  # all that it holds
     assert repr(again) == repr(plan)
     assert again.window == plan.window
+    assert again.positions == plan.positions
     out, lse = smyrf.attention(Q, K, V, plan=plan, return_lse=True)
     for found, wanted in zip(
         smyrf.attention(Q, K, V, plan=again, return_lse=True), (out, lse), strict=True

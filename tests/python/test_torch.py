@@ -155,6 +155,7 @@ def operator_arguments(*qkv: torch.Tensor, **options: Any) -> tuple[Any, ...]:
         "layout": "BHND",
         "num_threads": None,
         "dropout_p": 0.0,
+        "positions": None,
     }
     assert options.keys() <= defaults.keys()
     return (*qkv, *{**defaults, **options}.values())
@@ -172,6 +173,7 @@ SAMPLES = {
     "tree": ({"queries": 80, "keys": 200}, {"method": "tree", "tolerance": 0.3, "seed": 1}),
     "one query": ({"queries": 1}, {}),
     "dropout": ({}, {"dropout_p": 0.3, "seed": 4}),
+    "positions": ({}, {"is_causal": True, "dropout_p": 0.3, "positions": [40, 11]}),
 }
 
 

@@ -56,6 +56,7 @@ CASES: dict[str, tuple[Tensors, dict[str, Any]]] = {
     "causal": (tensors(), {"is_causal": True}),
     "causal, blind rows": (tensors(9, 7), {"is_causal": True}),
     "window": (tensors(), {"window": (2, 1)}),
+    "positions": (tensors(), {"is_causal": True, "positions": (5, 3)}),
     "padding": (tensors(), PADDING),
     "all masks": (
         tensors(),

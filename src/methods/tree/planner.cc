@@ -243,7 +243,7 @@ TreePlanner::TreePlanner(const Problem& problem, const PlanInfo& plan, std::int6
 kernels::NodesView TreePlanner::nodes() const {
   kernels::NodesView view = summaries_->view();
   view.ranks = ranks_;
-  view.own_offset = problem_.keys - problem_.queries;
+  view.own_offset = problem_.mask.own_offset;
   return view;
 }
 

@@ -41,6 +41,40 @@ TEST(MixedDtype, EveryMethodGivesWhatTheReferenceGives) {
   }
 }
 
+TEST(MixedDtype, TreeSummarises) {
+  for (const DType key : {DType::kFloat16, DType::kBFloat16}) {
+    Random random(12);
+    Call call({1, 4, 2, 140, 400, 24, 20}, key);
+    call.query = Tensor(DType::kFloat32, {1, 4, 140, 24});
+    call.FillNormal(random);
+    call.options.method = Method::kTree;
+    call.options.max_density = 0.4;
+    const Plan made = plan(call.arguments(), call.options);
+    const Exact exact = RunReference(call, &made);
+    ASSERT_TRUE(Close(call, Attend(call, &made), exact, 4.0)) << call;
+    const Result result = Attend(call);
+    const Statistics expected = estimate(call.arguments(), call.options);
+    for (std::size_t head = 0; head < 4; ++head) {
+      EXPECT_LT(result.statistics.heads[head].density, 0.5);
+      EXPECT_EQ(expected.heads[head].expected_error, result.statistics.heads[head].expected_error);
+    }
+  }
+}
+
+TEST(MixedDtype, FewQueriesOverALongCache) {
+  for (const DType key : {DType::kFloat16, DType::kBFloat16}) {
+    for (const std::int64_t queries : {1, 3, 60}) {
+      Random random(13);
+      Call call({1, 2, 1, queries, 5000, 16, 16}, key);
+      call.query = Tensor(DType::kFloat32, {1, 2, queries, 16});
+      call.FillNormal(random);
+      call.options.method = Method::kDense;
+      ForEachInstructionSet(
+          [&] { ASSERT_TRUE(Close(call, Attend(call), RunReference(call), 4.0)) << call; });
+    }
+  }
+}
+
 TEST(MixedDtype, NarrowQueriesOverWideKeys) {
   const Call call = MixedCall(DType::kBFloat16, DType::kFloat32, Method::kDense);
   ASSERT_TRUE(Close(call, Attend(call), RunReference(call), 4.0)) << call;

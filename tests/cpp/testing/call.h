@@ -84,7 +84,9 @@ struct Call {
   }
   /// The contract's sentence on masks, pair by pair: all of them combine by AND.
   bool Allowed(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const {
-    const std::int64_t diagonal = i + shape.keys - shape.queries;
+    const std::int64_t diagonal =
+        i + (options.positions ? options.positions->first_query - options.positions->first_key
+                               : shape.keys - shape.queries);
     if (!IsValidQuery(b, i) || !IsValidKey(b, j)) return false;
     if (options.is_causal && j > diagonal) return false;
     if (options.window) {
@@ -131,6 +133,10 @@ inline std::ostream& operator<<(std::ostream& stream, const Call& call) {
   if (call.options.is_causal) stream << " causal";
   if (call.options.window) {
     stream << " window " << call.options.window->left << "," << call.options.window->right;
+  }
+  if (call.options.positions) {
+    stream << " positions " << call.options.positions->first_query << ","
+           << call.options.positions->first_key;
   }
   if (call.attn_mask) {
     stream << " attn_mask " << dtype(*call.attn_mask);

@@ -42,7 +42,7 @@ struct NodesView {
   const float* value_spreads = nullptr;   ///< (nodes): mean |v - mean(v)|^2
   /// (Nk): where the key at each position lies in tree order; -1 where it is padded.
   std::span<const std::int32_t> ranks;
-  std::int64_t own_offset = 0;  ///< Nk - Nq: from a query's position to its own key's
+  std::int64_t own_offset = 0;  ///< from a query's index to that of the key at its position
 };
 
 /// Where each level of a key head's nodes begins, that of the roots first, and their number at the
