@@ -208,7 +208,7 @@ std::tuple<std::vector<std::int32_t>, std::vector<std::int32_t>, std::vector<Blo
 
 std::vector<std::vector<std::int32_t>> PlanNodes(const smyrf::Plan& plan, std::int64_t batch,
                                                  std::int64_t head) {
-  if (!plan.has_key_trees()) {
+  if (!plan.has_forests()) {
     Fail(ErrorKind::kValue, "nodes: only a plan of method tree has nodes");
   }
   CheckIndex("batch", batch, plan.info().batch);
@@ -223,31 +223,31 @@ std::vector<std::vector<std::int32_t>> PlanNodes(const smyrf::Plan& plan, std::i
   return blocks;
 }
 
-smyrf::KeyTreeView CheckedTree(const char* name, const smyrf::Plan& plan, std::int64_t batch,
-                               std::int64_t key_head) {
-  if (!plan.has_key_trees()) {
+smyrf::KeyForestView CheckedTree(const char* name, const smyrf::Plan& plan, std::int64_t batch,
+                                 std::int64_t key_head) {
+  if (!plan.has_forests()) {
     Fail(ErrorKind::kValue, name, ": only a plan of method tree has key trees");
   }
   CheckIndex("batch", batch, plan.info().batch);
   CheckIndex("key_head", key_head, plan.info().key_heads);
-  return plan.key_tree(batch, key_head);
+  return plan.forest(batch, key_head);
 }
 
 std::tuple<std::vector<std::int32_t>, std::int32_t, Nodes> PlanTree(const smyrf::Plan& plan,
                                                                     std::int64_t batch,
                                                                     std::int64_t key_head) {
-  const smyrf::KeyTreeView tree = CheckedTree("tree", plan, batch, key_head);
+  const smyrf::KeyForestView tree = CheckedTree("tree", plan, batch, key_head);
   Nodes nodes;
   nodes.reserve(tree.nodes.size());
   for (const smyrf::Node& node : tree.nodes) {
     nodes.emplace_back(node.begin, node.end, node.first_child, node.child_count);
   }
-  return {List(tree.key_order), tree.sinks, nodes};
+  return {List(tree.key_order), tree.segments.empty() ? 0 : tree.segments[0].sinks, nodes};
 }
 
 std::tuple<Array<float>, Array<float>, Array<float>, Array<float>> TreeConstants(
     const smyrf::Plan& plan, std::int64_t batch, std::int64_t key_head) {
-  const smyrf::KeyTreeView tree = CheckedTree("tree_constants", plan, batch, key_head);
+  const smyrf::KeyForestView tree = CheckedTree("tree_constants", plan, batch, key_head);
   // The leading coordinates; a tree without nodes has none.
   const std::int64_t width =
       std::max<std::int64_t>(1, std::ssize(tree.query_basis) / plan.info().depth);

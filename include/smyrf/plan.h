@@ -29,12 +29,25 @@ struct QueryBlock {
   std::uint32_t last_node = 0;
 };
 
-/// A run of keys [begin, end) of a key tree's order that one summary can stand for.
+/// A run of keys [begin, end) of a forest's order that one summary can stand for.
 struct Node {
   std::int32_t begin = 0;
   std::int32_t end = 0;
-  std::int32_t first_child = 0;
+  std::int32_t first_child = 0;  ///< among the forest's nodes
   std::int32_t child_count = 0;  ///< 0: a leaf
+};
+
+/// Keys of consecutive positions, with trees of their own. Nodes lie breadth first within it, so
+/// that a segment behind it renumbers nothing.
+struct Segment {
+  std::int32_t first_key = 0;  ///< the position where it begins
+  std::int32_t last_key = 0;   ///< one past its last position
+  std::int32_t begin = 0;      ///< where its valid keys lie in the forest's order
+  std::int32_t end = 0;
+  std::int32_t sinks = 0;       ///< the first of these: always exact and under no node
+  std::int32_t first_node = 0;  ///< its nodes among the forest's
+  std::int32_t last_node = 0;
+  std::int32_t roots = 0;  ///< the first of its nodes, which cut its keys behind the sinks
 };
 
 /// What a plan was made for, and by which dials. A dial that the method does not have is 0 or
@@ -74,11 +87,11 @@ struct PlanInfo {
 /// A call refuses a plan that breaks this.
 struct HeadView {
   std::span<const std::int32_t> query_order;  ///< original indices of the valid queries
-  /// Original indices of the valid keys; empty where a key tree has their order.
+  /// Original indices of the valid keys; empty where a forest has their order.
   std::span<const std::int32_t> key_order;
   std::span<const QueryBlock> blocks;
   std::span<const KeyRange> ranges;
-  std::span<const std::int32_t> nodes;  ///< of the key head's tree, block after block
+  std::span<const std::int32_t> nodes;  ///< of the key head's forest, block after block
   /// Done as dense attention: a single cluster, few valid rows, dense is cheaper, no threshold
   /// meets the tolerance, or means overflow.
   bool dense = false;
@@ -89,20 +102,21 @@ struct HeadView {
   double expected_work = 1.0;  ///< time of the blocks that calibration expects, over dense
 };
 
-/// The keys of one (batch, key head) as `tree` sees them, as long as its plan lives. Roots cut the
-/// keys behind the sinks from the first to the last, and children the keys of their parent.
-struct KeyTreeView {
-  std::span<const std::int32_t> key_order;  ///< original indices of the valid keys, sinks first
-  std::int32_t sinks = 0;                   ///< keys that are always exact and under no node
-  std::span<const Node> nodes;              ///< the roots first; children of a node side by side
-  std::int32_t roots = 0;
+/// The keys of one (batch, key head) as `tree` sees them, as long as its plan lives: segments, one
+/// after the other by position. `key_order` and `nodes` hold those of each segment in this order; a
+/// parent's children cut its keys and lie side by side.
+struct KeyForestView {
+  std::span<const std::int32_t> key_order;  ///< original indices of the valid keys
+  std::span<const Segment> segments;
+  std::span<const Node> nodes;
   /// (D, C), C leading coordinates: the common basis, so that (q query_basis) (k key_basis)^T is
   /// q k^T up to what the leading coordinates leave out. Constants under differentiation.
   std::span<const float> query_basis;
   std::span<const float> key_basis;
   // Where the variance of a node's keys lies; constants as the basis is.
   std::span<const float> directions;  ///< (nodes, C): the leading one, of length 1 or 0
-  /// (roots, C): parts of what the directions leave, those of all nodes under the root.
+  /// (roots of all segments, C): parts of what the directions leave, those of all nodes under the
+  /// root.
   std::span<const float> profiles;
 };
 
@@ -119,11 +133,11 @@ class Plan {
   /// Round, batch entry and query head must be in range, and the method one that plans heads: not
   /// `dense`, whose ranges are implicit.
   HeadView head(std::int64_t round, std::int64_t batch_index, std::int64_t query_head) const;
-  /// Empty in methods without trees.
-  KeyTreeView key_tree(std::int64_t batch_index, std::int64_t key_head) const;
+  /// The method must be one of has_forests().
+  KeyForestView forest(std::int64_t batch_index, std::int64_t key_head) const;
   /// Whether `head` may be asked for.
   bool has_heads() const;
-  bool has_key_trees() const;
+  bool has_forests() const;
   /// Original indices of the valid rows of a batch entry, ascending; none: all rows are valid.
   std::optional<std::span<const std::int32_t>> valid_queries(std::int64_t batch_index) const;
   std::optional<std::span<const std::int32_t>> valid_keys(std::int64_t batch_index) const;
@@ -133,7 +147,7 @@ class Plan {
   /// The plan as bytes in the machine's byte order, with a version and a checksum.
   std::string to_bytes() const;
   /// Throws Error for bytes of another version, for damaged ones, and for a plan that breaks what
-  /// HeadView and KeyTreeView say. Cost: one look at each number.
+  /// HeadView and KeyForestView say. Cost: one look at each number.
   static Plan from_bytes(std::string_view bytes);
   /// to_bytes into a file, which appears whole or not at all. Throws Error with the system's reason
   /// where it can't be written or read.

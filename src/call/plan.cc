@@ -16,13 +16,13 @@ HeadView Plan::head(std::int64_t round, std::int64_t batch_index, std::int64_t q
   return PlanView(*this).head(round, batch_index, query_head);
 }
 
-KeyTreeView Plan::key_tree(std::int64_t batch_index, std::int64_t key_head) const {
-  return PlanView(*this).key_tree(batch_index, key_head);
+KeyForestView Plan::forest(std::int64_t batch_index, std::int64_t key_head) const {
+  return PlanView(*this).forest(batch_index, key_head);
 }
 
 bool Plan::has_heads() const { return !data_->heads.empty(); }
 
-bool Plan::has_key_trees() const { return !data_->trees.empty(); }
+bool Plan::has_forests() const { return !data_->forests.empty(); }
 
 std::optional<std::span<const std::int32_t>> Plan::valid_queries(std::int64_t batch_index) const {
   return ListOf(data_->valid_queries, batch_index);

@@ -25,6 +25,8 @@ inline constexpr bool kIsPlain<QueryBlock> = sizeof(QueryBlock) == 24;
 template <>
 inline constexpr bool kIsPlain<Node> = sizeof(Node) == 16;
 template <>
+inline constexpr bool kIsPlain<Segment> = sizeof(Segment) == 32;
+template <>
 inline constexpr bool kIsPlain<KeyRange> = sizeof(KeyRange) == 8;
 template <>
 inline constexpr bool kIsPlain<Window> = sizeof(Window) == 16;
@@ -33,7 +35,7 @@ inline constexpr bool kIsPlain<Positions> = sizeof(Positions) == 16;
 template <>
 inline constexpr bool kIsPlain<HeadRecord> = sizeof(HeadRecord) == 80;
 template <>
-inline constexpr bool kIsPlain<TreeRecord> = sizeof(TreeRecord) == 64;
+inline constexpr bool kIsPlain<ForestRecord> = sizeof(ForestRecord) == 56;
 
 namespace {
 
@@ -49,8 +51,8 @@ void VisitFields(Archive& archive, Data& data) {
           info.scale, info.seed);
   archive(data.valid_queries.rows, data.valid_queries.ends, data.valid_keys.rows,
           data.valid_keys.ends, data.heads, data.query_orders, data.key_orders, data.blocks,
-          data.ranges, data.nodes, data.trees, data.tree_orders, data.tree_nodes, data.query_bases,
-          data.key_bases, data.directions, data.profiles);
+          data.ranges, data.nodes, data.forests, data.forest_orders, data.segments,
+          data.forest_nodes, data.query_bases, data.key_bases, data.directions, data.profiles);
 }
 
 /// Whether lists end one after the other, the last at the end of the array of all.
@@ -82,19 +84,15 @@ void CheckRecords(const PlanData& data) {
   CheckEnds(data.heads, &HeadRecord::blocks, data.blocks.size());
   CheckEnds(data.heads, &HeadRecord::ranges, data.ranges.size());
   CheckEnds(data.heads, &HeadRecord::nodes, data.nodes.size());
-  CheckEnds(data.trees, &TreeRecord::key_order, data.tree_orders.size());
-  CheckEnds(data.trees, &TreeRecord::nodes, data.tree_nodes.size());
-  CheckEnds(data.trees, &TreeRecord::query_basis, data.query_bases.size());
-  CheckEnds(data.trees, &TreeRecord::key_basis, data.key_bases.size());
-  CheckEnds(data.trees, &TreeRecord::directions, data.directions.size());
-  CheckEnds(data.trees, &TreeRecord::profiles, data.profiles.size());
+  CheckEnds(data.forests, &ForestRecord::key_order, data.forest_orders.size());
+  CheckEnds(data.forests, &ForestRecord::segments, data.segments.size());
+  CheckEnds(data.forests, &ForestRecord::nodes, data.forest_nodes.size());
+  CheckEnds(data.forests, &ForestRecord::query_basis, data.query_bases.size());
+  CheckEnds(data.forests, &ForestRecord::key_basis, data.key_bases.size());
+  CheckEnds(data.forests, &ForestRecord::directions, data.directions.size());
+  CheckEnds(data.forests, &ForestRecord::profiles, data.profiles.size());
   for (const HeadRecord& head : data.heads) {
     if (head.dense > 1 || head.non_finite > 1) RefuseBytes(kFrame.what);
-  }
-  for (const TreeRecord& tree : data.trees) {
-    if (tree.sinks < 0 || tree.sinks > kMaxRows || tree.roots < 0 || tree.roots > kMaxRows) {
-      RefuseBytes(kFrame.what);
-    }
   }
 }
 

@@ -33,7 +33,7 @@ void Permutations::MarkValid() {
 void RequireCounts(const PlanView& plan, std::int64_t heads, std::int64_t trees) {
   Require(static_cast<std::int64_t>(plan.head_count()) == heads, "heads",
           "their number does not fit method and sizes");
-  Require(static_cast<std::int64_t>(plan.tree_count()) == trees, "key trees",
+  Require(static_cast<std::int64_t>(plan.forest_count()) == trees, "key trees",
           "their number does not fit method and sizes");
 }
 

@@ -58,17 +58,16 @@ HeadView PlanData::Head(std::size_t index) const {
           head.expected_work};
 }
 
-KeyTreeView PlanData::Tree(std::size_t index) const {
-  const TreeRecord before = index > 0 ? trees[index - 1] : TreeRecord{};
-  const TreeRecord& tree = trees[index];
-  return {Slice(tree_orders, before.key_order, tree.key_order),
-          static_cast<std::int32_t>(tree.sinks),
-          Slice(tree_nodes, before.nodes, tree.nodes),
-          static_cast<std::int32_t>(tree.roots),
-          Slice(query_bases, before.query_basis, tree.query_basis),
-          Slice(key_bases, before.key_basis, tree.key_basis),
-          Slice(directions, before.directions, tree.directions),
-          Slice(profiles, before.profiles, tree.profiles)};
+KeyForestView PlanData::Forest(std::size_t index) const {
+  const ForestRecord before = index > 0 ? forests[index - 1] : ForestRecord{};
+  const ForestRecord& forest = forests[index];
+  return {Slice(forest_orders, before.key_order, forest.key_order),
+          Slice(segments, before.segments, forest.segments),
+          Slice(forest_nodes, before.nodes, forest.nodes),
+          Slice(query_bases, before.query_basis, forest.query_basis),
+          Slice(key_bases, before.key_basis, forest.key_basis),
+          Slice(directions, before.directions, forest.directions),
+          Slice(profiles, before.profiles, forest.profiles)};
 }
 
 const PlanData& PlanAccess::Data(const Plan& plan) { return *plan.data_; }
@@ -120,13 +119,14 @@ Plan Pack(PlanParts&& parts) {
                           std::uint64_t{head.non_finite}, head.expected_error,
                           head.expected_lse_error, head.expected_work});
   }
-  for (KeyTree& tree : parts.key_trees) {
-    data.trees.push_back({Append(std::move(tree.key_order), data.tree_orders),
-                          Append(std::move(tree.nodes), data.tree_nodes),
-                          Append(std::move(tree.query_basis), data.query_bases),
-                          Append(std::move(tree.key_basis), data.key_bases),
-                          Append(std::move(tree.directions), data.directions),
-                          Append(std::move(tree.profiles), data.profiles), tree.sinks, tree.roots});
+  for (KeyForest& forest : parts.forests) {
+    data.forests.push_back({Append(std::move(forest.key_order), data.forest_orders),
+                            Append(std::move(forest.segments), data.segments),
+                            Append(std::move(forest.nodes), data.forest_nodes),
+                            Append(std::move(forest.query_basis), data.query_bases),
+                            Append(std::move(forest.key_basis), data.key_bases),
+                            Append(std::move(forest.directions), data.directions),
+                            Append(std::move(forest.profiles), data.profiles)});
   }
   return PlanAccess::Make(std::move(data));
 }
@@ -143,11 +143,11 @@ PlanParts Unpack(const Plan& plan) {
                            Copy(head.ranges), Copy(head.nodes), head.dense, head.non_finite,
                            head.expected_error, head.expected_lse_error, head.expected_work});
   }
-  for (std::size_t i = 0; i < data.trees.size(); ++i) {
-    const KeyTreeView tree = data.Tree(i);
-    parts.key_trees.push_back({Copy(tree.key_order), tree.sinks, Copy(tree.nodes), tree.roots,
-                               Copy(tree.query_basis), Copy(tree.key_basis), Copy(tree.directions),
-                               Copy(tree.profiles)});
+  for (std::size_t i = 0; i < data.forests.size(); ++i) {
+    const KeyForestView forest = data.Forest(i);
+    parts.forests.push_back({Copy(forest.key_order), Copy(forest.segments), Copy(forest.nodes),
+                             Copy(forest.query_basis), Copy(forest.key_basis),
+                             Copy(forest.directions), Copy(forest.profiles)});
   }
   return parts;
 }

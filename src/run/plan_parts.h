@@ -32,26 +32,25 @@ struct HeadPlan {
   }
 };
 
-/// KeyTreeView's lists, to be filled in.
-struct KeyTree {
+/// KeyForestView's lists, to be filled in.
+struct KeyForest {
   std::vector<std::int32_t> key_order;
-  std::int32_t sinks = 0;
+  std::vector<Segment> segments;
   std::vector<Node> nodes;
-  std::int32_t roots = 0;
   std::vector<float> query_basis;
   std::vector<float> key_basis;
   std::vector<float> directions;
   std::vector<float> profiles;
 
-  operator KeyTreeView() const {  // NOLINT(google-explicit-constructor): as a vector is a span
-    return {key_order, sinks, nodes, roots, query_basis, key_basis, directions, profiles};
+  operator KeyForestView() const {  // NOLINT(google-explicit-constructor): as a vector is a span
+    return {key_order, segments, nodes, query_basis, key_basis, directions, profiles};
   }
 };
 
 /// A plan of which each part is made by itself.
 struct PlanParts : PlanInfo {
   ValidLists valid_queries, valid_keys;
-  std::vector<KeyTree> key_trees;  ///< (batch, key head), or none
+  std::vector<KeyForest> forests;  ///< (batch, key head), or none
   std::vector<HeadPlan> heads;     ///< (round, batch, query head), or none
 
   std::size_t HeadIndex(std::int64_t round, std::int64_t b, std::int64_t h) const {
@@ -60,8 +59,8 @@ struct PlanParts : PlanInfo {
   const HeadPlan& head(std::int64_t round, std::int64_t b, std::int64_t h) const {
     return heads[HeadIndex(round, b, h)];
   }
-  const KeyTree& key_tree(std::int64_t b, std::int64_t g) const {
-    return key_trees[static_cast<std::size_t>(b * key_heads + g)];
+  const KeyForest& forest(std::int64_t b, std::int64_t g) const {
+    return forests[static_cast<std::size_t>(b * key_heads + g)];
   }
 };
 
@@ -73,10 +72,9 @@ struct HeadRecord {
   double expected_error = 0.0, expected_lse_error = 0.0, expected_work = 1.0;
 };
 
-struct TreeRecord {
-  std::uint64_t key_order = 0, nodes = 0;
+struct ForestRecord {
+  std::uint64_t key_order = 0, segments = 0, nodes = 0;
   std::uint64_t query_basis = 0, key_basis = 0, directions = 0, profiles = 0;
-  std::int64_t sinks = 0, roots = 0;
 };
 
 /// The rows of all lists one after the other, and where each ends.
@@ -94,13 +92,14 @@ struct PlanData {
   std::vector<QueryBlock> blocks;
   std::vector<KeyRange> ranges;
   std::vector<std::int32_t> nodes;
-  std::vector<TreeRecord> trees;
-  std::vector<std::int32_t> tree_orders;
-  std::vector<Node> tree_nodes;
+  std::vector<ForestRecord> forests;
+  std::vector<std::int32_t> forest_orders;
+  std::vector<Segment> segments;
+  std::vector<Node> forest_nodes;
   std::vector<float> query_bases, key_bases, directions, profiles;
 
   HeadView Head(std::size_t index) const;
-  KeyTreeView Tree(std::size_t index) const;
+  KeyForestView Forest(std::size_t index) const;
 };
 
 struct PlanAccess {
@@ -126,14 +125,16 @@ class PlanView {
 
   const PlanInfo& info() const { return info_; }
   std::size_t head_count() const { return parts_ ? parts_->heads.size() : data_->heads.size(); }
-  std::size_t tree_count() const { return parts_ ? parts_->key_trees.size() : data_->trees.size(); }
+  std::size_t forest_count() const {
+    return parts_ ? parts_->forests.size() : data_->forests.size();
+  }
   HeadView head(std::int64_t round, std::int64_t b, std::int64_t h) const {
     const auto at = static_cast<std::size_t>((round * info_.batch + b) * info_.query_heads + h);
     return parts_ != nullptr ? HeadView(parts_->heads[at]) : data_->Head(at);
   }
-  KeyTreeView key_tree(std::int64_t b, std::int64_t g) const {
+  KeyForestView forest(std::int64_t b, std::int64_t g) const {
     const auto at = static_cast<std::size_t>(b * info_.key_heads + g);
-    return parts_ != nullptr ? KeyTreeView(parts_->key_trees[at]) : data_->Tree(at);
+    return parts_ != nullptr ? KeyForestView(parts_->forests[at]) : data_->Forest(at);
   }
   std::size_t valid_query_lists() const {
     return parts_ ? parts_->valid_queries.size() : data_->valid_queries.ends.size();

@@ -189,16 +189,22 @@ inline void DamageHead(Bytes& bytes, HeadPlan& head) {
   }
 }
 
-inline void DamageTree(Bytes& bytes, KeyTree& tree) {
+inline void DamageSegment(Bytes& bytes, Segment& segment) {
+  DamageNumber(
+      bytes, *bytes.Of({&segment.first_key, &segment.last_key, &segment.begin, &segment.end,
+                        &segment.sinks, &segment.first_node, &segment.last_node, &segment.roots}));
+}
+
+inline void DamageTree(Bytes& bytes, KeyForest& tree) {
   switch (bytes.Between(0, 7)) {
     case 0:
       DamageIndices(bytes, tree.key_order);
       break;
     case 1:
-      DamageNumber(bytes, tree.sinks);
+      if (DamageList(bytes, tree.segments)) DamageSegment(bytes, *AnyOf(bytes, tree.segments));
       break;
     case 2:
-      DamageNumber(bytes, tree.roots);
+      tree.segments.clear();
       break;
     case 3:
       if (DamageList(bytes, tree.query_basis)) {
@@ -277,7 +283,7 @@ inline void DamagePlan(Bytes& bytes, PlanParts& plan) {
       case 2:
       case 3:
       case 4:
-        if (DamageList(bytes, plan.key_trees)) DamageTree(bytes, *AnyOf(bytes, plan.key_trees));
+        if (DamageList(bytes, plan.forests)) DamageTree(bytes, *AnyOf(bytes, plan.forests));
         break;
       default:
         if (DamageList(bytes, plan.heads)) DamageHead(bytes, *AnyOf(bytes, plan.heads));

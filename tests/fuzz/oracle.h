@@ -283,7 +283,7 @@ inline PlanParts Opened(PlanParts made) {
   for (std::int64_t b = 0; b < made.batch; ++b) {
     for (std::int64_t h = 0; h < made.query_heads; ++h) {
       HeadPlan& head = made.heads[static_cast<std::size_t>(b * made.query_heads + h)];
-      const KeyTree& tree = made.key_tree(b, h / (made.query_heads / made.key_heads));
+      const KeyForest& tree = made.forest(b, h / (made.query_heads / made.key_heads));
       head.nodes.clear();
       head.ranges = {{0, static_cast<std::int32_t>(tree.key_order.size())}};
       for (QueryBlock& block : head.blocks) {
@@ -300,7 +300,7 @@ inline void RequireCover(const Call& call, const PlanParts& made) {
   for (std::int64_t b = 0; b < made.batch; ++b) {
     for (std::int64_t h = 0; h < made.query_heads; ++h) {
       const HeadPlan& head = made.head(0, b, h);
-      const KeyTree& tree = made.key_tree(b, call.KeyHead(h));
+      const KeyForest& tree = made.forest(b, call.KeyHead(h));
       for (const QueryBlock& block : head.blocks) {
         std::vector<int> covered(tree.key_order.size());
         const auto cover = [&](std::int32_t begin, std::int32_t end) {

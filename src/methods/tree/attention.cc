@@ -41,15 +41,15 @@ TreeBlock OpenedBlock(const Problem& problem, const TreePlanner& planner, std::i
                       std::int64_t h, const TreePlanner::Head& head, std::int64_t i) {
   Opening& opening = kernels::OfThread<BlockScratch>().opening;
   const QueryBlock& block = head.plan.blocks[static_cast<std::size_t>(i)];
-  const kernels::QueryLanes lanes = BlockLanes(problem, b, h, head.plan, block, planner.key_tree());
+  const kernels::QueryLanes lanes = BlockLanes(problem, b, h, head.plan, block, planner.forest());
   OpenBlock(planner.nodes(), lanes, head.calibration.threshold, head.calibration.scoring, opening);
   return {lanes, opening.closed, opening.closed_logits.data(), opening.ranges};
 }
 
 /// A block of a stored plan, in memory of the calling thread until its next call.
 TreeBlock BlockOfPlan(const Problem& problem, const kernels::NodesView& nodes,
-                      const KeyTreeView& tree, std::int64_t b, std::int64_t h, const HeadView& head,
-                      const QueryBlock& block) {
+                      const KeyForestView& tree, std::int64_t b, std::int64_t h,
+                      const HeadView& head, const QueryBlock& block) {
   std::vector<float>& logits = kernels::OfThread<BlockScratch>().logits;
   TreeBlock result;
   result.lanes = BlockLanes(problem, b, h, head, block, tree);
@@ -88,7 +88,7 @@ double TimedBlocks(const HeadView& head, const Run& run, const Outputs& outputs,
 
 /// Of a head whose blocks evaluate so many pairs.
 double DensityOf(const std::vector<std::int64_t>& pairs, const HeadView& head,
-                 const KeyTreeView& tree) {
+                 const KeyForestView& tree) {
   const auto sum = std::accumulate(pairs.begin(), pairs.end(), std::int64_t{0});
   return static_cast<double>(sum) / (static_cast<double>(head.query_order.size()) *
                                      static_cast<double>(tree.key_order.size()));
@@ -148,7 +148,7 @@ double AttendTree(const Problem& problem, const PlanInfo& info, const Outputs& o
         to.planning_seconds = planning;
         times[of_head] = {planning, shared + Now() - head_start};
         if (head.plan.non_finite) to.density = 0.0;
-        if (blocks > 0) to.density = DensityOf(pairs, head.plan, planner.key_tree());
+        if (blocks > 0) to.density = DensityOf(pairs, head.plan, planner.forest());
       }
       if (keep) {
         StoreOpenings(openings, head.plan);
@@ -156,8 +156,8 @@ double AttendTree(const Problem& problem, const PlanInfo& info, const Outputs& o
       }
     }
     if (keep) {
-      kept.key_trees[static_cast<std::size_t>(b * problem.key_heads + group.key_head)] =
-          planner.TakeKeyTree();
+      kept.forests[static_cast<std::size_t>(b * problem.key_heads + group.key_head)] =
+          planner.TakeForest();
     }
   });
   if (keep) *outputs.plan = Pack(std::move(kept));
@@ -187,7 +187,7 @@ void AttendTreePlan(const Problem& problem, const Plan& plan, const Outputs& out
   ForEachGroup(problem, [&](const HeadGroup& group) {
     const std::int64_t b = group.batch;
     const Run& run = group.run;
-    const KeyTreeView tree = plan.key_tree(b, group.key_head);
+    const KeyForestView tree = plan.forest(b, group.key_head);
     std::unique_ptr<Summaries> summaries;
     for (std::int64_t h = group.first_head; h < group.last_head; ++h) {
       const HeadView head = plan.head(0, b, h);
@@ -226,7 +226,7 @@ void BackwardTree(const Problem& problem, const PlanInfo& info, const BackwardCa
       const TreePlanner::Head head = planner.PlanHead(h);
       const kernels::NodesView nodes =
           head.plan.blocks.empty() ? kernels::NodesView{} : planner.nodes();
-      backward.AddHead(h, head.plan, nodes, planner.key_tree(), [&](std::int64_t i) {
+      backward.AddHead(h, head.plan, nodes, planner.forest(), [&](std::int64_t i) {
         return OpenedBlock(problem, planner, b, h, head, i);
       });
     }
@@ -237,7 +237,7 @@ void BackwardTree(const Problem& problem, const PlanInfo& info, const BackwardCa
 void BackwardTreePlan(const Problem& problem, const Plan& plan, const BackwardCall& call) {
   ForEachGroup(problem, [&](const HeadGroup& group) {
     const std::int64_t b = group.batch;
-    const KeyTreeView tree = plan.key_tree(b, group.key_head);
+    const KeyForestView tree = plan.forest(b, group.key_head);
     TreeBackward backward(problem, call, b, group.key_head, group.run);
     std::unique_ptr<Summaries> summaries;
     for (std::int64_t h = group.first_head; h < group.last_head; ++h) {

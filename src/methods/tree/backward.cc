@@ -128,7 +128,7 @@ TreeBackward::TreeBackward(const Problem& problem, const BackwardCall& call, std
 TreeBackward::~TreeBackward() = default;
 
 void TreeBackward::AddHead(std::int64_t head, const HeadView& plan, const kernels::NodesView& nodes,
-                           const KeyTreeView& tree,
+                           const KeyForestView& tree,
                            const std::function<TreeBlock(std::int64_t)>& block_of) {
   non_finite_ = non_finite_ || plan.non_finite;
   ParallelRows(1, problem_.queries, run_, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
@@ -233,20 +233,22 @@ void TreeBackward::Distribute(const Part& sums) const {
                          nodes_.depth, tree_->key_basis.data(),
                          coordinates.get() + begin * kCoordinates);
   });
-  const std::vector<std::int64_t> levels = kernels::LevelBegins(nodes_.nodes, nodes_.roots);
-  for (std::size_t level = 0; level + 1 < levels.size(); ++level) {
-    const std::int64_t first = levels[level];
-    const std::int64_t count = levels[level + 1] - first;
-    // The first levels have few nodes, and large ones.
-    const std::int64_t a_task = std::clamp<std::int64_t>(count / 32, 1, 32);
-    ParallelFor((count + a_task - 1) / a_task, run_, [&](std::int64_t task) {
-      const std::int64_t begin = first + task * a_task;
-      for (std::int64_t id = begin; id < std::min(first + count, begin + a_task); ++id) {
-        HandDown(nodes_, id, to);
-        AddOfVariances(nodes_, id, tree_->directions.data() + id * kCoordinates, to,
-                       coordinates.get(), by_coordinates.get());
-      }
-    });
+  for (const Segment& segment : nodes_.segments) {
+    const std::vector<std::int64_t> levels = kernels::LevelBegins(nodes_.nodes, segment);
+    for (std::size_t level = 0; level + 1 < levels.size(); ++level) {
+      const std::int64_t first = levels[level];
+      const std::int64_t count = levels[level + 1] - first;
+      // The first levels have few nodes, and large ones.
+      const std::int64_t a_task = std::clamp<std::int64_t>(count / 32, 1, 32);
+      ParallelFor((count + a_task - 1) / a_task, run_, [&](std::int64_t task) {
+        const std::int64_t begin = first + task * a_task;
+        for (std::int64_t id = begin; id < std::min(first + count, begin + a_task); ++id) {
+          HandDown(nodes_, id, to);
+          AddOfVariances(nodes_, id, tree_->directions.data() + id * kCoordinates, to,
+                         coordinates.get(), by_coordinates.get());
+        }
+      });
+    }
   }
   ParallelRows(1, nodes_.key_count, run_, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
     kernels::AddCoordinates(by_coordinates.get() + begin * kCoordinates, end - begin, nodes_.depth,

@@ -33,7 +33,7 @@ class TreeBackward {
   /// One query head, in which `block_of(i)` is block i of the plan. `nodes` and `tree`, where there
   /// are blocks, must last until Finish.
   void AddHead(std::int64_t head, const HeadView& plan, const kernels::NodesView& nodes,
-               const KeyTreeView& tree, const std::function<TreeBlock(std::int64_t)>& block_of);
+               const KeyForestView& tree, const std::function<TreeBlock(std::int64_t)>& block_of);
 
   /// Writes the gradients of the key head.
   void Finish();
@@ -55,7 +55,7 @@ class TreeBackward {
   bool only_head_;  ///< whose parts are added up as they come in
   bool non_finite_ = false;
   kernels::NodesView nodes_;
-  std::optional<KeyTreeView> tree_;  ///< none: no head had blocks
+  std::optional<KeyForestView> tree_;  ///< none: no head had blocks
   std::vector<std::unique_ptr<Part>> parts_;
   std::vector<KeyGradients> by_position_;  ///< of heads done as dense
   InOrder in_order_;

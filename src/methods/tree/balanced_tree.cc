@@ -68,32 +68,34 @@ std::vector<std::int32_t> LeafBounds(std::int32_t begin, std::int64_t rows, std:
   return bounds;
 }
 
-void AddNodes(std::int32_t begin, std::int64_t rows, std::int64_t leaves, KeyTree& tree) {
-  std::vector<Part> level{{begin, begin + rows, leaves}};
+void AddNodes(std::int64_t leaves, Segment& segment, std::vector<Node>& nodes) {
+  std::vector<Part> level{{segment.begin + segment.sinks, segment.end, leaves}};
   while (std::ssize(level) < kMaxRoots && leaves >= 2 * kLeavesARoot * std::ssize(level)) {
     level = Halved(level);
   }
   const auto add = [&](const Part& part) {
-    tree.nodes.push_back(
+    nodes.push_back(
         {static_cast<std::int32_t>(part.begin), static_cast<std::int32_t>(part.end), 0, 0});
   };
+  std::size_t first = nodes.size();  // node of the level's first part
+  segment.first_node = static_cast<std::int32_t>(first);
+  segment.roots = static_cast<std::int32_t>(level.size());
   for (const Part& part : level) add(part);
-  tree.roots = static_cast<std::int32_t>(tree.nodes.size());
-  std::size_t first = 0;  // node of the level's first part
   while (!level.empty()) {
     std::vector<Part> next;
-    const std::size_t next_first = tree.nodes.size();
+    const std::size_t next_first = nodes.size();
     for (std::size_t i = 0; i < level.size(); ++i) {
       if (level[i].leaves < 2) continue;
       const std::vector<Part> children = Halved(Halved({level[i]}));
-      tree.nodes[first + i].first_child = static_cast<std::int32_t>(tree.nodes.size());
-      tree.nodes[first + i].child_count = static_cast<std::int32_t>(children.size());
+      nodes[first + i].first_child = static_cast<std::int32_t>(nodes.size());
+      nodes[first + i].child_count = static_cast<std::int32_t>(children.size());
       for (const Part& part : children) add(part);
       next.insert(next.end(), children.begin(), children.end());
     }
     level = std::move(next);
     first = next_first;
   }
+  segment.last_node = static_cast<std::int32_t>(nodes.size());
 }
 
 }  // namespace smyrf

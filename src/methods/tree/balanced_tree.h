@@ -37,7 +37,8 @@ void BalanceOrder(const float* coordinates, std::span<std::int32_t> order, std::
 /// The leaves' bounds of such an order, offset by `begin`: leaves + 1 of them.
 std::vector<std::int32_t> LeafBounds(std::int32_t begin, std::int64_t rows, std::int64_t leaves);
 
-/// Nodes of such an order for summaries: up to 32 roots, every other node at most 4 to a parent.
-void AddNodes(std::int32_t begin, std::int64_t rows, std::int64_t leaves, KeyTree& tree);
+/// Adds the nodes of such an order of a segment's keys behind its sinks: up to 32 roots, every
+/// other node at most 4 to a parent.
+void AddNodes(std::int64_t leaves, Segment& segment, std::vector<Node>& nodes);
 
 }  // namespace smyrf

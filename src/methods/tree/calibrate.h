@@ -19,8 +19,8 @@ struct CalibrationTask {
   kernels::Rows queries;             ///< in tree order
   std::vector<std::int32_t> bounds;  ///< of the query blocks in that order
   double scale = 1.0;
-  const float* basis = nullptr;     ///< KeyTree::query_basis
-  std::span<const float> profiles;  ///< KeyTree's
+  const float* basis = nullptr;     ///< KeyForest::query_basis
+  std::span<const float> profiles;  ///< KeyForest's
   double tolerance = 0.0;
   std::optional<double> max_density{};
   std::uint64_t seed = 0;

@@ -45,7 +45,7 @@ HWY_INLINE std::int64_t NearKeys(const NodesView& nodes, std::int64_t position,
   std::int64_t count = 0;
   for (std::int64_t at = std::max<std::int64_t>(0, own - kNear); at < end; ++at) {
     const std::int32_t rank = nodes.ranks[static_cast<std::size_t>(at)];
-    if (rank >= nodes.sinks) ranks[count++] = rank;  // else exact anyway, or padded
+    if (rank >= nodes.sinks()) ranks[count++] = rank;  // else exact anyway, or padded
   }
   return count;
 }
@@ -71,13 +71,13 @@ class Levels {
         lanes_(lanes),
         mass_weight_(scoring.mass_weight),
         scratch_(OfThread<LevelScratch>()) {
-    float* sinks = scratch_.logits.Need(static_cast<std::size_t>(nodes.sinks * kTreeRows));
+    float* sinks = scratch_.logits.Need(static_cast<std::size_t>(nodes.sinks() * kTreeRows));
     SinkScores(nodes, lanes, sinks);
-    Weigh(nodes.sinks, sinks, max_, mass_);
+    Weigh(nodes.sinks(), sinks, max_, mass_);
     scratch_.known.clear();
     if (scoring.near_keys) FindKnownKeys();
     scratch_.first_next.clear();
-    scratch_.next.resize(static_cast<std::size_t>(nodes.roots));
+    scratch_.next.resize(static_cast<std::size_t>(nodes.roots()));
     std::iota(scratch_.next.begin(), scratch_.next.end(), 0);
   }
 
@@ -144,7 +144,8 @@ class Levels {
 inline HWY_NOINLINE void Levels::FindKnownKeys() {
   const auto root_of = [&](std::int32_t rank) {
     // Roots have as many keys each, but for one leaf.
-    std::int64_t root = (rank - nodes_.sinks) * nodes_.roots / (nodes_.key_count - nodes_.sinks);
+    std::int64_t root =
+        (rank - nodes_.sinks()) * nodes_.roots() / (nodes_.key_count - nodes_.sinks());
     while (rank >= nodes_.nodes[static_cast<std::size_t>(root)].end) ++root;
     while (rank < nodes_.nodes[static_cast<std::size_t>(root)].begin) --root;
     return static_cast<std::int32_t>(root);

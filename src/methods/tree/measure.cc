@@ -103,9 +103,9 @@ HWY_NOINLINE void Decide(const GroupTask& group, const QueryLanes& lanes, Measur
   std::array<double, kMostThresholds + 1> exact{};
   std::array<double, kMostThresholds + 1> closed{};
   std::array<double, kMostThresholds + 1> visited{};
-  exact[0] = static_cast<double>(nodes.sinks);
+  exact[0] = static_cast<double>(nodes.sinks());
   std::vector<std::uint8_t>& enters = scratch.enters;
-  enters.assign(static_cast<std::size_t>(nodes.roots), 0);
+  enters.assign(static_cast<std::size_t>(nodes.roots()), 0);
   Levels levels(nodes, lanes, group.scoring);
   while (levels.Score()) {
     const auto candidates = levels.candidates();
@@ -368,8 +368,8 @@ void MeasureGroup(const GroupTask& group, Measured& measured) {
                           sums,
                           bins,
                           scratch.error.Need(static_cast<std::size_t>(size))};
-  subtrees.AddKeys(0, nodes.sinks, total);
-  for (std::int64_t root = 0; root < nodes.roots; ++root) {
+  subtrees.AddKeys(0, nodes.sinks(), total);
+  for (std::int64_t root = 0; root < nodes.roots(); ++root) {
     subtrees.Visit(root, 0);
     for (std::int64_t i = 0; i < size; ++i) total[i] += sums[i];
   }
@@ -466,7 +466,8 @@ void Measured::Add(const Measured& other) {
 Measured SampledRows::Measure(std::span<const float> thresholds, const Scoring& scoring,
                               std::int64_t begin, std::int64_t end) const {
   std::vector<Measured> parts(static_cast<std::size_t>(end - begin));
-  const std::int64_t levels = std::ssize(kernels::LevelBegins(nodes_.nodes, nodes_.roots)) - 1;
+  const std::int64_t levels =
+      std::ssize(kernels::LevelBegins(nodes_.nodes, nodes_.segments[0])) - 1;
   ParallelFor(end - begin, task_.run, [&](std::int64_t g) {
     using namespace kernels;
     HWY_DYNAMIC_DISPATCH(MeasureGroup)

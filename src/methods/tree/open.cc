@@ -45,8 +45,8 @@ void OpenBlockImpl(const NodesView& nodes, const QueryLanes& lanes, float thresh
   opening.closed_logits.clear();
   opening.ranges.clear();
   leaves.clear();
-  if (nodes.sinks > 0) {
-    opening.ranges.push_back({0, static_cast<std::int32_t>(nodes.sinks)});
+  if (nodes.sinks() > 0) {
+    opening.ranges.push_back({0, static_cast<std::int32_t>(nodes.sinks())});
   }
 
   const float limit = threshold * threshold;

@@ -122,8 +122,8 @@ std::vector<std::int32_t> PositionsOf(const std::vector<std::int32_t>& order,
   return result;
 }
 
-/// Of the tree's nodes over rows `order` of the coordinates, which follow the sinks.
-std::vector<float> Directions(const KeyTree& tree, const kernels::Floats& coordinates,
+/// Of the nodes of the only segment over rows `order` of the coordinates, which follow the sinks.
+std::vector<float> Directions(const KeyForest& tree, const kernels::Floats& coordinates,
                               std::span<const std::int32_t> order, const Run& run) {
   const auto count = std::ssize(tree.nodes);
   std::vector<float> directions(static_cast<std::size_t>(count * kCoordinates));
@@ -131,10 +131,11 @@ std::vector<float> Directions(const KeyTree& tree, const kernels::Floats& coordi
     const std::int64_t begin = task * kTaskNodes;
     for (std::int64_t id = begin; id < std::min(count, begin + kTaskNodes); ++id) {
       const Node& node = tree.nodes[static_cast<std::size_t>(id)];
-      kernels::LeadingDirection(coordinates.get(),
-                                order.subspan(static_cast<std::size_t>(node.begin - tree.sinks),
-                                              static_cast<std::size_t>(node.end - node.begin)),
-                                directions.data() + id * kCoordinates);
+      kernels::LeadingDirection(
+          coordinates.get(),
+          order.subspan(static_cast<std::size_t>(node.begin - tree.segments[0].sinks),
+                        static_cast<std::size_t>(node.end - node.begin)),
+          directions.data() + id * kCoordinates);
     }
   });
   return directions;
@@ -220,7 +221,7 @@ TreePlanner::TreePlanner(const Problem& problem, const PlanInfo& plan, std::int6
   const std::int64_t leaf = LeafKeys(n);
   const std::int64_t leaves = (n + leaf - 1) / leaf;
   BalanceOrder(coordinates.get(), others, leaves, run);
-  AddNodes(tree_.sinks, n, leaves, tree_);
+  AddNodes(leaves, tree_.segments[0], tree_.nodes);
   tree_.directions = Directions(tree_, coordinates, others, run);
   others = PositionsOf(others, keys);
   tree_.key_order.insert(tree_.key_order.end(), others.begin(), others.end());
@@ -336,21 +337,26 @@ std::vector<std::int32_t> TreePlanner::ChooseSinks(const std::vector<std::int32_
   SelectLargest(ranks, by_mass, shares);
   SelectLargest(std::span(ranks).subspan(static_cast<std::size_t>(by_mass)), kOutliers,
                 Leverages(coordinates, n, run_));
-  tree_.sinks = static_cast<std::int32_t>(by_mass + kOutliers);
-  std::sort(ranks.begin(), ranks.begin() + tree_.sinks);
-  std::sort(ranks.begin() + tree_.sinks, ranks.end());
+  const auto sinks = static_cast<std::int32_t>(by_mass + kOutliers);
+  Segment segment;
+  segment.last_key = static_cast<std::int32_t>(problem_.keys);
+  segment.end = static_cast<std::int32_t>(n);
+  segment.sinks = sinks;
+  tree_.segments = {segment};
+  std::sort(ranks.begin(), ranks.begin() + sinks);
+  std::sort(ranks.begin() + sinks, ranks.end());
   tree_.key_order.clear();
-  for (std::int32_t i = 0; i < tree_.sinks; ++i) {
+  for (std::int32_t i = 0; i < sinks; ++i) {
     const std::int32_t rank = ranks[static_cast<std::size_t>(i)];
     tree_.key_order.push_back(keys[static_cast<std::size_t>(rank)]);
   }
-  ranks.erase(ranks.begin(), ranks.begin() + tree_.sinks);
+  ranks.erase(ranks.begin(), ranks.begin() + sinks);
   return ranks;
 }
 
 kernels::QueryLanes BlockLanes(const Problem& problem, std::int64_t batch, std::int64_t query_head,
                                const HeadView& head, const QueryBlock& block,
-                               const KeyTreeView& tree) {
+                               const KeyForestView& tree) {
   return kernels::LoadLanes(kernels::RowsOf(problem.query, batch, query_head, head.query_order),
                             block.begin, block.end, problem.depth, problem.scale,
                             tree.query_basis.data(), tree.profiles);
@@ -418,7 +424,7 @@ void ForEachGroup(const Problem& problem, const std::function<void(const HeadGro
 }
 
 void MakeRoomForTrees(const Problem& problem, PlanParts& plan) {
-  plan.key_trees.assign(static_cast<std::size_t>(problem.batch * problem.key_heads), {});
+  plan.forests.assign(static_cast<std::size_t>(problem.batch * problem.key_heads), {});
   plan.heads.assign(static_cast<std::size_t>(problem.batch * problem.query_heads), {});
 }
 
@@ -462,18 +468,18 @@ void PlanTree(const Problem& problem, PlanParts& plan) {
       std::vector<Opening> openings(head.plan.blocks.size());
       ParallelFor(std::ssize(openings), group.run, [&](std::int64_t block) {
         const auto at = static_cast<std::size_t>(block);
-        OpenBlock(planner.nodes(),
-                  BlockLanes(problem, group.batch, h, head.plan, head.plan.blocks[at],
-                             planner.key_tree()),
-                  head.calibration.threshold, head.calibration.scoring, openings[at]);
+        OpenBlock(
+            planner.nodes(),
+            BlockLanes(problem, group.batch, h, head.plan, head.plan.blocks[at], planner.forest()),
+            head.calibration.threshold, head.calibration.scoring, openings[at]);
         openings[at].closed_logits = {};
       });
       StoreOpenings(openings, head.plan);
       plan.heads[static_cast<std::size_t>(group.batch * problem.query_heads + h)] =
           std::move(head.plan);
     }
-    plan.key_trees[static_cast<std::size_t>(group.batch * problem.key_heads + group.key_head)] =
-        planner.TakeKeyTree();
+    plan.forests[static_cast<std::size_t>(group.batch * problem.key_heads + group.key_head)] =
+        planner.TakeForest();
   });
 }
 

@@ -37,10 +37,10 @@ class TreePlanner {
   };
   Head PlanHead(std::int64_t query_head) const;
 
-  const KeyTree& key_tree() const { return tree_; }
+  const KeyForest& forest() const { return tree_; }
   /// Where there are blocks.
   kernels::NodesView nodes() const;
-  KeyTree TakeKeyTree() { return std::move(tree_); }
+  KeyForest TakeForest() { return std::move(tree_); }
 
  private:
   bool IsFinite(std::int64_t i) const { return std::isfinite(sizes_[static_cast<std::size_t>(i)]); }
@@ -60,7 +60,7 @@ class TreePlanner {
   /// one is not finite.
   std::vector<float> sizes_;
   Basis basis_;
-  KeyTree tree_;
+  KeyForest tree_;
   std::vector<std::int32_t> ranks_;  ///< as NodesView's
   std::unique_ptr<Summaries> summaries_;
   std::unique_ptr<ValueSketch> sketch_;
@@ -69,7 +69,7 @@ class TreePlanner {
 /// The lanes of one block of a query head, in memory of the calling thread until its next call.
 kernels::QueryLanes BlockLanes(const Problem& problem, std::int64_t batch, std::int64_t query_head,
                                const HeadView& head, const QueryBlock& block,
-                               const KeyTreeView& tree);
+                               const KeyForestView& tree);
 
 /// One (batch, key head) and its query heads [first_head, last_head).
 struct HeadGroup {
@@ -89,7 +89,7 @@ std::uint32_t PlanOffset(std::size_t place);
 /// What its blocks evaluate goes to `head`.
 void StoreOpenings(std::span<const Opening> openings, HeadPlan& head);
 
-/// Fills plan.key_trees and plan.heads.
+/// Fills plan.forests and plan.heads.
 void PlanTree(const Problem& problem, PlanParts& plan);
 
 }  // namespace smyrf

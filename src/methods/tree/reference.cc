@@ -35,7 +35,7 @@ struct NodeMeans {
   std::vector<double> axes, residuals;  ///< (nodes, coordinates), (nodes)
   std::vector<double> deviations;       ///< (nodes): along the direction
   std::vector<Coordinates> centres;     ///< (nodes): coordinates of the mean key
-  std::vector<std::int32_t> roots;      ///< (nodes): that they lie under
+  std::vector<std::int32_t> roots;      ///< (nodes): which of all segments' roots is above
 };
 
 class TreeColumns final : public ReferenceColumns {
@@ -54,7 +54,7 @@ class TreeColumns final : public ReferenceColumns {
     const HeadView head = plan_.head(0, b, h);
     if (head.dense) return AllKeys(problem_, b);
     std::vector<std::int64_t> columns;
-    const KeyTreeView tree = plan_.key_tree(b, problem_.KeyHead(h));
+    const KeyForestView tree = plan_.forest(b, problem_.KeyHead(h));
     const auto rank =
         std::find(head.query_order.begin(), head.query_order.end(), i) - head.query_order.begin();
     for (const QueryBlock& block : head.blocks) {
@@ -86,7 +86,7 @@ class TreeColumns final : public ReferenceColumns {
   }
 
   SummaryGradients NoGradients(std::int64_t b, std::int64_t g) const override {
-    const std::size_t nodes = plan_.key_tree(b, g).nodes.size();
+    const std::size_t nodes = plan_.forest(b, g).nodes.size();
     SummaryGradients gradients;
     gradients.keys.resize(nodes * static_cast<std::size_t>(problem_.depth));
     gradients.values.resize(nodes * static_cast<std::size_t>(problem_.value_depth));
@@ -99,7 +99,7 @@ class TreeColumns final : public ReferenceColumns {
   void AddGradient(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t id, double ds,
                    double* grad_query, SummaryGradients& to) const override {
     const std::int64_t g = problem_.KeyHead(h);
-    const KeyTreeView tree = plan_.key_tree(b, g);
+    const KeyForestView tree = plan_.forest(b, g);
     const NodeMeans& means = means_[static_cast<std::size_t>(b * problem_.key_heads + g)];
     const NodeTerms terms = Terms(b, h, i, id);
     const std::int64_t depth = problem_.depth;
@@ -131,7 +131,7 @@ class TreeColumns final : public ReferenceColumns {
   /// direction is no part of what it leaves.
   void Distribute(std::int64_t b, std::int64_t g, const SummaryGradients& from, double* grad_key,
                   double* grad_value) const override {
-    const KeyTreeView tree = plan_.key_tree(b, g);
+    const KeyForestView tree = plan_.forest(b, g);
     const NodeMeans& means = means_[static_cast<std::size_t>(b * problem_.key_heads + g)];
     const std::int64_t depth = problem_.depth;
     const std::int64_t dv = problem_.value_depth;
@@ -182,7 +182,7 @@ class TreeColumns final : public ReferenceColumns {
 
   NodeMeans Means(std::int64_t b, std::int64_t g) const {
     NodeMeans means;
-    const KeyTreeView tree = plan_.key_tree(b, g);
+    const KeyForestView tree = plan_.forest(b, g);
     for (const Node& node : tree.nodes) {
       const double n = node.end - node.begin;
       const auto mean = [&](const auto& element, std::int64_t width, std::vector<double>& to) {
@@ -200,10 +200,14 @@ class TreeColumns final : public ReferenceColumns {
            problem_.value_depth, means.values);
     }
     means.roots.resize(tree.nodes.size());
+    std::int32_t root = 0;
+    for (const Segment& segment : tree.segments) {
+      for (std::int32_t i = 0; i < segment.roots; ++i) {
+        means.roots[static_cast<std::size_t>(segment.first_node + i)] = root++;
+      }
+    }
     for (std::size_t id = 0; id < tree.nodes.size(); ++id) {
       const Node& node = tree.nodes[id];
-      if (static_cast<std::int32_t>(id) < tree.roots)
-        means.roots[id] = static_cast<std::int32_t>(id);
       std::fill_n(means.roots.begin() + node.first_child, node.child_count, means.roots[id]);
       AddComponents(b, g, tree, id, means);
     }
@@ -211,7 +215,7 @@ class TreeColumns final : public ReferenceColumns {
   }
 
   /// A node's deviation along its direction, and the variance that it leaves.
-  void AddComponents(std::int64_t b, std::int64_t g, const KeyTreeView& tree, std::size_t id,
+  void AddComponents(std::int64_t b, std::int64_t g, const KeyForestView& tree, std::size_t id,
                      NodeMeans& means) const {
     const Node& node = tree.nodes[id];
     const double n = node.end - node.begin;
@@ -246,7 +250,7 @@ class TreeColumns final : public ReferenceColumns {
 
   NodeTerms Terms(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t id) const {
     const std::int64_t g = problem_.KeyHead(h);
-    const KeyTreeView tree = plan_.key_tree(b, g);
+    const KeyForestView tree = plan_.forest(b, g);
     const NodeMeans& means = means_[static_cast<std::size_t>(b * problem_.key_heads + g)];
     const Node& node = tree.nodes[static_cast<std::size_t>(id)];
     NodeTerms terms;

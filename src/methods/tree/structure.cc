@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "methods/structure.h"
@@ -46,54 +47,90 @@ class Cover {
   std::int64_t count_ = 0;
 };
 
-/// The roots, then each node's children where those of the node before it end: summaries are made
-/// from the back, a level at a time.
-void CheckNodes(const KeyTreeView& tree) {
-  const auto node_count = std::ssize(tree.nodes);
-  Require(IsPart(0, tree.roots, node_count), "key trees", "roots must be nodes");
-  std::int64_t next = tree.roots;
-  const auto check_cut = [&](std::int64_t first, std::int64_t last, std::int32_t begin,
-                             std::int32_t end) {
-    for (std::int64_t id = first; id < last; ++id) {
-      const Node& node = tree.nodes[static_cast<std::size_t>(id)];
-      Require(node.begin == begin && node.begin < node.end, "nodes",
-              "roots must cut the keys behind the sinks, children the keys of their parent");
-      begin = node.end;
-    }
-    Require(begin == end, "nodes",
-            "roots must cut the keys behind the sinks, children the keys of their parent");
-  };
-  check_cut(0, tree.roots, tree.sinks, static_cast<std::int32_t>(tree.key_order.size()));
-  for (std::int64_t id = 0; id < node_count; ++id) {
-    const Node& node = tree.nodes[static_cast<std::size_t>(id)];
-    Require(id < next && IsPart(0, node.child_count, node_count - next) &&
-                (node.child_count == 0 ? IsPart(0, node.first_child, node_count)
-                                       : node.first_child == next),
-            "nodes", "children must lie behind those of the node before");
-    if (node.child_count > 0) check_cut(next, next + node.child_count, node.begin, node.end);
-    next += node.child_count;
+constexpr const char* kCut =
+    "roots must cut a segment's keys behind its sinks, children the keys of their parent";
+
+/// Nodes [first, last) cut keys [begin, end), none of them empty.
+void CheckCut(std::span<const Node> nodes, std::int64_t first, std::int64_t last,
+              std::int32_t begin, std::int32_t end) {
+  for (std::int64_t id = first; id < last; ++id) {
+    const Node& node = nodes[static_cast<std::size_t>(id)];
+    Require(node.begin == begin && node.begin < node.end, "nodes", kCut);
+    begin = node.end;
   }
-  Require(next == node_count, "nodes", "each must be a root or a child");
+  Require(begin == end, "nodes", kCut);
 }
 
-void CheckTree(const PlanInfo& plan, const KeyTreeView& tree, Permutations& keys) {
-  Require(tree.key_order.empty() || keys.Holds(tree.key_order), "key trees",
+/// The roots, then each node's children where those of the node before it end: summaries are made
+/// from the back, a level at a time.
+void CheckNodes(std::span<const Node> nodes, const Segment& segment) {
+  const std::int64_t last = segment.last_node;
+  Require(IsPart(0, segment.roots, last - segment.first_node), "segments", "roots must be nodes");
+  std::int64_t next = std::int64_t{segment.first_node} + segment.roots;
+  CheckCut(nodes, segment.first_node, next, segment.begin + segment.sinks, segment.end);
+  for (std::int64_t id = segment.first_node; id < last; ++id) {
+    const Node& node = nodes[static_cast<std::size_t>(id)];
+    Require(
+        id < next && IsPart(0, node.child_count, last - next) &&
+            (node.child_count == 0 ? IsPart(0, node.first_child, last) : node.first_child == next),
+        "nodes", "children must lie behind those of the node before");
+    if (node.child_count > 0) {
+      CheckCut(nodes, next, next + node.child_count, node.begin, node.end);
+    }
+    next += node.child_count;
+  }
+  Require(next == last, "nodes", "each must be a root or a child");
+}
+
+/// Segments cut positions, keys and nodes from front to back. Returns the number of all roots.
+std::int64_t CheckSegments(const PlanInfo& plan, const KeyForestView& forest) {
+  Segment before;
+  std::int64_t roots = 0;
+  for (const Segment& segment : forest.segments) {
+    Require(segment.first_key >= before.last_key &&
+                IsPart(segment.first_key, segment.last_key, plan.keys),
+            "segments", "their positions must ascend");
+    Require(segment.begin == before.end &&
+                IsPart(segment.begin, segment.end, std::ssize(forest.key_order)) &&
+                segment.first_node == before.last_node &&
+                IsPart(segment.first_node, segment.last_node, std::ssize(forest.nodes)),
+            "segments", "they must cut the keys and the nodes");
+    Require(IsPart(0, segment.sinks, segment.end - segment.begin), "segments",
+            "sinks must be keys");
+    for (std::int32_t i = segment.begin; i < segment.end; ++i) {
+      const std::int32_t key = forest.key_order[static_cast<std::size_t>(i)];
+      Require(key >= segment.first_key && key < segment.last_key, "segments",
+              "a key lies outside of their positions");
+    }
+    CheckNodes(forest.nodes, segment);
+    roots += segment.roots;
+    before = segment;
+  }
+  Require(
+      before.end == std::ssize(forest.key_order) && before.last_node == std::ssize(forest.nodes),
+      "segments", "they must cut the keys and the nodes");
+  return roots;
+}
+
+void CheckForest(const PlanInfo& plan, const KeyForestView& forest, Permutations& keys) {
+  Require(forest.key_order.empty() || keys.Holds(forest.key_order), "forests",
           "key_order must hold each valid key once");
-  Require(IsPart(0, tree.sinks, std::ssize(tree.key_order)), "key trees", "sinks must be keys");
-  if (tree.nodes.empty()) return Require(tree.roots == 0, "key trees", "roots must be nodes");
-  CheckNodes(tree);
+  if (forest.segments.empty()) {
+    return Require(forest.nodes.empty(), "segments", "they must cut the keys and the nodes");
+  }
+  const std::int64_t roots = CheckSegments(plan, forest);
   constexpr std::int64_t kWidth = kernels::kCoordinates;
-  Require(std::ssize(tree.query_basis) == plan.depth * kWidth &&
-              std::ssize(tree.key_basis) == plan.depth * kWidth &&
-              std::ssize(tree.directions) == std::ssize(tree.nodes) * kWidth &&
-              std::ssize(tree.profiles) == tree.roots * kWidth,
+  Require(std::ssize(forest.query_basis) == plan.depth * kWidth &&
+              std::ssize(forest.key_basis) == plan.depth * kWidth &&
+              std::ssize(forest.directions) == std::ssize(forest.nodes) * kWidth &&
+              std::ssize(forest.profiles) == roots * kWidth,
           "bases", "bases, directions or profiles have another size than depth, nodes or roots");
 }
 
 /// Each block evaluates every key once, in a range or under a node.
-void CheckOpenings(const HeadView& head, const KeyTreeView& tree, Cover& cover) {
-  // The bases that queries need lie with the nodes.
-  Require(!tree.nodes.empty(), "blocks", "the keys have no nodes");
+void CheckOpenings(const HeadView& head, const KeyForestView& tree, Cover& cover) {
+  // The bases that queries need lie with the segments.
+  Require(!tree.segments.empty(), "blocks", "the keys have no segments");
   constexpr const char* kRule = "each key must be in one range or under one node";
   for (const QueryBlock& block : head.blocks) {
     Require(block.end - block.begin <= kernels::kTreeRows, "blocks", "one has too many queries");
@@ -121,7 +158,7 @@ void CheckTrees(const PlanView& plan) {
   RequireCounts(plan, info.batch * info.query_heads, info.batch * info.key_heads);
   ForEachEntry(plan, [&](std::int64_t b, EntryRows& rows) {
     for (std::int64_t g = 0; g < info.key_heads; ++g) {
-      CheckTree(info, plan.key_tree(b, g), rows.keys);
+      CheckForest(info, plan.forest(b, g), rows.keys);
     }
     Cover cover;
     for (std::int64_t h = 0; h < info.query_heads; ++h) {
@@ -129,7 +166,7 @@ void CheckTrees(const PlanView& plan) {
       Require(!(head.dense && head.non_finite), "heads", "one can't be both dense and non_finite");
       CheckBlocks(head, head.dense || head.non_finite, rows);
       if (head.blocks.empty()) continue;
-      CheckOpenings(head, plan.key_tree(b, h / (info.query_heads / info.key_heads)), cover);
+      CheckOpenings(head, plan.forest(b, h / (info.query_heads / info.key_heads)), cover);
     }
   });
 }

@@ -11,7 +11,7 @@
 namespace smyrf {
 
 Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t key_head,
-                     const KeyTreeView& tree, const Run& run, std::vector<float>* profiles) {
+                     const KeyForestView& tree, const Run& run, std::vector<float>* profiles) {
   constexpr std::int64_t kTask = 256;  // rows
   const auto rows = static_cast<std::int64_t>(tree.key_order.size());
   const auto count = static_cast<std::int64_t>(tree.nodes.size());
@@ -29,9 +29,8 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
   view_.depth = problem.depth;
   view_.value_depth = problem.value_depth;
   view_.key_count = rows;
-  view_.sinks = tree.sinks;
+  view_.segments = tree.segments;
   view_.nodes = tree.nodes;
-  view_.roots = tree.roots;
   view_.keys = keys_.get();
   view_.values = values_.get();
   view_.mean_keys = mean_keys_.get();
@@ -54,10 +53,15 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
   });
 
   root_of_.resize(tree.nodes.size());
-  std::iota(root_of_.begin(), root_of_.begin() + tree.roots, 0);
-  for (std::size_t id = 0; id < tree.nodes.size(); ++id) {
-    const Node& node = tree.nodes[id];
-    std::fill_n(root_of_.begin() + node.first_child, node.child_count, root_of_[id]);
+  for (const Segment& segment : tree.segments) {
+    const auto first = root_of_.begin() + segment.first_node;
+    std::iota(first, first + segment.roots, static_cast<std::int32_t>(roots_.size()));
+    for (std::int32_t i = 0; i < segment.roots; ++i) roots_.push_back(segment.first_node + i);
+    for (std::int32_t id = segment.first_node; id < segment.last_node; ++id) {
+      const Node& node = tree.nodes[static_cast<std::size_t>(id)];
+      std::fill_n(root_of_.begin() + node.first_child, node.child_count,
+                  root_of_[static_cast<std::size_t>(id)]);
+    }
   }
   view_.root_of = root_of_.data();
 
@@ -65,16 +69,18 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
                                    axes_.get(),       variances.get(),     residuals_.get(),
                                    log_counts_.get(), value_spreads_.get()};
   // A parent needs its children: from the back, a level at a time.
-  const std::vector<std::int64_t> level_begins = kernels::LevelBegins(tree.nodes, tree.roots);
-  for (std::size_t level = level_begins.size() - 1; level > 0; --level) {
-    const std::int64_t first = level_begins[level - 1];
-    const std::int64_t last = level_begins[level];
-    ParallelFor((last - first + kTaskNodes - 1) / kTaskNodes, run, [&](std::int64_t task) {
-      const std::int64_t begin = first + task * kTaskNodes;
-      for (std::int64_t id = begin; id < std::min(last, begin + kTaskNodes); ++id) {
-        kernels::SummarizeNode(view_, id, coordinates.get(), to);
-      }
-    });
+  for (const Segment& segment : tree.segments) {
+    const std::vector<std::int64_t> level_begins = kernels::LevelBegins(tree.nodes, segment);
+    for (std::size_t level = level_begins.size() - 1; level > 0; --level) {
+      const std::int64_t first = level_begins[level - 1];
+      const std::int64_t last = level_begins[level];
+      ParallelFor((last - first + kTaskNodes - 1) / kTaskNodes, run, [&](std::int64_t task) {
+        const std::int64_t begin = first + task * kTaskNodes;
+        for (std::int64_t id = begin; id < std::min(last, begin + kTaskNodes); ++id) {
+          kernels::SummarizeNode(view_, id, coordinates.get(), to);
+        }
+      });
+    }
   }
   ParallelFor((count + kTaskNodes - 1) / kTaskNodes, run, [&](std::int64_t task) {
     const std::int64_t begin = task * kTaskNodes;
@@ -89,8 +95,10 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
 /// A mean or a spread that is not finite makes its root's so.
 bool Summaries::finite() const {
   const auto rows = [&](const float* first, std::int64_t width) {
-    return std::all_of(first, first + view_.roots * width,
-                       [](float x) { return std::isfinite(x); });
+    return std::ranges::all_of(roots_, [&](std::int64_t root) {
+      return std::all_of(first + root * width, first + (root + 1) * width,
+                         [](float x) { return std::isfinite(x); });
+    });
   };
   return rows(view_.mean_keys, view_.depth) && rows(view_.mean_values, view_.value_depth) &&
          rows(view_.value_spreads, 1);
@@ -99,7 +107,7 @@ bool Summaries::finite() const {
 /// Nodes under one root differ in how much their axes leave, little in where it lies.
 void Summaries::FindProfiles(const float* variances, std::vector<float>& profiles) const {
   constexpr auto kWide = static_cast<std::size_t>(kernels::kCoordinates);
-  const auto roots = static_cast<std::size_t>(view_.roots);
+  const std::size_t roots = roots_.size();
   std::vector<double> sums(roots * kWide);
   for (std::size_t id = 0; id < root_of_.size(); ++id) {
     const std::size_t to = static_cast<std::size_t>(root_of_[id]) * kWide;

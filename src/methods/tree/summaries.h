@@ -22,7 +22,7 @@ class Summaries {
   /// where given, becomes what the tree's are to be.
   /// Memory: 4 (Nk (D + Dv) + nodes (D + Dv + 36)) bytes; about Nk / 6 nodes.
   Summaries(const Problem& problem, std::int64_t batch, std::int64_t key_head,
-            const KeyTreeView& tree, const Run& run, std::vector<float>* profiles = nullptr);
+            const KeyForestView& tree, const Run& run, std::vector<float>* profiles = nullptr);
 
   kernels::NodesView view() const { return view_; }
   /// Whether means and spreads are: false where a value under a node is not, or a sum overflows.
@@ -33,7 +33,8 @@ class Summaries {
 
   kernels::Floats keys_, values_, mean_keys_, mean_values_, axes_, residuals_, log_counts_,
       value_spreads_;
-  std::vector<std::int32_t> root_of_;
+  std::vector<std::int32_t> root_of_;  ///< (nodes): which of roots_
+  std::vector<std::int32_t> roots_;    ///< of all segments
   kernels::NodesView view_;
 };
 

@@ -95,7 +95,7 @@ std::vector<Damage> OfAny() {
       [](PlanParts& p) { p.valid_queries.pop_back(); },
       [](PlanParts& p) { p.valid_queries.emplace_back(); },
       [](PlanParts& p) { p.heads.emplace_back(); },
-      [](PlanParts& p) { p.key_trees.emplace_back(); },
+      [](PlanParts& p) { p.forests.emplace_back(); },
       [](PlanParts& p) { p.method = Method::kAuto; },
       [](PlanParts& p) { p.n_hashes = -1; },
       [](PlanParts& p) { p.n_hashes = 3; },
@@ -202,7 +202,7 @@ TEST(PlanStructure, OfTree) {
   const Call call = PaddedCall(Method::kTree);
   ExpectAllRefused(call, OfAny());
   ExpectAllRefused(call, OfBlocks());
-  ASSERT_GT(PlanOf(call).key_trees[3].roots, 1);
+  ASSERT_GT(PlanOf(call).forests[3].segments[0].roots, 1);
   ASSERT_FALSE(PlanOf(call).heads[6].nodes.empty());
   ExpectAllRefused(
       call, {
@@ -211,21 +211,21 @@ TEST(PlanStructure, OfTree) {
                 [](PlanParts& p) { p.max_density = 0.0; },
                 [](PlanParts& p) { p.cluster_size = 32; },
                 // Keys of a tree.
-                [](PlanParts& p) { p.key_trees[3].key_order[0] = p.key_trees[3].key_order[1]; },
-                [](PlanParts& p) { p.key_trees[3].key_order[0] = 290; },  // padded
-                [](PlanParts& p) { p.key_trees[3].key_order.pop_back(); },
-                [](PlanParts& p) { p.key_trees[3].key_order.clear(); },
-                [](PlanParts& p) { p.key_trees[3] = {}; },
-                [](PlanParts& p) { --p.key_trees[3].sinks; },
-                [](PlanParts& p) { p.key_trees[3].sinks = -1; },
+                [](PlanParts& p) { p.forests[3].key_order[0] = p.forests[3].key_order[1]; },
+                [](PlanParts& p) { p.forests[3].key_order[0] = 290; },  // padded
+                [](PlanParts& p) { p.forests[3].key_order.pop_back(); },
+                [](PlanParts& p) { p.forests[3].key_order.clear(); },
+                [](PlanParts& p) { p.forests[3] = {}; },
+                [](PlanParts& p) { --p.forests[3].segments[0].sinks; },
+                [](PlanParts& p) { p.forests[3].segments[0].sinks = -1; },
                 // Roots and children that leave keys out, or share some.
-                [](PlanParts& p) { ++p.key_trees[3].nodes[0].begin; },
-                [](PlanParts& p) { --p.key_trees[3].nodes[0].end; },
-                [](PlanParts& p) { ++p.key_trees[3].nodes[0].end; },
-                [](PlanParts& p) { --p.key_trees[3].nodes.back().end; },
-                [](PlanParts& p) { ++p.key_trees[3].nodes.back().begin; },
-                [](PlanParts& p) { std::swap(p.key_trees[3].nodes[0], p.key_trees[3].nodes[1]); },
-                [](PlanParts& p) { p.key_trees[3].nodes.back().first_child = -1; },
+                [](PlanParts& p) { ++p.forests[3].nodes[0].begin; },
+                [](PlanParts& p) { --p.forests[3].nodes[0].end; },
+                [](PlanParts& p) { ++p.forests[3].nodes[0].end; },
+                [](PlanParts& p) { --p.forests[3].nodes.back().end; },
+                [](PlanParts& p) { ++p.forests[3].nodes.back().begin; },
+                [](PlanParts& p) { std::swap(p.forests[3].nodes[0], p.forests[3].nodes[1]); },
+                [](PlanParts& p) { p.forests[3].nodes.back().first_child = -1; },
                 // A node in two places, or none.
                 [](PlanParts& p) { p.heads[6].nodes[0] = p.heads[6].nodes[1]; },
                 [](PlanParts& p) { p.heads[6].nodes[0] = -1; },

@@ -57,11 +57,11 @@ void ExpectEqual(const PlanParts& a, const PlanParts& b) {
   ASSERT_EQ(std::tie(a.valid_queries, a.valid_keys), std::tie(b.valid_queries, b.valid_keys));
   ASSERT_EQ(std::tie(a.is_causal, a.has_attn_mask, a.dense_below),
             std::tie(b.is_causal, b.has_attn_mask, b.dense_below));
-  ASSERT_EQ(a.key_trees.size(), b.key_trees.size());
-  for (std::size_t i = 0; i < a.key_trees.size(); ++i) {
-    const KeyTree& x = a.key_trees[i];
-    const KeyTree& y = b.key_trees[i];
-    ASSERT_EQ(std::tie(x.key_order, x.sinks, x.roots), std::tie(y.key_order, y.sinks, y.roots));
+  ASSERT_EQ(a.forests.size(), b.forests.size());
+  for (std::size_t i = 0; i < a.forests.size(); ++i) {
+    const KeyForest& x = a.forests[i];
+    const KeyForest& y = b.forests[i];
+    ASSERT_EQ(x.key_order, y.key_order);
     ASSERT_EQ(std::tie(x.query_basis, x.key_basis, x.directions, x.profiles),
               std::tie(y.query_basis, y.key_basis, y.directions, y.profiles));
     ASSERT_EQ(x.nodes.size(), y.nodes.size());
@@ -278,11 +278,11 @@ TEST(Plan, RefusesWhatWasTamperedWith) {
   call.options.max_density = 0.9;  // not dense
   const PlanParts made = PlanOf(call);
   ASSERT_FALSE(made.heads[0].blocks.empty());
-  expect([](PlanParts& p) { p.key_trees.clear(); });
-  expect([](PlanParts& p) { p.key_trees[0].key_order[5] = 200; });
-  expect([](PlanParts& p) { p.key_trees[0].nodes[0].end = 1000; });
-  expect([](PlanParts& p) { p.key_trees[0].nodes.back().child_count = 2; });
-  expect([](PlanParts& p) { p.key_trees[0].query_basis.pop_back(); });
+  expect([](PlanParts& p) { p.forests.clear(); });
+  expect([](PlanParts& p) { p.forests[0].key_order[5] = 200; });
+  expect([](PlanParts& p) { p.forests[0].nodes[0].end = 1000; });
+  expect([](PlanParts& p) { p.forests[0].nodes.back().child_count = 2; });
+  expect([](PlanParts& p) { p.forests[0].query_basis.pop_back(); });
   expect([](PlanParts& p) { p.heads[0].nodes.assign(p.heads[0].nodes.size() + 1, 9999); });
   expect([](PlanParts& p) { p.heads[0].blocks[0].end = 99; });
 }
@@ -303,31 +303,31 @@ TEST(Plan, RefusesNodesThatAreNoTree) {
   call.options.method = Method::kTree;
   call.options.max_density = 0.5;
   const PlanParts made = PlanOf(call);
-  const auto refuse = [&](const std::function<void(KeyTree&)>& damage) {
+  const auto refuse = [&](const std::function<void(KeyForest&)>& damage) {
     PlanParts damaged = made;
-    damage(damaged.key_trees[0]);
+    damage(damaged.forests[0]);
     ExpectRefused(call, damaged, ErrorKind::kValue, {"plan: its ", " are damaged"});
   };
-  ASSERT_GT(made.key_trees[0].roots, 1);
-  ASSERT_GT(made.key_trees[0].nodes[1].child_count, 0);
+  ASSERT_GT(made.forests[0].segments[0].roots, 1);
+  ASSERT_GT(made.forests[0].nodes[1].child_count, 0);
   EXPECT_NO_THROW((void)Attend(call, &made));
   // No root, fewer, more; a node that is nobody's child; children of two, of nobody, and none.
-  refuse([](KeyTree& tree) { tree.roots = 0; });
-  refuse([](KeyTree& tree) { --tree.roots; });
-  refuse([](KeyTree& tree) { ++tree.roots; });
-  refuse([](KeyTree& tree) { tree.nodes.push_back(tree.nodes.back()); });
-  refuse([](KeyTree& tree) { tree.nodes.pop_back(); });
-  refuse([](KeyTree& tree) { tree.nodes[1].first_child = tree.nodes[0].first_child; });
-  refuse([](KeyTree& tree) { ++tree.nodes[1].first_child; });
-  refuse([](KeyTree& tree) { tree.nodes[1].first_child = 0; });
-  refuse([](KeyTree& tree) { tree.nodes[1].child_count = 0; });
-  refuse([](KeyTree& tree) { tree.nodes[1].child_count = -1; });
-  refuse([](KeyTree& tree) { tree.nodes[1].end = tree.nodes[1].begin; });
-  refuse([](KeyTree& tree) { tree.nodes[1].end = 701; });
-  refuse([](KeyTree& tree) { tree.sinks = 701; });
-  refuse([](KeyTree& tree) { tree.key_basis.pop_back(); });
-  refuse([](KeyTree& tree) { tree.directions.pop_back(); });
-  refuse([](KeyTree& tree) { tree.profiles.pop_back(); });
+  refuse([](KeyForest& tree) { tree.segments[0].roots = 0; });
+  refuse([](KeyForest& tree) { --tree.segments[0].roots; });
+  refuse([](KeyForest& tree) { ++tree.segments[0].roots; });
+  refuse([](KeyForest& tree) { tree.nodes.push_back(tree.nodes.back()); });
+  refuse([](KeyForest& tree) { tree.nodes.pop_back(); });
+  refuse([](KeyForest& tree) { tree.nodes[1].first_child = tree.nodes[0].first_child; });
+  refuse([](KeyForest& tree) { ++tree.nodes[1].first_child; });
+  refuse([](KeyForest& tree) { tree.nodes[1].first_child = 0; });
+  refuse([](KeyForest& tree) { tree.nodes[1].child_count = 0; });
+  refuse([](KeyForest& tree) { tree.nodes[1].child_count = -1; });
+  refuse([](KeyForest& tree) { tree.nodes[1].end = tree.nodes[1].begin; });
+  refuse([](KeyForest& tree) { tree.nodes[1].end = 701; });
+  refuse([](KeyForest& tree) { tree.segments[0].sinks = 701; });
+  refuse([](KeyForest& tree) { tree.key_basis.pop_back(); });
+  refuse([](KeyForest& tree) { tree.directions.pop_back(); });
+  refuse([](KeyForest& tree) { tree.profiles.pop_back(); });
 }
 
 TEST(Plan, RefusesOtherOptions) {

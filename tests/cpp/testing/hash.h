@@ -72,17 +72,18 @@ inline void AddValid(Hash& hash, const std::vector<std::vector<std::int32_t>>& l
 }
 
 /// Nodes count by their keys, level by level from the roots, whatever their numbers are.
-inline void AddTree(Hash& hash, const KeyTree& tree) {
+inline void AddTree(Hash& hash, const KeyForest& tree) {
   hash.Add(tree.key_order);
-  hash.Add(tree.sinks);
+  const Segment segment = tree.segments.empty() ? Segment{} : tree.segments[0];
+  hash.Add(segment.sinks);
   hash.Add(tree.query_basis);
   hash.Add(tree.key_basis);
-  hash.Add(tree.roots);
+  hash.Add(segment.roots);
   hash.Add(tree.profiles);
   hash.Add(static_cast<std::int64_t>(tree.nodes.size()));
   if (tree.nodes.empty()) return;
   const std::size_t width = tree.directions.size() / tree.nodes.size();
-  std::vector<std::int32_t> level(static_cast<std::size_t>(tree.roots));
+  std::vector<std::int32_t> level(static_cast<std::size_t>(segment.roots));
   std::iota(level.begin(), level.end(), 0);
   while (!level.empty()) {
     std::vector<std::int32_t> below;
@@ -100,7 +101,7 @@ inline void AddTree(Hash& hash, const KeyTree& tree) {
 }
 
 /// `tree` is null unless the method is `tree`.
-inline void AddHead(Hash& hash, const HeadPlan& head, const KeyTree* tree) {
+inline void AddHead(Hash& hash, const HeadPlan& head, const KeyForest* tree) {
   hash.Add(head.dense);
   hash.Add(head.non_finite);
   hash.Add(head.expected_error);
@@ -154,7 +155,7 @@ inline void AddPlan(Hash& hash, const Plan& given) {
   const std::int64_t group = plan.key_heads > 0 ? plan.query_heads / plan.key_heads : 1;
   for (std::int64_t b = 0; b < plan.batch && !plan.heads.empty(); ++b) {
     for (std::int64_t h = 0; h < plan.query_heads; ++h) {
-      const KeyTree* tree = is_tree ? &plan.key_tree(b, h / group) : nullptr;
+      const KeyForest* tree = is_tree ? &plan.forest(b, h / group) : nullptr;
       if (is_tree && h % group == 0) AddTree(hash, *tree);
       for (std::int64_t round = 0; round < plan.rounds(); ++round) {
         AddHead(hash, plan.head(round, b, h), tree);

@@ -108,8 +108,8 @@ inline HWY_NOINLINE void NodeLogitsTile(const NodesView& nodes, const QueryLanes
 inline HWY_NOINLINE void SinkScores(const NodesView& nodes, const QueryLanes& lanes,
                                     float* scores) {
   const float* keys[kNodeTile];
-  for (std::int64_t j = 0; j < nodes.sinks; ++j) keys[j] = nodes.keys + j * nodes.depth;
-  ScoreTile<kTreeRows>(keys, nodes.sinks, lanes.q, nodes.depth, TreeVectors(), scores);
+  for (std::int64_t j = 0; j < nodes.sinks(); ++j) keys[j] = nodes.keys + j * nodes.depth;
+  ScoreTile<kTreeRows>(keys, nodes.sinks(), lanes.q, nodes.depth, TreeVectors(), scores);
 }
 
 /// scores (count, kTreeRows) of keys as they lie in `rows`, base 2.

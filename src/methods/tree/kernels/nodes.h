@@ -22,15 +22,14 @@ inline Floats PaddedRows(std::int64_t count, std::int64_t depth) {
   return Floats(count * depth + PaddedDepth(depth) - depth);
 }
 
-/// A key head in tree order (sinks first) and its nodes; all float32 and contiguous. Keys, values
+/// A key head in its forest's order and its nodes; all float32 and contiguous. Keys, values
 /// and means are PaddedRows.
 struct NodesView {
   std::int64_t depth = 0;        ///< D
   std::int64_t value_depth = 0;  ///< Dv
-  std::int64_t key_count = 0;    ///< rows of keys and values
-  std::int64_t sinks = 0;        ///< the first of them, under no node
-  std::span<const Node> nodes;   ///< the roots first, children of one node side by side
-  std::int64_t roots = 0;
+  std::int64_t key_count = 0;    ///< rows of keys and values, segment after segment
+  std::span<const Segment> segments;
+  std::span<const Node> nodes;
   const float* keys = nullptr;            ///< (key_count, D)
   const float* values = nullptr;          ///< (key_count, Dv)
   const float* mean_keys = nullptr;       ///< (nodes, D)
@@ -43,13 +42,17 @@ struct NodesView {
   /// (Nk): where the key at each position lies in tree order; -1 where it is padded.
   std::span<const std::int32_t> ranks;
   std::int64_t own_offset = 0;  ///< from a query's index to that of the key at its position
+
+  // Of the first segment, the only one that planners know.
+  std::int64_t sinks() const { return segments[0].sinks; }
+  std::int64_t roots() const { return segments[0].roots; }
 };
 
-/// Where each level of a key head's nodes begins, that of the roots first, and their number at the
-/// end: children lie behind their parents, levels side by side.
-inline std::vector<std::int64_t> LevelBegins(std::span<const Node> nodes, std::int64_t roots) {
-  std::vector<std::int64_t> begins{0};
-  for (std::int64_t end = roots; end > begins.back();) {
+/// Where each level of a segment's nodes begins, that of the roots first, and their end: children
+/// lie behind their parents, levels side by side.
+inline std::vector<std::int64_t> LevelBegins(std::span<const Node> nodes, const Segment& segment) {
+  std::vector<std::int64_t> begins{segment.first_node};
+  for (std::int64_t end = begins[0] + segment.roots; end > begins.back();) {
     std::int64_t next = end;
     for (std::int64_t id = begins.back(); id < end; ++id) {
       next += nodes[static_cast<std::size_t>(id)].child_count;

@@ -26,12 +26,14 @@ std::int32_t MostKeys(std::int64_t keys) {
 
 /// The valid keys once each; roots partition those that are no sinks, children their parent; every
 /// node but a root has one parent; leaves hold 1 to 8 keys, or more where there are many.
-void ExpectTree(const KeyTree& tree, const std::vector<std::int32_t>& keys) {
+void ExpectTree(const KeyForest& tree, const std::vector<std::int32_t>& keys) {
   ASSERT_EQ(Sorted(tree.key_order), keys);
-  ASSERT_TRUE(std::is_sorted(tree.key_order.begin(), tree.key_order.begin() + tree.sinks));
+  ASSERT_EQ(tree.segments.size(), tree.nodes.empty() ? 0U : 1U);
   if (tree.nodes.empty()) return;
-  ASSERT_GT(tree.sinks, 0);
-  ASSERT_GT(tree.roots, 0);
+  ASSERT_TRUE(
+      std::is_sorted(tree.key_order.begin(), tree.key_order.begin() + tree.segments[0].sinks));
+  ASSERT_GT(tree.segments[0].sinks, 0);
+  ASSERT_GT(tree.segments[0].roots, 0);
   const auto partition = [&](std::int32_t first, std::int32_t count, std::int32_t begin,
                              std::int32_t end) {
     for (std::int32_t id = first; id < first + count; ++id) {
@@ -42,7 +44,8 @@ void ExpectTree(const KeyTree& tree, const std::vector<std::int32_t>& keys) {
     }
     ASSERT_EQ(begin, end);
   };
-  partition(0, tree.roots, tree.sinks, static_cast<std::int32_t>(tree.key_order.size()));
+  partition(0, tree.segments[0].roots, tree.segments[0].sinks,
+            static_cast<std::int32_t>(tree.key_order.size()));
   std::vector<int> parents(tree.nodes.size());
   for (std::size_t id = 0; id < tree.nodes.size(); ++id) {
     const Node& node = tree.nodes[id];
@@ -52,7 +55,7 @@ void ExpectTree(const KeyTree& tree, const std::vector<std::int32_t>& keys) {
     }
     ASSERT_GE(node.child_count, 2);
     ASSERT_LE(node.child_count, 4);
-    ASSERT_GE(node.first_child, tree.roots);
+    ASSERT_GE(node.first_child, tree.segments[0].roots);
     ASSERT_LE(node.first_child + node.child_count, std::ssize(tree.nodes));
     partition(node.first_child, node.child_count, node.begin, node.end);
     for (std::int32_t k = 0; k < node.child_count; ++k) {
@@ -60,13 +63,14 @@ void ExpectTree(const KeyTree& tree, const std::vector<std::int32_t>& keys) {
     }
   }
   for (std::size_t id = 0; id < parents.size(); ++id) {
-    ASSERT_EQ(parents[id], id < static_cast<std::size_t>(tree.roots) ? 0 : 1) << "node " << id;
+    ASSERT_EQ(parents[id], id < static_cast<std::size_t>(tree.segments[0].roots) ? 0 : 1)
+        << "node " << id;
   }
 }
 
 /// Every valid query in one block of at most 16, and in each block every valid key once: exact or
 /// under one node. Returns the pairs and summaries that are evaluated.
-double ExpectBlocks(const HeadPlan& head, const KeyTree& tree,
+double ExpectBlocks(const HeadPlan& head, const KeyForest& tree,
                     const std::vector<std::int32_t>& queries) {
   double pairs = 0.0;
   EXPECT_EQ(Sorted(head.query_order), queries);
@@ -99,7 +103,7 @@ double ExpectBlocks(const HeadPlan& head, const KeyTree& tree,
       evaluated += range.end - range.begin;
     }
     EXPECT_EQ(head.ranges[block.first_range].begin, 0);
-    EXPECT_GE(head.ranges[block.first_range].end, tree.sinks);
+    EXPECT_GE(head.ranges[block.first_range].end, tree.segments[0].sinks);
     for (std::uint32_t n = block.first_node; n < block.last_node; ++n) {
       const Node& node = tree.nodes.at(static_cast<std::size_t>(head.nodes.at(n)));
       cover(node.begin, node.end);
@@ -125,7 +129,7 @@ void ExpectPlan(const Call& call, const PlanParts& made, Counts& counts) {
     const std::vector<std::int32_t> queries = ValidRows(call, b, true);
     const std::vector<std::int32_t> keys = ValidRows(call, b, false);
     for (std::int64_t g = 0; g < call.shape.key_heads; ++g) {
-      if (!queries.empty()) ExpectTree(made.key_tree(b, g), keys);
+      if (!queries.empty()) ExpectTree(made.forest(b, g), keys);
     }
     for (std::int64_t h = 0; h < call.shape.query_heads; ++h) {
       const HeadPlan& head = made.head(0, b, h);
@@ -137,7 +141,7 @@ void ExpectPlan(const Call& call, const PlanParts& made, Counts& counts) {
         counts.heads += head.dense ? 1 : 0;
         continue;
       }
-      const KeyTree& tree = made.key_tree(b, call.KeyHead(h));
+      const KeyForest& tree = made.forest(b, call.KeyHead(h));
       const double pairs = ExpectBlocks(head, tree, queries);
       const double all = static_cast<double>(queries.size()) * static_cast<double>(keys.size());
       ASSERT_NEAR(DensityOf(made, b, h), pairs / all, 1e-12);
@@ -206,8 +210,8 @@ TEST(TreePlan, IsTheSameForEveryLayoutTypeAndNumberOfThreads) {
     for (const int threads : {1, 2, 3}) {
       other.options.num_threads = threads;
       const PlanParts same = PlanOf(other);
-      for (std::size_t t = 0; t < made.key_trees.size(); ++t) {
-        ASSERT_EQ(same.key_trees[t].key_order, made.key_trees[t].key_order);
+      for (std::size_t t = 0; t < made.forests.size(); ++t) {
+        ASSERT_EQ(same.forests[t].key_order, made.forests[t].key_order);
       }
       for (std::size_t n = 0; n < made.heads.size(); ++n) {
         ASSERT_EQ(same.heads[n].query_order, made.heads[n].query_order);
@@ -262,8 +266,7 @@ TEST(TreePlan, ScalingQueriesAndKeysByPowersOfTwoChangesNothing) {
     });
     scaled.options.scale = std::ldexp(0.25, -of_query - of_key);
     const PlanParts other = PlanOf(scaled);
-    EXPECT_EQ(other.key_trees[0].key_order, made.key_trees[0].key_order)
-        << of_query << " " << of_key;
+    EXPECT_EQ(other.forests[0].key_order, made.forests[0].key_order) << of_query << " " << of_key;
     for (std::size_t h = 0; h < 2; ++h) {
       EXPECT_EQ(other.heads[h].query_order, made.heads[h].query_order) << of_query << " " << of_key;
       EXPECT_EQ(other.heads[h].nodes, made.heads[h].nodes) << of_query << " " << of_key;

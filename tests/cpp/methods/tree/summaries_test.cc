@@ -31,7 +31,7 @@ struct Summarized {
       : problem(CheckProblem(call.arguments(), call.options, true)), made(PlanOf(call)) {
     for (std::int64_t b = 0; b < made.batch; ++b) {
       for (std::int64_t g = 0; g < made.key_heads; ++g) {
-        summaries.emplace_back(problem, b, g, made.key_tree(b, g), smyrf::Run(1));
+        summaries.emplace_back(problem, b, g, made.forest(b, g), smyrf::Run(1));
       }
     }
   }
@@ -67,10 +67,10 @@ TEST(TreeSummaries, AreMeansSpreadsAndVariancesOfTheirKeys) {
     const Summarized all(call);
     for (std::int64_t b = 0; b < 2; ++b) {
       for (std::int64_t g = 0; g < 2; ++g) {
-        const KeyTree& tree = all.made.key_tree(b, g);
+        const KeyForest& tree = all.made.forest(b, g);
         const kernels::NodesView view = all.summaries[static_cast<std::size_t>(2 * b + g)].view();
         // What directions leave of the coordinates' variances, summed by root.
-        std::vector<double> left(static_cast<std::size_t>(tree.roots * kCoordinates));
+        std::vector<double> left(static_cast<std::size_t>(tree.segments[0].roots * kCoordinates));
         std::vector<std::int64_t> roots(tree.nodes.size());
         for (std::int64_t id = 0; id < std::ssize(tree.nodes); ++id) {
           const Node& node = tree.nodes[static_cast<std::size_t>(id)];
@@ -115,7 +115,7 @@ TEST(TreeSummaries, AreMeansSpreadsAndVariancesOfTheirKeys) {
                                }).second;
           double trace = 0.0;
           double length = 0.0;
-          if (id < tree.roots) roots[static_cast<std::size_t>(id)] = id;
+          if (id < tree.segments[0].roots) roots[static_cast<std::size_t>(id)] = id;
           const std::int64_t root = roots[static_cast<std::size_t>(id)];
           std::fill_n(roots.begin() + node.first_child, node.child_count, root);
           ASSERT_EQ(view.root_of[id], root);
@@ -139,7 +139,7 @@ TEST(TreeSummaries, AreMeansSpreadsAndVariancesOfTheirKeys) {
             ASSERT_GE(along, 0.4 * trace / rank) << "node " << id;
           }
         }
-        for (std::int64_t root = 0; root < tree.roots; ++root) {
+        for (std::int64_t root = 0; root < tree.segments[0].roots; ++root) {
           const double* of_root = left.data() + root * kCoordinates;
           const double sum = std::accumulate(of_root, of_root + kCoordinates, 0.0);
           for (std::int64_t c = 0; c < kCoordinates; ++c) {

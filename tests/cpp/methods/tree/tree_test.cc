@@ -83,7 +83,7 @@ PlanParts Opened(PlanParts made) {
   for (std::int64_t b = 0; b < made.batch; ++b) {
     for (std::int64_t h = 0; h < made.query_heads; ++h) {
       HeadPlan& head = made.heads[static_cast<std::size_t>(b * made.query_heads + h)];
-      const KeyTree& tree = made.key_tree(b, h / (made.query_heads / made.key_heads));
+      const KeyForest& tree = made.forest(b, h / (made.query_heads / made.key_heads));
       head.nodes.clear();
       head.ranges = {{0, static_cast<std::int32_t>(tree.key_order.size())}};
       for (QueryBlock& block : head.blocks) {
@@ -166,12 +166,12 @@ TEST(Tree, ToleranceHoldsForKeysInAnyOrder) {
 // Exact counts: what a longer sequence costs.
 
 /// Nodes that are looked at for a block: those that are under no closed one.
-std::int64_t Visited(const HeadPlan& head, const QueryBlock& block, const KeyTree& tree) {
+std::int64_t Visited(const HeadPlan& head, const QueryBlock& block, const KeyForest& tree) {
   std::vector<char> closed(tree.nodes.size(), 0);
   for (std::uint32_t n = block.first_node; n < block.last_node; ++n) {
     closed[static_cast<std::size_t>(head.nodes[n])] = 1;
   }
-  std::vector<std::int32_t> open(static_cast<std::size_t>(tree.roots));
+  std::vector<std::int32_t> open(static_cast<std::size_t>(tree.segments[0].roots));
   std::iota(open.begin(), open.end(), 0);
   std::int64_t count = 0;
   while (!open.empty()) {
@@ -199,7 +199,7 @@ TEST(Tree, FourTimesTheKeysAreLessThanTwiceTheWork) {
     ASSERT_FALSE(head.dense);
     double count = 0.0;
     for (const QueryBlock& block : head.blocks) {
-      count += static_cast<double>(Visited(head, block, made.key_trees[0]));
+      count += static_cast<double>(Visited(head, block, made.forests[0]));
     }
     visited.push_back(count / static_cast<double>(head.blocks.size()));
     evaluated.push_back(DensityOf(made, 0, 0) * static_cast<double>(keys));
