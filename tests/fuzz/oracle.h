@@ -66,7 +66,7 @@ inline std::optional<Result> Run(const Call& call, Layout layout,
       Contiguous<void>(result.lse.data(), DType::kFloat32, {s.batch, s.query_heads, s.queries});
   try {
     attention(call.arguments(), call.options, {result.out.mutable_view(), lse, &result.statistics},
-              plan);
+              plan.get());
   } catch (const Error& error) {
     RequireRefusal(
         call, error,
