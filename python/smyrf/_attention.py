@@ -239,9 +239,9 @@ def attention(
         positions: (first_query, first_key), where query 0 and key 0 stand in a longer sequence of
             which these are a part: from 0 up, and all positions below 2^31. Causality, window,
             dropout and the keys that `tree` looks at beside a query's own count by positions, so
-            that the result is exactly that part of the whole; `smyrf.merge` joins the results of
-            disjoint keys. Default: query i stands at i + Nk - Nq for masks, and dropout counts from
-            0.
+            that the result of `dense` is exactly that part of the whole; `lsh` and `tree` plan each
+            part by itself. `smyrf.merge` joins the results of disjoint keys. Default: query i
+            stands at i + Nk - Nq for masks, and dropout counts from 0.
         key_padding_mask: bool (B, Nk), True where a row is valid. Other rows are never read.
             Default all are valid.
         query_padding_mask: bool (B, Nq), likewise.
