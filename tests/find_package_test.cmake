@@ -1,5 +1,6 @@
-# Installs smyrf into a temporary prefix, copies examples/cpp out of the tree, builds it against
-# the installed package alone, by CMake and by pkg-config, and runs it. Then a project takes smyrf in by
+# Installs smyrf into a temporary prefix, copies examples/cpp and examples/c out of the tree, builds them
+# against the installed package alone, by CMake and by pkg-config, and runs them: the one in C as C99 with
+# warnings as errors. Then a project takes smyrf in by
 # add_subdirectory, which must change nothing of its own, and
 # smyrf is configured where its dependencies are missing.
 execute_process(COMMAND mktemp -d OUTPUT_VARIABLE work OUTPUT_STRIP_TRAILING_WHITESPACE
@@ -21,12 +22,24 @@ run(${CMAKE_COMMAND} -S example -B build -G ${GENERATOR}
 file(STRINGS ${work}/build/CMakeCache.txt found REGEX "^smyrf_DIR:PATH=${work}/prefix/")
 run(${CMAKE_COMMAND} --build build)
 run(${work}/build/example)
+file(COPY ${SOURCE_DIR}/examples/c/ DESTINATION ${work}/example_c)
+set(c_flags "-std=c99 -Wall -Wextra -Wpedantic -Wconversion -Wcast-qual -Wstrict-prototypes -Werror")
+run(${CMAKE_COMMAND} -S example_c -B build_c -G ${GENERATOR} -DCMAKE_C_FLAGS=${c_flags}
+  -DCMAKE_CXX_COMPILER=${CXX} -DCMAKE_PREFIX_PATH=${work}/prefix)
+run(${CMAKE_COMMAND} --build build_c)
+run(${work}/build_c/example)
+# The header is C++ too, of any age.
+run(${CXX} -std=c++98 -Wall -Wextra -Wpedantic -Wconversion -Werror -fsyntax-only
+  -I ${work}/prefix/include -x c++ ${work}/prefix/include/smyrf/c/smyrf.h)
 
 file(GLOB_RECURSE pkgconfig_file ${work}/prefix/smyrf.pc)
 get_filename_component(pkgconfig_dir ${pkgconfig_file} DIRECTORY)
 set(ENV{PKG_CONFIG_PATH} ${pkgconfig_dir})
 run(sh -c "${CXX} -std=c++20 example/main.cc $(pkg-config --cflags --libs smyrf) -o by_pkgconfig")
 run(${work}/by_pkgconfig)
+# docs/c.md shows this line.
+run(sh -c "cc ${c_flags} example_c/main.c $(pkg-config --cflags --libs smyrf) -lstdc++ -lm -o c_by_pkgconfig")
+run(${work}/c_by_pkgconfig)
 
 file(WRITE ${work}/parent/CMakeLists.txt [[
 cmake_minimum_required(VERSION 3.25)
