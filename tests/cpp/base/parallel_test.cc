@@ -2,13 +2,10 @@
 #include "base/parallel.h"
 
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <csignal>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -20,6 +17,7 @@
 #include <vector>
 
 #include "testing/call.h"
+#include "testing/child.h"
 
 namespace smyrf::testing {
 namespace {
@@ -101,24 +99,6 @@ TEST(ParallelFor, ThrowsTheFirstExceptionAgain) {
     ParallelFor(50, smyrf::Run(threads), [&](std::int64_t) { ++calls; });
     EXPECT_EQ(calls, 50);
   }
-}
-
-/// Runs `body` in a forked child; true if it returned true within the time.
-template <class Body>
-bool TrueInChild(const Body& body) {
-  const pid_t child = fork();
-  if (child == 0) _exit(body() ? 0 : 1);
-  for (int tenths = 0; tenths < 300; ++tenths) {
-    int status = 0;
-    if (waitpid(child, &status, WNOHANG) == child) {
-      return WIFEXITED(status) && WEXITSTATUS(status) == 0;
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(100));
-  }
-  kill(child, SIGKILL);
-  waitpid(child, nullptr, 0);
-  ADD_FAILURE() << "the child hangs";
-  return false;
 }
 
 std::vector<Call> Calls() {

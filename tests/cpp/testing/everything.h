@@ -25,7 +25,7 @@ struct Everything {
     merge(result.out.mutable_view(), lse, other.out.view(),
           Contiguous<const void>(other.lse.data(), DType::kFloat32,
                                  {s.batch, s.query_heads, s.queries}),
-          call.options.num_threads);
+          call.options.num_threads, call.options.thread_pool);
   }
 
   bool SameBits(const Everything& other) const {
