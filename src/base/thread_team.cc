@@ -139,6 +139,7 @@ class StandardPool : public ThreadPool {
   StandardPool& operator=(StandardPool&&) = delete;
   ~StandardPool() override {
     std::unique_ptr<Team> team(team_);
+    // NOLINTNEXTLINE(bugprone-unused-return-value): its threads are the parent's
     if (team != nullptr && !team->IsHere()) static_cast<void>(team.release());
   }
 

@@ -50,7 +50,7 @@ const std::vector<Computed>& Expected() {
     std::vector<Computed> results;
     for (Call call : CallsOfAllMethods()) {
       call.options.num_threads = 1;
-      results.push_back(Computed(call));
+      results.emplace_back(call);
     }
     return results;
   }();
@@ -204,6 +204,7 @@ TEST(ThreadPool, TakesSeveralCallsAtATime) {
   const std::unique_ptr<ThreadPool> pool = make_thread_pool(3);
   std::atomic<int> different{0};
   std::vector<std::thread> callers;
+  callers.reserve(4);
   for (std::size_t n = 0; n < 4; ++n) {
     callers.emplace_back([&, n] {
       for (std::size_t times = 0; times < calls.size(); ++times) {

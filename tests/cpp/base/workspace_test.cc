@@ -21,7 +21,6 @@
 namespace smyrf::testing {
 namespace {
 
-using kernels::Floats;
 using kernels::ThreadMemory;
 
 TEST(Workspace, IsUsedAgainClearedAndChangesNoBit) {
