@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstddef>
 #include <functional>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -105,6 +106,24 @@ TEST(ThreadPool, AHostsThreadsDoAllTheWork) {
   }
   EXPECT_EQ(Tasks(), tasks) << "threads of another pool";
   EXPECT_LE(workers.size(), 3U);
+}
+
+/// As docs/threads.md has it.
+class HostThreads : public smyrf::ThreadPool {
+ public:
+  int size() const override { return 2; }
+  void run(int threads, const std::function<void()>& work) override {
+    std::vector<std::future<void>> others;
+    for (int i = 1; i < threads; ++i) others.push_back(std::async(std::launch::async, work));
+    work();  // on the caller's thread
+    for (std::future<void>& other : others) other.get();
+  }
+};
+
+TEST(ThreadPool, IsAsTheDocumentHasIt) {
+  HostThreads threads;
+  Workspace workspace;
+  ExpectSameBitsOn(threads, &workspace);
 }
 
 TEST(ThreadPool, MergeTakesAHostsThreadsToo) {
