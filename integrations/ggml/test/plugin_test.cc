@@ -305,7 +305,7 @@ TEST_F(Plugin, FailsWithASentenceWhereMemoryRunsOut) {
       EXPECT_EQ(TheFakeHost().log, "smyrf: not enough memory for attention\n");
       ++failures;
     }
-    EXPECT_GE(failures, tree ? 10 : 2);
+    EXPECT_GE(failures, tree ? 5 : 2);  // calls before this one left memory
     EXPECT_LE(node.Error(), 2e-6);
   }
   Setter<void(bool)>("smyrf_set_log")(false);
