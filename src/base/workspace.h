@@ -17,7 +17,7 @@
 
 namespace smyrf {
 class WorkspaceUse;
-}
+}  // namespace smyrf
 
 namespace smyrf::kernels {
 
