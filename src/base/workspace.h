@@ -151,7 +151,7 @@ Scratch& OfThread() {
 }
 
 /// Uninitialised floats for a part of a call. A thread keeps the memory of small ones for its next:
-/// the first touch of fresh pages costs more than what `tree` does with them.
+/// the first touch of fresh pages costs more than what a method with trees does with them.
 class Floats {
  public:
   Floats() = default;

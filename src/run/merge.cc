@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "base/parallel.h"
-#include "methods/tree/kernels/nodes.h"
 #include "simd/kernels.h"
 
 namespace smyrf {

@@ -69,6 +69,10 @@ struct BlockTask {
 /// multiply-adds; one pass over the keys.
 Partial AttendBlock(const BlockTask& task);
 
+/// target (count, depth) = rows [begin, begin + count) as float32.
+void GatherRows(const Rows& rows, std::int64_t begin, std::int64_t count, std::int64_t depth,
+                float* target);
+
 /// Rounds to the nearest even value of the narrow types; NaN stays NaN.
 void StoreRow(const float* source, std::int64_t count, DType dtype, std::byte* target);
 

@@ -1,4 +1,4 @@
-// Row-wise pieces: storing, projecting, and the table of instruction sets.
+// Row-wise pieces: gathering, storing, projecting, and the table of instruction sets.
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -42,6 +42,13 @@ void StoreRowImpl(const float* source, std::int64_t count, DType dtype, std::byt
     StoreNarrow<DType::kFloat16>(source, count, reinterpret_cast<std::uint16_t*>(target));
   } else {
     StoreNarrow<DType::kBFloat16>(source, count, reinterpret_cast<std::uint16_t*>(target));
+  }
+}
+
+void GatherRowsImpl(const Rows& rows, std::int64_t begin, std::int64_t count, std::int64_t depth,
+                    float* target) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    LoadRow(rows.Row(begin + i), rows.dtype, depth, target + i * depth);
   }
 }
 
@@ -125,12 +132,18 @@ HWY_AFTER_NAMESPACE();
 namespace smyrf::kernels {
 
 HWY_EXPORT(StoreRowImpl);
+HWY_EXPORT(GatherRowsImpl);
 HWY_EXPORT(MaxAbsImpl);
 HWY_EXPORT(ProjectRowsImpl);
 HWY_EXPORT(ExpImpl);
 
 void StoreRow(const float* source, std::int64_t count, DType dtype, std::byte* target) {
   HWY_DYNAMIC_DISPATCH(StoreRowImpl)(source, count, dtype, target);
+}
+
+void GatherRows(const Rows& rows, std::int64_t begin, std::int64_t count, std::int64_t depth,
+                float* target) {
+  HWY_DYNAMIC_DISPATCH(GatherRowsImpl)(rows, begin, count, depth, target);
 }
 
 float MaxAbs(const Rows& rows, std::int64_t begin, std::int64_t end, std::int64_t depth) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "methods/tree/forward.h"
+#include "methods/tree/kernels/backward_nodes.h"
 #include "methods/tree/kernels/nodes.h"
 #include "run/backward.h"
 #include "run/plan_parts.h"

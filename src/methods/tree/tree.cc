@@ -55,7 +55,7 @@ class Tree final : public AttentionMethod {
     if (request.options.dropout_p == 0.0) return;
     Fail(ErrorKind::kUnsupported, "dropout_p: got ", request.options.dropout_p,
          ", but method tree has no dropout, since a summary stands for many pairs; use "
-         "method='dense' or 'lsh', or dropout_p=0");
+         "method='dense', or dropout_p=0");
   }
   void SetDials(const Request& request, PlanInfo& plan) const override {
     plan.tolerance = request.options.tolerance.value_or(kDefaultTolerance);

@@ -7,6 +7,7 @@
 #include <span>
 
 #include "base/workspace.h"
+#include "methods/tree/kernels/backward_nodes.h"
 #include "methods/tree/kernels/nodes.h"
 #include "simd/backward.h"
 #include "simd/block.h"

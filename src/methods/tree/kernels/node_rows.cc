@@ -48,13 +48,6 @@ HWY_INLINE void ForLanes(std::int64_t count, const Body& body) {
   for (; i < count; ++i) body(OneTag(), i);
 }
 
-void GatherRowsImpl(const Rows& rows, std::int64_t begin, std::int64_t count, std::int64_t depth,
-                    float* target) {
-  for (std::int64_t i = 0; i < count; ++i) {
-    LoadRow(rows.Row(begin + i), rows.dtype, depth, target + i * depth);
-  }
-}
-
 void GramImpl(const float* rows, std::int64_t count, std::int64_t depth, float* gram) {
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(FloatTag()));
   NodeRowScratch& scratch = OfThread<NodeRowScratch>();
@@ -267,17 +260,11 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace smyrf::kernels {
 
-HWY_EXPORT(GatherRowsImpl);
 HWY_EXPORT(GramImpl);
 HWY_EXPORT(CoordinatesImpl);
 HWY_EXPORT(LeadingDirectionImpl);
 HWY_EXPORT(SummarizeNodeImpl);
 HWY_EXPORT(SplitVariancesImpl);
-
-void GatherRows(const Rows& rows, std::int64_t begin, std::int64_t count, std::int64_t depth,
-                float* target) {
-  HWY_DYNAMIC_DISPATCH(GatherRowsImpl)(rows, begin, count, depth, target);
-}
 
 void Gram(const float* rows, std::int64_t count, std::int64_t depth, float* gram) {
   HWY_DYNAMIC_DISPATCH(GramImpl)(rows, count, depth, gram);

@@ -96,10 +96,6 @@ Partial AttendNodes(const NodesView& nodes, const QueryLanes& lanes,
 void AddShares(const Rows& keys, std::int64_t count, std::int64_t depth, const QueryLanes& lanes,
                float* shares);
 
-/// target (count, depth) = rows [begin, begin + count) as float32.
-void GatherRows(const Rows& rows, std::int64_t begin, std::int64_t count, std::int64_t depth,
-                float* target);
-
 /// gram (depth, depth) = sum over `count` rows of x x^T; rows contiguous.
 void Gram(const float* rows, std::int64_t count, std::int64_t depth, float* gram);
 
