@@ -46,7 +46,7 @@ struct MethodInfo {
   Method method;
   const char* name;
   const char* summary;  ///< one line
-  std::span<const Dial* const> dials;
+  std::span<const Dial* const> dials{};
   /// attn_mask, is_causal and window; every method takes padding masks.
   bool takes_masks = false;
   bool takes_dropout = false;
@@ -62,7 +62,7 @@ struct MethodInfo {
   }
 };
 
-/// All methods, in the order of their numbers.
+/// All methods, in the order of the registry.
 std::span<const MethodInfo* const> methods();
 /// "dense" and so on; "?" for a number that is no method.
 const char* name(Method method);

@@ -9,6 +9,7 @@
 
 namespace smyrf {
 
+/// Numbers from 128 up are left to methods that a program adds to the library's.
 enum class Method : std::uint8_t {
   kAuto,   ///< `tree` for long inputs (kAutoRows) that it can take, else `dense`
   kDense,  ///< every allowed pair

@@ -22,14 +22,6 @@ double SecondsSince(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-/// The plan's causality, window and positions are the call's: the mask is built from them.
-Options WithPlan(Options options, const Plan* plan) {
-  if (plan != nullptr && !options.is_causal) options.is_causal = plan->info().is_causal;
-  if (plan != nullptr && !options.window) options.window = plan->info().window;
-  if (plan != nullptr && !options.positions) options.positions = plan->info().positions;
-  return options;
-}
-
 /// What drops the pairs of a plan's call: its seed, if its method has one.
 Dropout DropoutOf(const Options& options, const AttentionMethod& method, const PlanInfo& plan) {
   return {options.dropout_p, method.info().takes_seed ? plan.seed : options.seed,
@@ -44,9 +36,12 @@ struct CheckedCall {
   const Plan* plan = nullptr;  ///< that is given
 
   CheckedCall(const Arguments& arguments, const Options& options, const Plan* given)
-      : problem(CheckProblem(arguments, WithPlan(options, given), true)), plan(given) {
+      : problem(CheckProblem(arguments, options, true)), plan(given) {
     method = given != nullptr ? &CheckPlan(*given, arguments, options, problem)
                               : &CheckMethod({arguments, options, problem}, made);
+    // What the plan says holds, be it given or as the method set it.
+    problem.mask = Mask(problem.queries, problem.keys, info().is_causal, info().window,
+                        problem.mask.bias, info().positions);
     problem.dropout = DropoutOf(options, *method, info());
   }
 

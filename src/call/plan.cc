@@ -33,8 +33,7 @@ std::optional<std::span<const std::int32_t>> Plan::valid_keys(std::int64_t batch
 }
 
 double Plan::density(std::int64_t batch_index, std::int64_t query_head) const {
-  const AttentionMethod* method = FindMethod(info().method);
-  return has_heads() ? method->Density(*this, batch_index, query_head) : 1.0;
+  return FindMethod(info().method)->Density(*this, batch_index, query_head);
 }
 
 }  // namespace smyrf

@@ -42,7 +42,8 @@ class AttentionMethod {
   /// Throws where the method can't take such a call, beyond what info() says. Also called for calls
   /// that bring a plan.
   virtual void CheckCall(const Request& /*request*/) const {}
-  /// Dials as they hold for this call, defaults filled in.
+  /// Dials as they hold for this call, defaults filled in. May set the plan's window: the problem's
+  /// mask is made from the plan.
   virtual void SetDials(const Request& /*request*/, PlanInfo& /*plan*/) const {}
 
   /// Whether planning reads value: `plan` of other methods does without.
@@ -76,7 +77,7 @@ class AttentionMethod {
 
 /// The method of a number, or null.
 const AttentionMethod* FindMethod(Method method);
-/// All, in the order of their numbers: registry.cc.
+/// All: registry.cc.
 std::span<const AttentionMethod* const> AllMethods();
 
 /// A plan of the call that is still without heads and trees.

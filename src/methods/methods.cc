@@ -1,7 +1,6 @@
 // The public table of methods, from the registry.
 #include "smyrf/methods.h"
 
-#include <cstddef>
 #include <vector>
 
 #include "methods/method.h"
@@ -18,8 +17,10 @@ std::span<const MethodInfo* const> methods() {
 }
 
 const AttentionMethod* FindMethod(Method method) {
-  const auto at = static_cast<std::size_t>(method);
-  return at < AllMethods().size() ? AllMethods()[at] : nullptr;
+  for (const AttentionMethod* known : AllMethods()) {
+    if (known->info().method == method) return known;
+  }
+  return nullptr;
 }
 
 const char* name(Method method) {

@@ -8,12 +8,14 @@
 namespace smyrf {
 
 std::span<const AttentionMethod* const> AllMethods() {
+  // clang-format off: one a line
   static const AttentionMethod* const all[] = {
       &AutoMethod(),
       &DenseMethod(),
       &LshMethod(),
       &TreeMethod(),
   };
+  // clang-format on
   return all;
 }
 

@@ -225,7 +225,7 @@ class Lsh final : public AttentionMethod {
   }
   void Estimate(const Problem&, const PlanInfo&, Statistics&) const override {
     Fail(ErrorKind::kUnsupported,
-         "estimate: method lsh has no estimate of its error; use method='tree' or 'auto', or count "
+         "estimate: method lsh has no estimate of its error; use method='auto', or count "
          "pairs with plan(...).density");
   }
   const char* WhyDense() const override { return "a single cluster"; }
