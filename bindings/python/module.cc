@@ -22,8 +22,6 @@
 #include <vector>
 
 #include "base/message.h"
-#include "base/run.h"
-#include "base/thread_team.h"
 #include "call.h"
 #include "pickle.h"
 #include "smyrf/smyrf.h"
@@ -209,7 +207,7 @@ std::tuple<std::vector<std::int32_t>, std::vector<std::int32_t>, std::vector<Blo
 std::vector<std::vector<std::int32_t>> PlanNodes(const smyrf::Plan& plan, std::int64_t batch,
                                                  std::int64_t head) {
   if (!plan.has_forests()) {
-    Fail(ErrorKind::kValue, "nodes: only a plan of method tree has nodes");
+    Fail(ErrorKind::kValue, "nodes: the plan's method has none");
   }
   CheckIndex("batch", batch, plan.info().batch);
   CheckIndex("head", head, plan.info().query_heads);
@@ -226,7 +224,7 @@ std::vector<std::vector<std::int32_t>> PlanNodes(const smyrf::Plan& plan, std::i
 smyrf::KeyForestView CheckedTree(const char* name, const smyrf::Plan& plan, std::int64_t batch,
                                  std::int64_t key_head) {
   if (!plan.has_forests()) {
-    Fail(ErrorKind::kValue, name, ": only a plan of method tree has key trees");
+    Fail(ErrorKind::kValue, name, ": the plan's method has no key trees");
   }
   CheckIndex("batch", batch, plan.info().batch);
   CheckIndex("key_head", key_head, plan.info().key_heads);
@@ -288,6 +286,49 @@ std::optional<std::pair<std::int64_t, std::int64_t>> PlanPositions(const smyrf::
   return std::pair(plan.info().positions->first_query, plan.info().positions->first_key);
 }
 
+// Of a plan and of statistics.
+constexpr const char* kDenseHeads =
+    "(B, Hq) bool: done as dense attention; `reason` of the statistics says why.";
+constexpr const char* kNonFinite =
+    "(B, Hq) bool: a method that plans met a valid query or key that is not finite; out is NaN.";
+
+/// For the stub: the names that the method taken may have.
+std::string SignatureOfMethod() {
+  std::string names;
+  for (const smyrf::MethodInfo* method : smyrf::methods()) {
+    if (!method->chooses) names += smyrf::Message(names.empty() ? "'" : ", '", method->name, "'");
+  }
+  return "def method(self) -> typing.Literal[" + names + "]";
+}
+
+nb::dict DialEntry(const smyrf::Dial& dial) {
+  nb::dict entry;
+  entry["name"] = dial.name;
+  entry["meaning"] = dial.meaning;
+  entry["accepted"] = dial.accepted;
+  entry["whole"] = dial.whole != nullptr;
+  entry["default"] = dial.default_value;
+  return entry;
+}
+
+nb::list Methods() {
+  nb::list methods;
+  for (const smyrf::MethodInfo* method : smyrf::methods()) {
+    nb::dict entry;
+    entry["name"] = method->name;
+    entry["summary"] = method->summary;
+    entry["takes_masks"] = method->takes_masks;
+    entry["takes_dropout"] = method->takes_dropout;
+    entry["takes_seed"] = method->takes_seed;
+    entry["chooses"] = method->chooses;
+    nb::list dials;
+    for (const smyrf::Dial* dial : method->dials) dials.append(DialEntry(*dial));
+    entry["dials"] = dials;
+    methods.append(entry);
+  }
+  return methods;
+}
+
 smyrf::Plan LoadPlan(nb::handle state) { return FromState<smyrf::Plan>("plan", state); }
 
 smyrf::Statistics LoadStatistics(nb::handle state) {
@@ -337,7 +378,8 @@ NB_MODULE(_core, m) {
   // A property's own policy would tie an array that owns its memory to the object it is of.
   constexpr auto kOwned = nb::rv_policy::automatic;
   // The stub says which strings a property may be.
-  const nb::sig method_taken("def method(self) -> typing.Literal['dense', 'lsh', 'tree']");
+  const std::string signature = SignatureOfMethod();
+  const nb::sig method_taken(signature.c_str());
   nb::class_<smyrf::Plan> plan(m, "Plan",
                                R"(What a call will compute: made by `smyrf.plan`, carried out by
 `smyrf.attention(..., plan=plan)`. Holds indices, no rows of key or value. Can be pickled.)");
@@ -358,10 +400,10 @@ NB_MODULE(_core, m) {
           "depth", [](const smyrf::Plan& p) { return p.info().depth; }, "D.")
       .def_prop_ro(
           "n_hashes", [](const smyrf::Plan& p) { return p.info().n_hashes; },
-          "Rounds; 0 for 'dense'.")
+          "Rounds of hashing; 0 for methods without.")
       .def_prop_ro(
           "cluster_size", [](const smyrf::Plan& p) { return p.info().cluster_size; },
-          "Keys a cluster; 0 for 'dense'.")
+          "Keys a cluster; 0 for methods without.")
       .def_prop_ro("seed", [](const smyrf::Plan& p) { return p.info().seed; })
       .def_prop_ro("is_causal", [](const smyrf::Plan& p) { return p.info().is_causal; })
       .def_prop_ro("window", &PlanWindow, "(left, right), or None.")
@@ -383,17 +425,13 @@ NB_MODULE(_core, m) {
           [](const smyrf::Plan& p) {
             return PlanHeads(p, [](const auto& head) { return head.dense; });
           },
-          kOwned,
-          "(B, Hq) bool: done as dense: 'lsh' had a single cluster; 'tree' few valid rows, would "
-          "be no "
-          "faster, found no threshold that meets the tolerance, or means that overflow.")
+          kOwned, kDenseHeads)
       .def_prop_ro(
           "non_finite",
           [](const smyrf::Plan& p) {
             return PlanHeads(p, [](const auto& head) { return head.non_finite; });
           },
-          kOwned,
-          "(B, Hq) bool: 'lsh' or 'tree' met a valid query or key that is not finite; out is NaN.")
+          kOwned, kNonFinite)
       .def(
           "save",
           [](const smyrf::Plan& p, const std::filesystem::path& path) { p.save(path.string()); },
@@ -410,21 +448,23 @@ Raises ValueError with the system's reason where it can't be written.)")
 Raises ValueError for a file that can't be read, is damaged or of another version.)")
       .def("density", &PlanDensity, "batch"_a, "head"_a,
            "Evaluated over allowed pairs of one (batch, query head).")
-      .def("head", &PlanHead, "round"_a, "batch"_a, "head"_a,
-           R"(One round of one (batch, query head) of an 'lsh' plan, or round 0 of a 'tree' plan.
+      .def(
+          "head", &PlanHead, "round"_a, "batch"_a, "head"_a,
+          R"(One round of one (batch, query head) of a plan that has blocks; round 0 without rounds.
 
 Returns (query_order, key_order, blocks): original indices in plan order, and a list of
-(query_begin, query_end, [(key_begin, key_end, partial), ...]) into those orders; no range is partly masked, so that `partial` is False. For 'tree' key_order
-is empty: keys are those of `tree`, and each block has the summaries of `nodes` as well.)")
+(query_begin, query_end, [(key_begin, key_end, partial), ...]) into those orders; no range is partly
+masked, so that `partial` is False. In a plan with key trees key_order is empty: keys are in the
+order of their tree, and each block has the summaries of `nodes` as well.)")
       .def("nodes", &PlanNodes, "batch"_a, "head"_a,
-           "Nodes, of `tree`, whose summaries each block of a 'tree' plan evaluates.")
+           "Nodes of the key tree whose summaries each block evaluates.")
       .def("tree", &PlanTree, "batch"_a, "key_head"_a,
-           R"(The keys of one (batch, key head) as a 'tree' plan sees them.
+           R"(The keys of one (batch, key head) in a plan with key trees.
 
 Returns (key_order, sinks, nodes): original indices, of which the first `sinks` are always exact,
 and for every node (begin, end, first_child, child_count) into that order.)")
       .def("tree_constants", &TreeConstants, "batch"_a, "key_head"_a,
-           R"(What summaries of the nodes of one (batch, key head) of a 'tree' plan are made with.
+           R"(What summaries of the nodes of one (batch, key head)'s key tree are made with.
 
 Returns float32 copies (query_basis (D, 32), key_basis (D, 32), directions (nodes, 32), profiles
 (roots, 32)): bases of the coordinates of queries and keys; for each node the direction of those
@@ -455,7 +495,7 @@ Constants under differentiation.)");
           },
           kOwned,
           "(B, Hq) float64: thread seconds of a head's blocks of queries: each block's time on the "
-          "thread that did it, added up. In `tree` a block includes its choice of nodes. What is "
+          "thread that did it, added up. A block includes its choice of nodes. What is "
           "done once for several blocks is not in it.")
       .def_prop_ro(
           "expected_error",
@@ -463,21 +503,21 @@ Constants under differentiation.)");
             return HeadArray<double>(s, [](const auto& head) { return head.expected_error; });
           },
           kOwned,
-          "(B, Hq) float64: relative error of out that `tree`'s calibration expects; 0 for other "
-          "methods, which have no such estimate.")
+          "(B, Hq) float64: relative error of out that calibration expects; 0 for methods that "
+          "have no such estimate.")
       .def_prop_ro(
           "expected_lse_error",
           [](const smyrf::Statistics& s) {
             return HeadArray<double>(s, [](const auto& head) { return head.expected_lse_error; });
           },
-          kOwned, "(B, Hq) float64: RMS error of lse, nats, that `tree`'s calibration expects.")
+          kOwned, "(B, Hq) float64: RMS error of lse, nats, that calibration expects.")
       .def_prop_ro(
           "expected_work",
           [](const smyrf::Statistics& s) {
             return HeadArray<double>(s, [](const auto& head) { return head.expected_work; });
           },
           kOwned,
-          "(B, Hq) float64: time that `tree`'s calibration expects of a head, planning of blocks "
+          "(B, Hq) float64: time that calibration expects of a head, planning of blocks "
           "included, over dense attention's.")
       .def_prop_ro(
           "head_planning_seconds",
@@ -485,25 +525,20 @@ Constants under differentiation.)");
             return HeadArray<double>(s, [](const auto& head) { return head.planning_seconds; });
           },
           kOwned,
-          "(B, Hq) float64: wall seconds of `tree` before a head's first block, of what query "
-          "heads "
-          "share an equal part; 0 where a plan was passed in.")
+          "(B, Hq) float64: wall seconds of planning before a head's first block, of what query "
+          "heads share an equal part; 0 where a plan was passed in.")
       .def_prop_ro(
           "dense_heads",
           [](const smyrf::Statistics& s) {
             return HeadArray<bool>(s, [](const auto& head) { return head.dense; });
           },
-          kOwned,
-          "(B, Hq) bool: done as dense: 'lsh' had a single cluster; 'tree' few valid rows, would "
-          "be no "
-          "faster, found no threshold that meets the tolerance, or means that overflow.")
+          kOwned, kDenseHeads)
       .def_prop_ro(
           "non_finite",
           [](const smyrf::Statistics& s) {
             return HeadArray<bool>(s, [](const auto& head) { return head.non_finite; });
           },
-          kOwned,
-          "(B, Hq) bool: 'lsh' or 'tree' met a valid query or key that is not finite; out is NaN.")
+          kOwned, kNonFinite)
       .def_ro("planning_seconds", &smyrf::Statistics::planning_seconds,
               "Wall seconds; 0 where a plan was passed in.")
       .def_ro("execution_seconds", &smyrf::Statistics::execution_seconds, "Wall seconds.")
@@ -528,13 +563,14 @@ Constants under differentiation.)");
         "out"_a.noconvert(), "lse"_a.noconvert(), "plan"_a.none(), "options"_a);
   m.def("instruction_sets", &smyrf::instruction_sets,
         "Instruction sets that this machine and build can run, best first.");
-  m.def(
-      "threads",
-      [](int asked) {
-        return std::min(smyrf::Run(asked).threads,
-                        smyrf::kThreadsPerProcessor * smyrf::Processors());
-      },
-      "asked"_a, "Threads that a call runs on which asks for so many; 0: for none.");
+  m.def("threads", &smyrf::call_threads, "asked"_a,
+        "Threads that a call runs on which asks for so many; 0: for none.");
+  m.def("methods", &Methods, nb::sig("def methods() -> list[dict[str, typing.Any]]"),
+        R"(The methods and their dials, as smyrf/methods.h has them.
+
+Of each: name, summary, takes_masks, takes_dropout, takes_seed, chooses (only another method), and
+dials: of each name, meaning, accepted (its range in words), whole (an integer) and default (None: no
+limit).)");
   m.def(
       "force_instruction_set", &smyrf::force_instruction_set, "name"_a,
       "Restrict dispatch to one instruction set, or to the best for ''. For tests and benchmarks.");

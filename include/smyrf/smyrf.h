@@ -2,4 +2,5 @@
 #pragma once
 
 #include "smyrf/attention.h"
+#include "smyrf/methods.h"
 #include "smyrf/version.h"

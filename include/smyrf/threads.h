@@ -43,6 +43,9 @@ class ThreadPool {
 /// run() takes at most 4 a processor. Lives as long as the process.
 ThreadPool& default_thread_pool();
 
+/// The most threads that a call with this Options::num_threads runs on in the default pool.
+int call_threads(int num_threads = 0);
+
 /// A pool of std::threads that end with it: `threads` in all, at least 1, the caller's among them,
 /// and at most 4 a processor. They are made when first needed, as many as the system gives, and
 /// sleep between sections. A section does not wait for a thread that the system has not woken: the

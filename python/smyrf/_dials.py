@@ -11,10 +11,18 @@ import torch
 from torch import nn
 
 import smyrf
-from smyrf import collector
+from smyrf import _core, collector
 from smyrf._types import Method
 
-DIALS = ("n_hashes", "cluster_size", "tolerance", "max_density", "seed")
+DIALS = (
+    *(
+        dial["name"]
+        for method in _core.methods()
+        if not method["chooses"]
+        for dial in method["dials"]
+    ),
+    "seed",
+)
 
 Layers = str | Callable[[str, nn.Module], bool] | None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from smyrf import __version__
-from smyrf.compare.choice import pair
+from smyrf.compare.choice import METHODS, pair
 from smyrf.compare.output_file import deliver, ending_cleanly, print_bytes
 from smyrf.compare.problem import Problem, first_line, not_installed
 
@@ -71,10 +71,9 @@ def compare(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="A method to set beside dense; repeat it for several. tree opens as much as its "
-            "tolerance asks for; auto is what smyrf takes where nobody says; lsh is the paper's: "
-            "balanced clusters by random projections. Default: those whose dials are given, or "
-            "tree.",
+            help="A method to set beside dense; repeat it for several: "
+            + "; ".join(f"{name} ({summary})" for name, summary in METHODS.items())
+            + ". Default: those whose dials are given, or tree.",
             show_default=False,
         ),
     ] = None,

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "base/message.h"
+#include "base/run.h"
 
 namespace smyrf {
 namespace {
@@ -169,6 +170,10 @@ int Processors() {
   cpu_set_t allowed;
   if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return CPU_COUNT(&allowed);
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+int call_threads(int num_threads) {
+  return std::min(Run(num_threads).threads, kThreadsPerProcessor * Processors());
 }
 
 std::unique_ptr<ThreadPool> StandardThreads(int size, int most) {

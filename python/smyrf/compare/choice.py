@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from smyrf import _core
 from smyrf._types import Method
 from smyrf.compare.problem import Problem
 
-METHODS = ("auto", "tree", "lsh")  # beside dense, which always runs
+# Beside dense, which always runs.
+METHODS = {info["name"]: info["summary"] for info in _core.methods() if info["name"] != "dense"}
 DEFAULT = ("tree",)
 # Where the user names none.
 TOLERANCES = (0.1, 0.05)
