@@ -1,0 +1,156 @@
+"""What the sources may know of each other: rooms point one way, and a method lies in its folder."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from smyrf import _core
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(not (ROOT / "src").is_dir(), reason="needs the sources")
+
+ROOMS = ("base", "simd", "run", "reference", "methods", "call")  # each knows those before it
+# `auto` chooses between them, and the registry lists them all.
+METHODS = {"auto": {"auto", "dense", "tree"}, "dense": {"dense"}, "lsh": {"lsh"}, "tree": {"tree"}}
+
+
+def sources(*folders: str) -> Iterator[tuple[str, str]]:
+    """(path, text) of each C++ file."""
+    for folder in folders:
+        found = [p for p in sorted((ROOT / folder).rglob("*")) if p.suffix in (".h", ".cc")]
+        assert found, folder
+        for path in found:
+            yield path.relative_to(ROOT).as_posix(), path.read_text()
+
+
+def includes(text: str) -> list[str]:
+    return re.findall(r'^#include "([^"]+)"', text, re.MULTILINE)
+
+
+def method_of(path: str) -> str | None:
+    """The method in whose folder a file lies."""
+    parts = path.removeprefix("src/").split("/")
+    return parts[1] if parts[0] == "methods" and len(parts) > 2 else None
+
+
+def lines_with(pattern: str, *folders: str, without: set[str]) -> list[str]:
+    """Those outside of the folders of methods `without` and of the registry."""
+    return [
+        f"{path}:{number}: {line.strip()}"
+        for path, text in sources(*folders)
+        if method_of(path) not in without and path != "src/methods/registry.cc"
+        for number, line in enumerate(text.splitlines(), 1)
+        if re.search(pattern, line)
+    ]
+
+
+def test_every_room_is_known() -> None:
+    assert {path.name for path in (ROOT / "src").iterdir()} == set(ROOMS)
+    folders = {path.name for path in (ROOT / "src/methods").iterdir() if path.is_dir()}
+    assert folders == set(METHODS) == {method["name"] for method in _core.methods()}
+
+
+def test_rooms_know_only_those_below() -> None:
+    wrong = [
+        f"{path}: {include}"
+        for path, text in sources("src")
+        for include in includes(text)
+        for room in [include.split("/")[0]]
+        if room not in ("smyrf", "hwy") and room not in ROOMS[: ROOMS.index(path.split("/")[1]) + 1]
+    ]
+    assert wrong == []
+
+
+def test_a_method_is_known_in_its_folder_only() -> None:
+    wrong = []
+    for path, text in sources("src"):
+        own = method_of(path)
+        known = set(METHODS) if path == "src/methods/registry.cc" else METHODS.get(own or "", set())
+        wrong += [
+            f"{path}: {include}"
+            for include in includes(text)
+            if method_of(include) is not None and method_of(include) not in known
+        ]
+    assert wrong == []
+
+
+def test_public_headers_know_only_public_headers() -> None:
+    wrong = [
+        f"{path}: {include}"
+        for path, text in sources("include")
+        for include in includes(text)
+        if not include.startswith("smyrf/")
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "inner"),
+    [
+        # Error messages are put together in one way. That all rows have one dtype is PyTorch's rule,
+        # checked among the core's other checks of them.
+        ("bindings/python", r"base/message\.h|call/check\.h"),
+        ("bindings/c", r"nothing else"),
+        # A plug-in is linked with the library's objects, and scans masks on the call's threads.
+        ("integrations/ggml", r"base/\w+\.h"),
+    ],
+)
+def test_bindings_know_the_public_headers(folder: str, inner: str) -> None:
+    wrong = [
+        f"{path}: {include}"
+        for path, text in sources(folder)
+        if "/test/" not in path
+        for include in includes(text)
+        if "/" in include and not re.fullmatch(rf"smyrf/.*|{inner}", include)
+    ]
+    assert wrong == []
+
+
+def test_no_one_asks_which_method_it_is() -> None:
+    assert lines_with(r"\bMethod::k\w+", "src", "bindings", without=set(METHODS)) == []
+
+
+def test_lsh_is_named_in_its_folder_only() -> None:
+    named = lines_with(r"\b[Ll]sh\b|\bLSH\b|\bLsh[A-Z]", "src", "bindings", without={"lsh", "auto"})
+    assert named == []
+
+
+def test_tree_is_named_in_its_folder_only() -> None:
+    # Not key trees, which any method may have, nor the call of Python that shows them.
+    name = r"""[`'"]tree[`'"]|\bmethods? tree\b|\bTreeMethod|\bkTree"""
+    shown = r"""def\("tree"|"tree", plan"""
+    named = lines_with(name, "src", "bindings", without={"tree", "auto"})
+    assert [line for line in named if not re.search(shown, line)] == []
+
+
+def test_a_method_of_ones_own_takes_a_line_of_the_registry() -> None:
+    """tests/methods is the example that HACKING.md speaks of."""
+    library = (ROOT / "src/methods/registry.cc").read_text().splitlines()
+    example = (ROOT / "tests/methods/registry.cc").read_text().splitlines()
+    changed = [line for line in difflib.ndiff(library, example) if not line.startswith(" ")]
+    assert changed == ['+ #include "methods/window/window.h"', "+       &WindowMethod(),"]
+    assert {path.name for path in (ROOT / "tests/methods").iterdir()} == {"registry.cc", "window"}
+
+
+def test_the_table_of_methods_is_whole() -> None:
+    methods = {method["name"]: method for method in _core.methods()}
+    dials = {name: {dial["name"]: dial for dial in info["dials"]} for name, info in methods.items()}
+    assert {name: set(of) for name, of in dials.items()} == {
+        "auto": {"tolerance"},
+        "dense": set(),
+        "lsh": {"n_hashes", "cluster_size"},
+        "tree": {"tolerance", "max_density"},
+    }
+    assert dials["lsh"]["n_hashes"]["default"] == 8
+    assert dials["lsh"]["n_hashes"]["whole"]
+    assert dials["tree"]["tolerance"]["default"] == 0.05
+    assert dials["tree"]["max_density"]["default"] is None
+    assert [name for name, info in methods.items() if info["chooses"]] == ["auto"]
+    assert all(info["summary"] for info in methods.values())
+    for of in dials.values():
+        assert all(dial["meaning"] and dial["accepted"] for dial in of.values())
