@@ -10,7 +10,7 @@ find_package(nanobind CONFIG REQUIRED)
 
 # STABLE_ABI: where scikit-build-core asks for it, from Python 3.12 on, one wheel is for all later ones.
 nanobind_add_module(_core NB_STATIC NB_SUPPRESS_WARNINGS STABLE_ABI bindings/python/module.cc
-  src/methods/registry.cc src/base/lost_pool.cc src/base/team_python.cc)
+  bindings/python/results.cc src/methods/registry.cc src/base/lost_pool.cc src/base/team_python.cc)
 smyrf_compile_options(_core)
 target_include_directories(_core PRIVATE ${PROJECT_SOURCE_DIR}/src)
 target_link_libraries(_core PRIVATE smyrf_core hwy::hwy Threads::Threads ${CMAKE_DL_LIBS})

@@ -240,6 +240,13 @@ void CheckThreads(int num_threads) {
   }
 }
 
+void CheckDropout(const Options& options) {
+  if (!(options.dropout_p >= 0.0 && options.dropout_p <= 1.0)) {
+    Fail(ErrorKind::kValue, "dropout_p: got ", options.dropout_p,
+         ", expected a probability from 0 (keep every pair) to 1 (drop every pair)");
+  }
+}
+
 /// Empty if nothing is padded.
 ValidLists ListsOfMask(const std::optional<TensorView>& mask, std::int64_t batch,
                        std::int64_t length) {
@@ -333,10 +340,7 @@ Problem CheckProblem(const Arguments& arguments, const Options& options, bool wi
     CheckPosition("first_key", options.positions->first_key, keys);
   }
   CheckThreads(options.num_threads);
-  if (!(options.dropout_p >= 0.0 && options.dropout_p <= 1.0)) {
-    Fail(ErrorKind::kValue, "dropout_p: got ", options.dropout_p,
-         ", expected a probability from 0 (keep every pair) to 1 (drop every pair)");
-  }
+  CheckDropout(options);
   CheckPadding("key_padding_mask", "Nk", key_padding_mask, batch, keys);
   CheckPadding("query_padding_mask", "Nq", query_padding_mask, batch, queries);
   TensorView bias{};

@@ -52,17 +52,7 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
                          coordinates.get() + begin * kernels::kCoordinates);
   });
 
-  root_of_.resize(tree.nodes.size());
-  for (const Segment& segment : tree.segments) {
-    const auto first = root_of_.begin() + segment.first_node;
-    std::iota(first, first + segment.roots, static_cast<std::int32_t>(roots_.size()));
-    for (std::int32_t i = 0; i < segment.roots; ++i) roots_.push_back(segment.first_node + i);
-    for (std::int32_t id = segment.first_node; id < segment.last_node; ++id) {
-      const Node& node = tree.nodes[static_cast<std::size_t>(id)];
-      std::fill_n(root_of_.begin() + node.first_child, node.child_count,
-                  root_of_[static_cast<std::size_t>(id)]);
-    }
-  }
+  FindRoots(tree);
   view_.root_of = root_of_.data();
 
   const kernels::NodeStatistics to{mean_keys_.get(),  mean_values_.get(),  mean_coordinates.get(),
@@ -90,6 +80,20 @@ Summaries::Summaries(const Problem& problem, std::int64_t batch, std::int64_t ke
     }
   });
   if (profiles != nullptr) FindProfiles(variances.get(), *profiles);
+}
+
+void Summaries::FindRoots(const KeyForestView& tree) {
+  root_of_.resize(tree.nodes.size());
+  for (const Segment& segment : tree.segments) {
+    const auto first = root_of_.begin() + segment.first_node;
+    std::iota(first, first + segment.roots, static_cast<std::int32_t>(roots_.size()));
+    for (std::int32_t i = 0; i < segment.roots; ++i) roots_.push_back(segment.first_node + i);
+    for (std::int32_t id = segment.first_node; id < segment.last_node; ++id) {
+      const Node& node = tree.nodes[static_cast<std::size_t>(id)];
+      std::fill_n(root_of_.begin() + node.first_child, node.child_count,
+                  root_of_[static_cast<std::size_t>(id)]);
+    }
+  }
 }
 
 /// A mean or a spread that is not finite makes its root's so.

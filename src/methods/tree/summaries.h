@@ -29,6 +29,7 @@ class Summaries {
   bool finite() const;
 
  private:
+  void FindRoots(const KeyForestView& tree);
   void FindProfiles(const float* variances, std::vector<float>& profiles) const;
 
   kernels::Floats keys_, values_, mean_keys_, mean_values_, axes_, residuals_, log_counts_,

@@ -1,0 +1,11 @@
+// The classes that calls give back.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace smyrf::bindings {
+
+void DefinePlan(nanobind::module_& m);
+void DefineStatistics(nanobind::module_& m);
+
+}  // namespace smyrf::bindings
