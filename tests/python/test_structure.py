@@ -92,8 +92,8 @@ def test_public_headers_know_only_public_headers() -> None:
 @pytest.mark.parametrize(
     ("folder", "inner"),
     [
-        # Error messages are put together in one way. That all rows have one dtype is PyTorch's rule,
-        # checked among the core's other checks of them.
+        # Error messages are put together in one way. That all rows have one dtype is a rule of
+        # PyTorch's, checked among the core's other checks of them.
         ("bindings/python", r"base/message\.h|call/check\.h"),
         ("bindings/c", r"nothing else"),
         # A plug-in is linked with the library's objects, and scans masks on the call's threads.

@@ -245,7 +245,7 @@ def test_a_plan_gives_the_constants_of_its_summaries() -> None:
     with pytest.raises(ValueError, match="key_head: got 1, expected 0 to 0"):
         plan.tree_constants(0, 1)
     dense = smyrf.plan(query, key, method="dense")
-    with pytest.raises(ValueError, match="tree_constants: the plan.s method has no key trees"):
+    with pytest.raises(ValueError, match="tree_constants: the plan's method has no key"):
         dense.tree_constants(0, 0)
 
 
