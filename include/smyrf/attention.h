@@ -70,8 +70,9 @@ void attention_backward(const Arguments& arguments, const Options& options, cons
                         const std::optional<TensorView>& grad_lse, const Gradients& gradients,
                         const Plan* plan = nullptr);
 
-/// The structure that `attention` would carry out for these arguments. `arguments.value` is needed
-/// for `tree` only, whose nodes open by the values' spread.
+/// The structure that `attention` would carry out for these arguments. `arguments.value` may be
+/// left out for `dense` and `lsh`. With kAuto pass it: without value the plan is dense, also where
+/// `attention` would take `tree`.
 Plan plan(const Arguments& arguments, const Options& options);
 
 /// What `tree` would do for these arguments, without doing it: of every head the density, the

@@ -41,8 +41,9 @@ struct Options {
   bool is_causal = false;
   std::optional<Window> window{};
   /// For a call over some of a sequence's queries or keys. Causality, window, dropout and the keys
-  /// that `tree` looks at beside a query's own count by them, so that the call computes exactly
-  /// that part of the whole; `merge` joins parts over disjoint keys. None: the last query stands at
+  /// that `tree` looks at beside a query's own count by them. A `dense` call then computes
+  /// exactly that part of the whole; `lsh` and `tree` plan each part by itself. `merge` joins parts
+  /// over disjoint keys of `dense` and `tree`. None: the last query stands at
   /// the last key (query i at i + Nk - Nq), and dropout counts queries and keys from 0.
   std::optional<Positions> positions{};
   /// Lets keys have fewer heads: query head h uses key head h / (Hq / Hkv).

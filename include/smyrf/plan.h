@@ -95,7 +95,9 @@ struct HeadView {
   /// Done as dense attention: a single cluster, few valid rows, dense is cheaper, no threshold
   /// meets the tolerance, or means overflow.
   bool dense = false;
-  bool non_finite = false;  ///< a valid query or key is NaN or infinite: output is NaN
+  /// A valid query or key was NaN or infinite when the plan was made: output is NaN, whatever rows
+  /// a later call brings.
+  bool non_finite = false;
   /// The relative error that calibration expects of out, and RMS of lse in nats; 0 without one.
   double expected_error = 0.0;
   double expected_lse_error = 0.0;

@@ -23,10 +23,12 @@ class ThreadPool {
   virtual int size() const = 0;
 
   /// Calls work() on the caller's thread and side by side on others, on at most `threads` in all,
-  /// and returns when every call of work() has returned. `threads` is 2 or more.
+  /// and returns when every call of work() has returned; none may begin later. `threads` is 2 or
+  /// more.
   ///
   /// - Each work() takes pieces of the section until none is left, so how many threads call it is
-  ///   the pool's choice: fewer are only slower, and a thread that comes late finds nothing to do.
+  ///   the pool's choice: fewer are only slower, and a call that begins late, but before run()
+  ///   returns, finds nothing to do.
   ///   What is left when run() returns, the caller does alone.
   /// - work() throws nothing. run() may throw where it has no call of work() in progress: the call
   ///   of attention throws that exception on, and its outputs are not complete.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,6 +69,14 @@ def needs_operator(*tensors: torch.Tensor | None) -> bool:
         or torch._C._dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH)
         or not all(map(_is_plain, tensors))
     )
+
+
+def is_recorded() -> bool:
+    """Whether a compiler or a tracer makes a graph of the program, of operators alone."""
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
+        return True
+    proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")  # loaded where one traces
+    return proxies is not None and proxies.get_proxy_mode() is not None
 
 
 def _is_plain(tensor: torch.Tensor | None) -> bool:

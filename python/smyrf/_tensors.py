@@ -18,6 +18,7 @@ from smyrf._operator import (
     export,
     export_rows,
     exported,
+    is_recorded,
     needs_operator,
     run,
 )
@@ -122,9 +123,10 @@ def _directly(
     needs_gradient: bool,
 ) -> Any:
     """(out, lse or None, statistics or None) of a call of the core, which no graph can hold."""
-    if torch.compiler.is_compiling():
+    if is_recorded():
         raise NotImplementedError(
-            "plan, out and return_stats can't be part of a compiled graph; leave them out there"
+            "plan, out and return_stats can't be part of a compiled graph or a trace; leave them "
+            "out there"
         )
     if out is not None and torch.is_grad_enabled() and (needs_gradient or out.requires_grad):
         raise NotImplementedError(
@@ -187,8 +189,10 @@ def merge(
     num_threads: int | None,
 ) -> tuple[Any, Any]:
     """`smyrf.merge` for tensors; see there."""
-    if torch.compiler.is_compiling():
-        raise NotImplementedError("merge can't be part of a compiled graph; call it outside")
+    if is_recorded():
+        raise NotImplementedError(
+            "merge can't be part of a compiled graph or a trace; call it outside"
+        )
     others = {"lse": lse, "other_out": other_out, "other_lse": other_lse}
     check_arrays(torch.Tensor, PARTS, out=out, **others)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (out, *others.values())):

@@ -127,7 +127,7 @@ class Reader {
 };
 
 /// What a frame is of: eight letters, which no other kind of value has, and its version, which
-/// grows with every change of its fields.
+/// grows with every change of its fields or of what they mean.
 struct Frame {
   const char* what;  ///< for messages
   std::string_view magic;

@@ -28,6 +28,12 @@ Dropout DropoutOf(const Options& options, const AttentionMethod& method, const P
           plan.positions.value_or(Positions{})};
 }
 
+/// What the plan says holds, be it given or as the method set it.
+void ApplyPlan(const PlanInfo& plan, Problem& problem) {
+  problem.mask = Mask(problem.queries, problem.keys, plan.is_causal, plan.window, problem.mask.bias,
+                      plan.positions);
+}
+
 /// A checked call, whose method is known.
 struct CheckedCall {
   Problem problem;
@@ -39,9 +45,7 @@ struct CheckedCall {
       : problem(CheckProblem(arguments, options, true)), plan(given) {
     method = given != nullptr ? &CheckPlan(*given, arguments, options, problem)
                               : &CheckMethod({arguments, options, problem}, made);
-    // What the plan says holds, be it given or as the method set it.
-    problem.mask = Mask(problem.queries, problem.keys, info().is_causal, info().window,
-                        problem.mask.bias, info().positions);
+    ApplyPlan(info(), problem);
     problem.dropout = DropoutOf(options, *method, info());
   }
 
@@ -118,10 +122,11 @@ Plan plan(const Arguments& arguments, const Options& options) {
          " plans by the values' spread too; pass value");
   }
   const bool chooses = asked != nullptr && asked->info().chooses;
-  const Problem problem =
+  Problem problem =
       CheckProblem(arguments, options, needs_value || (chooses && arguments.value.rank != 0));
   PlanInfo info;
   const AttentionMethod& method = CheckMethod({arguments, options, problem}, info);
+  ApplyPlan(info, problem);
   PlanParts parts = EmptyParts(problem, info);
   method.MakePlan(problem, parts);
   return Pack(std::move(parts));

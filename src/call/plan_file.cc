@@ -6,6 +6,8 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <optional>
+#include <random>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -45,8 +47,8 @@ const Frame kFrame{"plan", "smyrfpln", 2};
 template <class Archive, class Data>
 void VisitFields(Archive& archive, Data& data) {
   auto& info = data.info;
-  archive(info.method, info.reason, info.batch, info.query_heads, info.key_heads, info.queries,
-          info.keys, info.depth, info.is_causal, info.has_attn_mask, info.window, info.positions,
+  archive(info.reason, info.batch, info.query_heads, info.key_heads, info.queries, info.keys,
+          info.depth, info.is_causal, info.has_attn_mask, info.window, info.positions,
           info.n_hashes, info.cluster_size, info.tolerance, info.max_density, info.dense_below,
           info.scale, info.seed);
   archive(data.valid_queries.rows, data.valid_queries.ends, data.valid_keys.rows,
@@ -104,12 +106,23 @@ void CheckRecords(const PlanData& data) {
 }  // namespace
 
 std::string Plan::to_bytes() const {
-  return ToBytes(kFrame, [&](Writer& writer) { VisitFields(writer, *data_); });
+  return ToBytes(kFrame, [&](Writer& writer) {
+    // A number may be another method in another program.
+    writer(std::string(name(data_->info.method)));
+    VisitFields(writer, *data_);
+  });
 }
 
 Plan Plan::from_bytes(std::string_view bytes) {
   PlanData data;
-  FromBytes(kFrame, bytes, [&](Reader& reader) { VisitFields(reader, data); });
+  FromBytes(kFrame, bytes, [&](Reader& reader) {
+    std::string method;
+    reader(method);
+    const std::optional<Method> found = method_named(method);
+    if (!found) RefuseBytes(kFrame.what);
+    data.info.method = *found;
+    VisitFields(reader, data);
+  });
   CheckRecords(data);
   Plan plan = PlanAccess::Make(std::move(data));
   CheckStructure(plan);
@@ -117,20 +130,31 @@ Plan Plan::from_bytes(std::string_view bytes) {
 }
 
 void Plan::save(const std::string& path) const {
+  namespace fs = std::filesystem;
+  std::error_code failed;
+  // What a link names is replaced, not the link; and nothing that is no file.
+  fs::path target = path;
+  if (fs::is_symlink(target, failed)) target = fs::weakly_canonical(target, failed);
+  const fs::file_status before = fs::status(target, failed);
+  if (fs::exists(before) && !fs::is_regular_file(before)) {
+    RefuseFile(path, "written", fs::is_directory(before) ? EISDIR : EINVAL);
+  }
   const std::string bytes = to_bytes();
-  // A name of its own beside the file, so that two savers do not write one file.
-  const std::string part = Message(path, ".", reinterpret_cast<std::uintptr_t>(&bytes), ".part");
+  // A name of its own, so that two savers never write one file: "x" refuses one that is there.
+  const fs::path part =
+      target.parent_path() / Message(".smyrf-", std::random_device()(), std::random_device()());
   const auto refuse = [&](int reason) {
     std::remove(part.c_str());
     RefuseFile(path, "written", reason);
   };
-  std::FILE* const file = std::fopen(part.c_str(), "wb");
+  std::FILE* const file = std::fopen(part.c_str(), "wbx");
   if (file == nullptr) RefuseFile(path, "written", errno);
   const bool written = std::fwrite(bytes.data(), 1, bytes.size(), file) == bytes.size();
   const int reason = errno;
   if (std::fclose(file) != 0 || !written) refuse(written ? errno : reason);
-  std::error_code failed;
-  std::filesystem::rename(part, path, failed);
+  failed.clear();
+  if (fs::exists(before)) fs::permissions(part, before.permissions(), failed);
+  if (!failed) fs::rename(part, target, failed);
   if (failed) refuse(failed.value());
 }
 
@@ -142,6 +166,7 @@ Plan Plan::load(const std::string& path) {
   std::array<char, 1 << 16> buffer{};
   while (file.read(buffer.data(), buffer.size()) || file.gcount() > 0) {
     bytes.append(buffer.data(), static_cast<std::size_t>(file.gcount()));
+    if (!bytes.starts_with(kFrame.magic)) break;  // it may have no end
   }
   if (file.bad()) RefuseFile(path, "read", errno);
   return from_bytes(bytes);

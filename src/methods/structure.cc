@@ -39,6 +39,7 @@ void RequireCounts(const PlanView& plan, std::int64_t heads, std::int64_t trees)
 
 void ForEachEntry(const PlanView& plan,
                   const std::function<void(std::int64_t batch, EntryRows& rows)>& body) {
+  if (plan.head_count() + plan.forest_count() == 0) return;  // of however many entries
   for (std::int64_t b = 0; b < plan.info().batch; ++b) {
     EntryRows rows{{plan.info().queries, plan.valid_queries(b)},
                    {plan.info().keys, plan.valid_keys(b)}};

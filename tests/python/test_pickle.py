@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import pickle
 import subprocess
 import sys
@@ -185,7 +186,13 @@ def test_a_saved_plan_is_loaded(name: str, tmp_path: Path) -> None:
     path = tmp_path / "plan"
     plan.save(path)
     assert [file.name for file in tmp_path.iterdir()] == ["plan"]
-    plan.save(str(path))  # over the first
+    path.chmod(0o600)
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    plan.save(str(link))  # over the first, as private as that
+    assert link.is_symlink()
+    assert path.stat().st_mode & 0o777 == 0o600
+    link.unlink()
     again = smyrf.Plan.load(path)
     assert state_of(again)[1] == state_of(plan)[1] == path.read_bytes()
 
@@ -203,8 +210,14 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path: Path) -> None:
         smyrf.Plan.load(tmp_path / "missing")
     with pytest.raises(ValueError, match=r"path: .* can't be read: Is a directory"):
         smyrf.Plan.load(tmp_path)
+    with pytest.raises(ValueError, match=r"path: .*zero can't be read|plan: its bytes"):
+        smyrf.Plan.load("/dev/zero")
     with pytest.raises(ValueError, match=r"path: .* can't be written: No such file"):
         plan.save(tmp_path / "no" / "plan")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=r"path: .*pipe can't be written"):
+        plan.save(tmp_path / "pipe")
+    (tmp_path / "pipe").unlink()
     with pytest.raises(ValueError, match=r"path: .* can't be written"):
         plan.save(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["plan"]

@@ -195,3 +195,25 @@ def test_a_flag_that_is_none_has_one_sentence(value: Any) -> None:
             smyrf.attention(ROWS, ROWS, ROWS, is_causal=value)
         sentences.append(str(error.value))
     assert sentences == [f"is_causal: got {value!r}, expected True or False"] * 2
+
+
+@pytest.mark.parametrize("tracer", ["jit.trace", "make_fx"])
+@pytest.mark.parametrize("what", ["plan", "return_stats", "out", "merge"])
+def test_what_no_graph_can_hold_is_refused_by_tracers(what: str, tracer: str) -> None:
+    q, k, v = (torch.randn(1, 2, 40, 16) for _ in range(3))
+    given: dict[str, Any] = {
+        "plan": {"plan": smyrf.plan(q, k, value=v, method="dense")},
+        "return_stats": {"return_stats": True},
+        "out": {"out": torch.empty_like(q)},
+    }.get(what, {})
+
+    def call(query: torch.Tensor) -> Any:
+        if what == "merge":
+            out, lse = smyrf.attention(query, k, v, return_lse=True)
+            return smyrf.merge(out, lse, out, lse)
+        result = smyrf.attention(query, k, v, **given)
+        return result[0] if what == "return_stats" else result
+
+    trace = make_fx(call) if tracer == "make_fx" else lambda rows: torch.jit.trace(call, (rows,))
+    with pytest.raises(NotImplementedError, match="can't be part of a compiled graph or a trace"):
+        trace(q)

@@ -177,8 +177,9 @@ typedef struct smyrf_plan_info {
   uint64_t seed;
 } smyrf_plan_info;
 
-/* The plan that smyrf_attention would carry out. call->value is needed for `tree` only, call->plan
- * is NULL. *plan becomes a new handle, or NULL where it fails, as in the functions below. */
+/* The plan that smyrf_attention would carry out. Without call->value, `auto` plans dense;
+ * call->plan is NULL. *plan becomes a new handle, or NULL where it fails, as in the functions
+ * below. */
 SMYRF_C_API smyrf_status smyrf_make_plan(const smyrf_call* call, smyrf_plan** plan);
 SMYRF_C_API smyrf_status smyrf_plan_get_info(const smyrf_plan* plan, smyrf_plan_info* info);
 /* Evaluated pairs over allowed pairs. */

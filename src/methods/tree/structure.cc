@@ -130,7 +130,7 @@ void CheckForest(const PlanInfo& plan, const KeyForestView& forest, Permutations
 /// Each block evaluates every key once, in a range or under a node.
 void CheckOpenings(const HeadView& head, const KeyForestView& tree, Cover& cover) {
   // The bases that queries need lie with the segments.
-  Require(!tree.segments.empty(), "blocks", "the keys have no segments");
+  Require(!tree.segments.empty() && !tree.key_order.empty(), "blocks", "the keys have no segments");
   constexpr const char* kRule = "each key must be in one range or under one node";
   for (const QueryBlock& block : head.blocks) {
     Require(block.end - block.begin <= kernels::kTreeRows, "blocks", "one has too many queries");

@@ -174,6 +174,13 @@ TEST(Forest, ThatIsDamagedIsRefused) {
       [](KeyForest& f) { f.segments.push_back(f.segments[1]); },
       [](KeyForest& f) { std::swap(f.segments[0], f.segments[1]); },
       [](KeyForest& f) { f.segments.clear(); },
+      [](KeyForest& f) {
+        f.key_order.clear();
+        f.nodes.clear();
+        f.directions.clear();
+        f.profiles.clear();
+        f.segments = {Segment{}};
+      },
       [](KeyForest& f) { --f.segments[1].first_key; },  // overlaps the first
       [](KeyForest& f) { ++f.segments[1].first_key; },  // a key lies outside
       [](KeyForest& f) { f.segments[0].first_key = -1; },
