@@ -230,7 +230,7 @@ std::string Describe(const smyrf::Statistics& statistics) {
 
 namespace smyrf::bindings {
 
-void DefinePlan(nb::module_& m) {
+void DefinePlan(const nb::module_& m) {
   // A property's own policy would tie an array that owns its memory to the object it is of.
   constexpr auto kOwned = nb::rv_policy::automatic;
   // The stub says which strings a property may be.
@@ -330,7 +330,7 @@ Constants under differentiation.)");
   DefinePickling(plan, &LoadPlan);
 }
 
-void DefineStatistics(nb::module_& m) {
+void DefineStatistics(const nb::module_& m) {
   // A property's own policy would tie an array that owns its memory to the object it is of.
   constexpr auto kOwned = nb::rv_policy::automatic;
   // The stub says which strings a property may be.

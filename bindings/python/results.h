@@ -5,7 +5,7 @@
 
 namespace smyrf::bindings {
 
-void DefinePlan(nanobind::module_& m);
-void DefineStatistics(nanobind::module_& m);
+void DefinePlan(const nanobind::module_& m);
+void DefineStatistics(const nanobind::module_& m);
 
 }  // namespace smyrf::bindings

@@ -72,8 +72,8 @@ def needs_operator(*tensors: torch.Tensor | None) -> bool:
 
 
 def is_recorded() -> bool:
-    """Whether a compiler or a tracer makes a graph of the program, of operators alone."""
-    if torch.compiler.is_compiling() or torch._C._is_tracing():
+    """Whether a tracer makes a graph of the program, of operators alone."""
+    if torch._C._is_tracing():
         return True
     proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")  # loaded where one traces
     return proxies is not None and proxies.get_proxy_mode() is not None

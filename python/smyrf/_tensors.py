@@ -123,7 +123,7 @@ def _directly(
     needs_gradient: bool,
 ) -> Any:
     """(out, lse or None, statistics or None) of a call of the core, which no graph can hold."""
-    if is_recorded():
+    if torch.compiler.is_compiling() or is_recorded():
         raise NotImplementedError(
             "plan, out and return_stats can't be part of a compiled graph or a trace; leave them "
             "out there"
@@ -189,7 +189,7 @@ def merge(
     num_threads: int | None,
 ) -> tuple[Any, Any]:
     """`smyrf.merge` for tensors; see there."""
-    if is_recorded():
+    if torch.compiler.is_compiling() or is_recorded():
         raise NotImplementedError(
             "merge can't be part of a compiled graph or a trace; call it outside"
         )

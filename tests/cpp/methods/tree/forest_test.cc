@@ -67,6 +67,7 @@ void Append(const KeyForest& other, std::int32_t first_key, KeyForest& forest) {
 void Cut(Random& random, const KeyForest& forest, const Segment& segment, HeadPlan& head) {
   if (segment.sinks > 0) head.ranges.push_back({segment.begin, segment.begin + segment.sinks});
   std::vector<std::int32_t> open;
+  open.reserve(static_cast<std::size_t>(segment.roots));
   for (std::int32_t i = 0; i < segment.roots; ++i) open.push_back(segment.first_node + i);
   while (!open.empty()) {
     const std::int32_t id = open.back();
