@@ -139,6 +139,7 @@ void TreeBackward::AddHead(std::int64_t head, const HeadView& plan, const kernel
   if (plan.blocks.empty()) return;
   nodes_ = nodes;
   tree_ = tree;
+  has_blocks_ = true;
   const auto blocks = std::ssize(plan.blocks);
   ParallelFor(part_count_, run_, [&](std::int64_t i) {
     std::unique_ptr<Part>& part = parts_[static_cast<std::size_t>(i)];
@@ -187,9 +188,9 @@ void TreeBackward::AddBlock(std::int64_t head, const TreeBlock& block, Part& par
   task.closed = block.closed;
   task.closed_logits = block.closed_logits;
   task.ranges = block.ranges;
-  task.directions = tree_->directions.data();
-  task.profiles = tree_->profiles;
-  task.query_basis = tree_->query_basis.data();
+  task.directions = tree_.directions.data();
+  task.profiles = tree_.profiles;
+  task.query_basis = tree_.query_basis.data();
   task.scale = static_cast<float>(problem_.scale);
   task.out = kernels::RowsOf(call_.out, batch_, head, {});
   task.grad_out = kernels::RowsOf(call_.grad_out, batch_, head, {});
@@ -206,7 +207,7 @@ void TreeBackward::AddBlock(std::int64_t head, const TreeBlock& block, Part& par
 /// The parts of several heads exist at once, so threads share the sums.
 void TreeBackward::AddUpAll() {
   std::vector<float*> sums(parts_.size());
-  for (std::size_t array = 0; tree_ && array < parts_[0]->sizes.size(); ++array) {
+  for (std::size_t array = 0; has_blocks_ && array < parts_[0]->sizes.size(); ++array) {
     for (std::size_t i = 0; i < parts_.size(); ++i) sums[i] = parts_[i]->floats[array].get();
     AddAll(sums, parts_[0]->sizes[array], run_);
   }
@@ -230,7 +231,7 @@ void TreeBackward::Distribute(const Part& sums) const {
   const kernels::Floats by_coordinates = kernels::Zeros(nodes_.key_count * kCoordinates);
   ParallelRows(1, nodes_.key_count, run_, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
     kernels::Coordinates(kernels::RowsOf(nodes_.keys, nodes_.depth), begin, end - begin,
-                         nodes_.depth, tree_->key_basis.data(),
+                         nodes_.depth, tree_.key_basis.data(),
                          coordinates.get() + begin * kCoordinates);
   });
   for (const Segment& segment : nodes_.segments) {
@@ -244,7 +245,7 @@ void TreeBackward::Distribute(const Part& sums) const {
         const std::int64_t begin = first + task * a_task;
         for (std::int64_t id = begin; id < std::min(first + count, begin + a_task); ++id) {
           HandDown(nodes_, id, to);
-          AddOfVariances(nodes_, id, tree_->directions.data() + id * kCoordinates, to,
+          AddOfVariances(nodes_, id, tree_.directions.data() + id * kCoordinates, to,
                          coordinates.get(), by_coordinates.get());
         }
       });
@@ -252,7 +253,7 @@ void TreeBackward::Distribute(const Part& sums) const {
   }
   ParallelRows(1, nodes_.key_count, run_, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
     kernels::AddCoordinates(by_coordinates.get() + begin * kCoordinates, end - begin, nodes_.depth,
-                            tree_->key_basis.data(), to.keys + begin * PaddedDepth(nodes_.depth));
+                            tree_.key_basis.data(), to.keys + begin * PaddedDepth(nodes_.depth));
   });
 }
 
@@ -260,7 +261,7 @@ void TreeBackward::Finish() {
   if (!only_head_) AddUpAll();
   KeyGradients& gradients = by_position_[0];
   if (gradients.empty()) gradients = KeyGradients(problem_);
-  if (tree_) {
+  if (has_blocks_) {
     const Part& sums = *parts_[0];
     Distribute(sums);
     const std::int64_t key_stride = PaddedDepth(problem_.depth);
@@ -268,7 +269,7 @@ void TreeBackward::Finish() {
     ParallelRows(1, nodes_.key_count, run_,
                  [&](std::int64_t, std::int64_t begin, std::int64_t end) {
                    for (std::int64_t j = begin; j < end; ++j) {
-                     const std::int64_t position = tree_->key_order[static_cast<std::size_t>(j)];
+                     const std::int64_t position = tree_.key_order[static_cast<std::size_t>(j)];
                      AddFloats(gradients.key.get() + position * key_stride,
                                sums.view().keys + j * key_stride, key_stride);
                      AddFloats(gradients.value.get() + position * value_stride,

@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <vector>
 
 #include "methods/tree/forward.h"
@@ -56,7 +55,8 @@ class TreeBackward {
   bool only_head_;  ///< whose parts are added up as they come in
   bool non_finite_ = false;
   kernels::NodesView nodes_;
-  std::optional<KeyForestView> tree_;  ///< none: no head had blocks
+  bool has_blocks_ = false;  ///< whether any head had; then there is a tree
+  KeyForestView tree_;
   std::vector<std::unique_ptr<Part>> parts_;
   std::vector<KeyGradients> by_position_;  ///< of heads done as dense
   InOrder in_order_;

@@ -203,7 +203,8 @@ class TreeColumns final : public ReferenceColumns {
     std::int32_t root = 0;
     for (const Segment& segment : tree.segments) {
       for (std::int32_t i = 0; i < segment.roots; ++i) {
-        means.roots[static_cast<std::size_t>(segment.first_node + i)] = root++;
+        means.roots[static_cast<std::size_t>(segment.first_node) + static_cast<std::size_t>(i)] =
+            root++;
       }
     }
     for (std::size_t id = 0; id < tree.nodes.size(); ++id) {
