@@ -27,6 +27,8 @@ struct Case {
   double dropout_p = 0.0;
 };
 
+constexpr auto kUnknown = Method{127};
+
 const Case kCases[] = {
     {"plain", {2, 4, 2, 90, 90, 16, 16}, Window{7, 3}},
     {"its own window", {1, 2, 2, 300, 300, 8, 8}, std::nullopt},
@@ -152,7 +154,7 @@ TEST(Window, IsInTheTableOfMethods) {
   EXPECT_EQ(methods().back()->method, kWindow);
   EXPECT_EQ(method_named("window"), kWindow);
   EXPECT_STREQ(name(kWindow), "window");
-  EXPECT_STREQ(name(Method{127}), "?");
+  EXPECT_STREQ(name(kUnknown), "?");
 }
 
 TEST(Window, StatisticsCanBeSaved) {
@@ -194,7 +196,7 @@ TEST(Window, RefusesWhatItDoesNotTake) {
   refused(ErrorKind::kValue, "seed: is a dial of method",
           [](Call& call) { call.options.seed = 4; });
   refused(ErrorKind::kValue, "got number 127, accepted are auto, dense, lsh, tree and window",
-          [](Call& call) { call.options.method = Method{127}; });
+          [](Call& call) { call.options.method = kUnknown; });
 }
 
 TEST(Window, RefusesPlansThatAreNotItsOwn) {
