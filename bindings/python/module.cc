@@ -144,10 +144,10 @@ void Reference(nb::handle query, nb::handle key, nb::handle value,
 
 nb::dict DialEntry(const smyrf::Dial& dial) {
   nb::dict entry;
-  entry["name"] = dial.name;
+  entry["name"] = dial.option.name;
   entry["meaning"] = dial.meaning;
   entry["accepted"] = dial.accepted;
-  entry["whole"] = dial.whole != nullptr;
+  entry["whole"] = dial.option.whole != nullptr;
   entry["default"] = dial.default_value;
   return entry;
 }

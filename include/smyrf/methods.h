@@ -1,20 +1,68 @@
 // The methods and their dials as a table: checks, bindings and programs are driven by it.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <span>
 #include <string_view>
 
 #include "smyrf/options.h"
+#include "smyrf/plan.h"
 
 namespace smyrf {
 
-struct PlanInfo;
+/// An option that sets methods by a number. Methods may share it: each says what it means there,
+/// and has a range and a default of its own (Dial).
+struct DialOption {
+  const char* name;  ///< of the member of Options, and of Python's argument
+  std::optional<std::int64_t> Options::* whole = nullptr;  ///< that member, of integers
+  std::optional<double> Options::* real = nullptr;         ///< that member, of any other numbers
+  /// What plans keep of it: the number by which the plan was made. 0 or none where the plan's
+  /// method does not have the dial.
+  std::optional<double> (*planned)(const PlanInfo&) = nullptr;
 
-/// A number by which a method is set.
+  /// What the call gives.
+  std::optional<double> Asked(const Options& options) const {
+    if (whole == nullptr) return options.*real;
+    const std::optional<std::int64_t> value = options.*whole;
+    return value ? std::optional(static_cast<double>(*value)) : std::nullopt;
+  }
+  /// Whether both set the same member of Options.
+  bool operator==(const DialOption& other) const {
+    return whole == other.whole && real == other.real;
+  }
+};
+
+inline constexpr DialOption kHashesOption{
+    .name = "n_hashes",
+    .whole = &Options::n_hashes,
+    .planned =
+        [](const PlanInfo& plan) { return std::optional(static_cast<double>(plan.n_hashes)); },
+};
+inline constexpr DialOption kClusterSizeOption{
+    .name = "cluster_size",
+    .whole = &Options::cluster_size,
+    .planned =
+        [](const PlanInfo& plan) { return std::optional(static_cast<double>(plan.cluster_size)); },
+};
+inline constexpr DialOption kToleranceOption{
+    .name = "tolerance",
+    .real = &Options::tolerance,
+    .planned = [](const PlanInfo& plan) { return std::optional(plan.tolerance); },
+};
+inline constexpr DialOption kMaxDensityOption{
+    .name = "max_density",
+    .real = &Options::max_density,
+    .planned = [](const PlanInfo& plan) { return plan.max_density; },
+};
+/// All.
+inline constexpr std::array kDialOptions{kHashesOption, kClusterSizeOption, kToleranceOption,
+                                         kMaxDensityOption};
+
+/// What an option is to one method.
 struct Dial {
-  const char* name;      ///< of the member of Options, and of Python's argument
+  DialOption option;
   const char* meaning;   ///< one line
   const char* accepted;  ///< its range in words
   double least = 0.0;
@@ -23,17 +71,6 @@ struct Dial {
   bool below_most = false;   ///< `most` itself is not accepted
   /// Where none is given; none: no limit.
   std::optional<double> default_value{};
-  std::optional<std::int64_t> Options::* whole = nullptr;  ///< its member, of a dial of integers
-  std::optional<double> Options::* real = nullptr;         ///< of any other dial
-  /// By a plan whose method has the dial.
-  std::optional<double> (*planned)(const PlanInfo&) = nullptr;
-
-  /// By a call.
-  std::optional<double> Asked(const Options& options) const {
-    if (whole == nullptr) return options.*real;
-    const std::optional<std::int64_t> value = options.*whole;
-    return value ? std::optional(static_cast<double>(*value)) : std::nullopt;
-  }
 
   bool Accepts(double value) const {
     return (above_least ? value > least : value >= least) &&
@@ -54,11 +91,12 @@ struct MethodInfo {
   bool takes_seed = false;
   bool chooses = false;  ///< only chooses another method: no plan has it
 
-  bool Has(const Dial& dial) const {
-    for (const Dial* own : dials) {
-      if (own == &dial) return true;
+  /// Its dial of the option, or null.
+  const Dial* Find(const DialOption& option) const {
+    for (const Dial* dial : dials) {
+      if (dial->option == option) return dial;
     }
-    return false;
+    return nullptr;
   }
 };
 

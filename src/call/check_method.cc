@@ -2,6 +2,7 @@
 #include <cstddef>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "base/message.h"
 #include "call/check.h"
@@ -17,39 +18,73 @@ const char* MaskOf(const Request& request) {
                                      : nullptr;
 }
 
-/// Names of all methods, as a sentence lists them.
-std::string MethodNames() {
-  std::string names;
-  for (std::size_t i = 0; i < methods().size(); ++i) {
-    if (i > 0) names += i + 1 == methods().size() ? " and " : ", ";
-    names += methods()[i]->name;
+/// As a sentence lists them: "a, b and c", where `last` is " and ".
+std::string Listed(const std::vector<std::string>& names, const char* last) {
+  std::string list;
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    if (i > 0) list += i + 1 == names.size() ? last : ", ";
+    list += names[i];
+  }
+  return list;
+}
+
+/// The names of the methods for which `holds` is true.
+template <class Holds>
+std::vector<std::string> NamesOf(const Holds& holds) {
+  std::vector<std::string> names;
+  for (const MethodInfo* method : methods()) {
+    if (holds(*method)) names.emplace_back(method->name);
   }
   return names;
 }
 
-[[noreturn]] void RefuseDial(const char* dial, const char* of, const MethodInfo& asked) {
-  Fail(ErrorKind::kValue, dial, ": is a dial of method ", of, ", but the method is ", asked.name,
-       "; pass method='", of, "' or leave ", dial, " out");
+/// `has`: whether a method has the dial.
+template <class Has>
+[[noreturn]] void RefuseDial(const char* dial, const MethodInfo& asked, const Has& has) {
+  std::vector<std::string> owners =
+      NamesOf([&](const MethodInfo& method) { return !method.chooses && has(method); });
+  if (owners.empty()) Fail(ErrorKind::kValue, dial, ": no method has this dial; leave it out");
+  const std::string list = Listed(owners, " and ");
+  for (std::string& owner : owners) owner = Message("method='", owner, "'");
+  Fail(ErrorKind::kValue, dial, ": is a dial of method", owners.size() == 1 ? " " : "s ", list,
+       ", but the method is ", asked.name, "; pass ", Listed(owners, " or "), " or leave ", dial,
+       " out");
+}
+
+/// Throws for a value that is out of range in every method that has such a dial.
+void CheckAnyDial(const DialOption& option, const Options& options) {
+  const Dial* first = nullptr;
+  for (const MethodInfo* method : methods()) {
+    const Dial* dial = method->Find(option);
+    if (dial == nullptr) continue;
+    if (dial->Accepts(option.Asked(options).value_or(0.0))) return;
+    if (first == nullptr) first = dial;
+  }
+  if (first != nullptr) CheckDial(*first, options);
 }
 
 /// Dials that are given must be the method's own, and in their range.
 void CheckDials(const Options& options, const MethodInfo& asked) {
-  for (const MethodInfo* owner : methods()) {
-    for (const Dial* dial : owner->dials) {
-      if (!dial->Asked(options)) continue;
-      CheckDial(*dial, options);
-      if (!owner->chooses && !asked.Has(*dial)) RefuseDial(dial->name, owner->name, asked);
+  for (const DialOption& option : kDialOptions) {
+    if (!option.Asked(options)) continue;
+    if (const Dial* own = asked.Find(option)) {
+      CheckDial(*own, options);
+      continue;
     }
+    CheckAnyDial(option, options);
+    RefuseDial(option.name, asked,
+               [&](const MethodInfo& method) { return method.Find(option) != nullptr; });
   }
 }
 
 }  // namespace
 
 void CheckDial(const Dial& dial, const Options& options) {
-  const std::optional<double> value = dial.Asked(options);
+  const auto& [name, whole, real, planned] = dial.option;
+  const std::optional<double> value = dial.option.Asked(options);
   if (!value || dial.Accepts(*value)) return;
-  Fail(ErrorKind::kValue, dial.name, ": got ",
-       dial.whole != nullptr ? Message((options.*dial.whole).value_or(0)) : Message(*value), ", ",
+  Fail(ErrorKind::kValue, name, ": got ",
+       whole != nullptr ? Message((options.*whole).value_or(0)) : Message(*value), ", ",
        dial.accepted);
 }
 
@@ -59,7 +94,7 @@ const AttentionMethod& CheckMethod(const Request& request, PlanInfo& plan) {
   const AttentionMethod* asked = FindMethod(options.method);
   if (asked == nullptr) {
     Fail(ErrorKind::kValue, "method: got number ", static_cast<int>(options.method),
-         ", accepted are ", MethodNames());
+         ", accepted are ", Listed(NamesOf([](const MethodInfo&) { return true; }), " and "));
   }
   CheckDials(options, asked->info());
   plan.reason = "asked for";
@@ -79,11 +114,7 @@ const AttentionMethod& CheckMethod(const Request& request, PlanInfo& plan) {
   if (info.takes_seed) {
     plan.seed = options.seed;
   } else if (options.seed != 0 && !asked->info().takes_seed && options.dropout_p == 0.0) {
-    for (const MethodInfo* other : methods()) {
-      if (other->takes_seed && !other->chooses) {
-        RefuseDial("seed", other->name, asked->info());
-      }
-    }
+    RefuseDial("seed", asked->info(), [](const MethodInfo& method) { return method.takes_seed; });
   }
   const char* mask = MaskOf(request);
   if (!info.takes_masks && mask != nullptr) {

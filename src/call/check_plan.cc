@@ -33,14 +33,14 @@ void CheckSizes(const PlanInfo& plan, const Problem& problem) {
 void CheckDials(const Options& options, const PlanInfo& plan, const MethodInfo& method) {
   const AttentionMethod* asked = FindMethod(options.method);
   if (asked == nullptr) Conflict("method");
-  for (const MethodInfo* owner : methods()) {
-    for (const Dial* dial : owner->dials) {
-      const std::optional<double> value = dial->Asked(options);
-      if (!value) continue;
-      CheckDial(*dial, options);
-      const bool unused = asked->info().Has(*dial) && !method.Has(*dial);
-      if (!unused && value != dial->planned(plan)) Conflict(dial->name);
-    }
+  for (const DialOption& option : kDialOptions) {
+    const std::optional<double> value = option.Asked(options);
+    if (!value) continue;
+    const Dial* of_asked = asked->info().Find(option);
+    const Dial* of_plan = method.Find(option);
+    if (of_asked != nullptr) CheckDial(*of_asked, options);
+    const bool unused = of_asked != nullptr && of_plan == nullptr;
+    if (!unused && value != option.planned(plan)) Conflict(option.name);
   }
   const bool unused = !method.takes_seed && (asked->info().takes_seed || options.dropout_p > 0.0);
   if (!unused && options.seed != 0 && options.seed != plan.seed) Conflict("seed");

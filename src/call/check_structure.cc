@@ -29,12 +29,11 @@ void CheckSizes(const PlanInfo& plan) {
 
 /// A plan has the dials of its method, in their range, and no other.
 void CheckDials(const PlanInfo& plan, const MethodInfo& method) {
-  for (const MethodInfo* owner : methods()) {
-    for (const Dial* dial : owner->dials) {
-      const std::optional<double> value = dial->planned(plan);
-      Require(method.Has(*dial) ? !value || dial->Accepts(*value) : !value || *value == 0.0,
-              "method and dials", "a dial is out of range or none of the method's");
-    }
+  for (const DialOption& option : kDialOptions) {
+    const std::optional<double> value = option.planned(plan);
+    const Dial* dial = method.Find(option);
+    Require(dial != nullptr ? !value || dial->Accepts(*value) : !value || *value == 0.0,
+            "method and dials", "a dial is out of range or none of the method's");
   }
   Require(!plan.window || (plan.window->left >= -1 && plan.window->right >= -1), "masks",
           "a side of the window is below -1");

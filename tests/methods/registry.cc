@@ -1,6 +1,7 @@
 // The methods of the library. A new one is a folder, and a line here.
 #include "methods/auto/auto.h"
 #include "methods/dense/dense.h"
+#include "methods/local/local.h"
 #include "methods/lsh/lsh.h"
 #include "methods/method.h"
 #include "methods/tree/tree.h"
@@ -15,6 +16,7 @@ std::span<const AttentionMethod* const> AllMethods() {
       &DenseMethod(),
       &LshMethod(),
       &TreeMethod(),
+      &LocalMethod(),
       &WindowMethod(),
   };
   // clang-format on

@@ -129,12 +129,18 @@ def test_tree_is_named_in_its_folder_only() -> None:
 
 
 def test_a_method_of_ones_own_takes_a_line_of_the_registry() -> None:
-    """tests/methods is the example that HACKING.md speaks of."""
+    """tests/methods has the examples that HACKING.md speaks of."""
     library = (ROOT / "src/methods/registry.cc").read_text().splitlines()
     example = (ROOT / "tests/methods/registry.cc").read_text().splitlines()
     changed = [line for line in difflib.ndiff(library, example) if not line.startswith(" ")]
-    assert changed == ['+ #include "methods/window/window.h"', "+       &WindowMethod(),"]
-    assert {path.name for path in (ROOT / "tests/methods").iterdir()} == {"registry.cc", "window"}
+    assert changed == [
+        '+ #include "methods/local/local.h"',
+        '+ #include "methods/window/window.h"',
+        "+       &LocalMethod(),",
+        "+       &WindowMethod(),",
+    ]
+    folders = {"local", "window"}
+    assert {path.name for path in (ROOT / "tests/methods").iterdir()} == {"registry.cc", *folders}
 
 
 def test_the_table_of_methods_is_whole() -> None:

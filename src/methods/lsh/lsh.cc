@@ -20,29 +20,21 @@ namespace smyrf {
 namespace {
 
 const Dial kHashes{
-    .name = "n_hashes",
+    .option = kHashesOption,
     .meaning = "rounds of hashing",
     .accepted = "accepted are integers from 1 to 4096",
     .least = 1.0,
     .most = static_cast<double>(kMaxHashes),
     .default_value = static_cast<double>(kDefaultHashes),
-    .whole = &Options::n_hashes,
-    .planned = [](const PlanInfo& p) -> std::optional<double> {
-      return static_cast<double>(p.n_hashes);
-    },
 };
 
 const Dial kClusterSize{
-    .name = "cluster_size",
+    .option = kClusterSizeOption,
     .meaning = "keys a cluster",
     .accepted = "accepted are integers from 1 to 2147483647",
     .least = 1.0,
     .most = static_cast<double>(kMaxRows),
     .default_value = static_cast<double>(kDefaultClusterSize),
-    .whole = &Options::cluster_size,
-    .planned = [](const PlanInfo& p) -> std::optional<double> {
-      return static_cast<double>(p.cluster_size);
-    },
 };
 
 /// The ranges of the blocks cut the key order from front to back.

@@ -17,26 +17,22 @@ namespace smyrf {
 namespace {
 
 const Dial kTolerance{
-    .name = "tolerance",
+    .option = kToleranceOption,
     .meaning = "relative error of out aimed for in every (batch, query head)",
     .accepted = "expected a relative error from 0 (every pair) to below 1",
     .least = 0.0,
     .most = 1.0,
     .below_most = true,
     .default_value = kDefaultTolerance,
-    .real = &Options::tolerance,
-    .planned = [](const PlanInfo& plan) { return std::optional(plan.tolerance); },
 };
 
 const Dial kMaxDensity{
-    .name = "max_density",
+    .option = kMaxDensityOption,
     .meaning = "most pairs, exact and summary, over all pairs",
     .accepted = "expected a share of the pairs above 0, at most 1",
     .least = 0.0,
     .most = 1.0,
     .above_least = true,
-    .real = &Options::max_density,
-    .planned = [](const PlanInfo& plan) { return plan.max_density; },
 };
 
 class Tree final : public AttentionMethod {

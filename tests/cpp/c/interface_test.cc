@@ -75,7 +75,7 @@ TEST(CInterface, EveryDialOfEveryMethodArrives) {
       from_c.c.method = method->name;
       const double wrong = dial->least - 1.0;
       const auto whole = static_cast<std::int64_t>(wrong);
-      const std::string name = dial->name;
+      const std::string name = dial->option.name;
       // A dial that this table does not have is to be added to smyrf_call.
       if (name == "n_hashes") {
         from_c.c.n_hashes = &whole;

@@ -364,7 +364,11 @@ TEST(Errors, DialsOfAnotherMethod) {
       set(s.options);
     });
   };
-  expect(Method::kDense, "seed", "lsh", [](Options& options) { options.seed = 1; });
+  ExpectError(kValue, "seed", {"dial of methods lsh and tree", "method='lsh' or method='tree'"},
+              [](Spoiled& s) {
+                s.options.method = Method::kDense;
+                s.options.seed = 1;
+              });
   expect(Method::kDense, "tolerance", "tree", [](Options& options) { options.tolerance = 0.1; });
   // What auto takes may not hold the cap.
   for (const Method method : {Method::kAuto, Method::kDense, Method::kLsh}) {

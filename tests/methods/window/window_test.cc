@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
-#include <functional>
 #include <limits>
 #include <optional>
 #include <string>
@@ -13,6 +12,7 @@
 
 #include "testing/bounds.h"
 #include "testing/gradients.h"
+#include "testing/refused.h"
 
 namespace smyrf::testing {
 namespace {
@@ -164,16 +164,6 @@ TEST(Window, StatisticsCanBeSaved) {
   EXPECT_EQ(again.heads.front().density, result.statistics.heads.front().density);
 }
 
-void ExpectRefused(ErrorKind kind, const std::string& message, const std::function<void()>& call) {
-  try {
-    call();
-    ADD_FAILURE() << "no error: " << message;
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), kind);
-    EXPECT_NE(std::string(error.what()).find(message), std::string::npos) << error.what();
-  }
-}
-
 TEST(Window, RefusesWhatItDoesNotTake) {
   const auto refused = [](ErrorKind kind, const char* message, const auto& spoil) {
     Call call = CallOf(kCases[0]);
@@ -191,11 +181,16 @@ TEST(Window, RefusesWhatItDoesNotTake) {
   });
   refused(ErrorKind::kValue, "n_hashes: is a dial of method lsh, but the method is window",
           [](Call& call) { call.options.n_hashes = 4; });
+  refused(ErrorKind::kValue,
+          "cluster_size: is a dial of methods lsh and local, but the method is window; pass "
+          "method='lsh' or method='local' or leave cluster_size out",
+          [](Call& call) { call.options.cluster_size = 4; });
   refused(ErrorKind::kValue, "tolerance: is a dial of method tree, but the method is window",
           [](Call& call) { call.options.tolerance = 0.1; });
   refused(ErrorKind::kValue, "seed: is a dial of method",
           [](Call& call) { call.options.seed = 4; });
-  refused(ErrorKind::kValue, "got number 127, accepted are auto, dense, lsh, tree and window",
+  refused(ErrorKind::kValue,
+          "got number 127, accepted are auto, dense, lsh, tree, local and window",
           [](Call& call) { call.options.method = kUnknown; });
 }
 
