@@ -14,8 +14,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "base/message.h"
-#include "call/check.h"
+#include "fail.h"
 #include "smyrf/methods.h"
 #include "smyrf/smyrf.h"
 
@@ -104,6 +103,7 @@ class Import {
     }
     return view;
   }
+  std::string dtype() const { return DTypeName(array_.dtype()); }
 
  private:
   static constexpr bool kWritable = !std::is_const_v<typename Array::Scalar>;
@@ -113,6 +113,17 @@ class Import {
 
 using Input = Import<nb::ndarray<nb::ro>>;
 using Output = Import<nb::ndarray<>>;
+
+/// All rows have the dtype of query, as in PyTorch's attention; the core asks less. What it does
+/// not take, whatever the others are, is for it to say.
+inline void CheckLikeQuery(const char* name, const Input& rows, const Input& query) {
+  for (const Input* input : {&rows, &query}) {
+    if (input->view().rank != 4 || input->view().dtype == DType::kBool) return;
+  }
+  if (rows.view().dtype == query.view().dtype) return;
+  Fail(ErrorKind::kType, name, ": got dtype ", rows.dtype(), ", expected ", query.dtype(),
+       " like query; convert one of them");
+}
 
 [[noreturn]] inline void FailWith(ErrorKind kind, const char* name, nb::handle object,
                                   const char* expected) {
@@ -290,9 +301,8 @@ struct Call {
       value.emplace("value", value_);
       arguments.value = value->view(heads_last);
     }
-    // As PyTorch's attention wants it.
-    CheckOneDtype(arguments.query, arguments.key,
-                  value_.is_none() ? arguments.key : arguments.value);
+    CheckLikeQuery("key", *key, *query);
+    if (value) CheckLikeQuery("value", *value, *query);
     const auto mask = [](const char* name, nb::handle object, std::optional<Input>& keep,
                          std::optional<TensorView>& view, const char* accepted) {
       if (object.is_none()) return;

@@ -21,8 +21,8 @@
 #include <utility>
 #include <vector>
 
-#include "base/message.h"
 #include "call.h"
+#include "fail.h"
 #include "results.h"
 #include "smyrf/smyrf.h"
 #include "without_gil.h"
@@ -32,7 +32,6 @@ using namespace nb::literals;
 
 using namespace smyrf::bindings;
 using smyrf::ErrorKind;
-using smyrf::Fail;
 
 namespace {
 

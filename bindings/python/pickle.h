@@ -6,8 +6,8 @@
 #include <string>
 #include <string_view>
 
-#include "base/message.h"
 #include "call.h"
+#include "fail.h"
 
 namespace smyrf::bindings {
 

@@ -23,8 +23,8 @@
 #include <utility>
 #include <vector>
 
-#include "base/message.h"
 #include "call.h"
+#include "fail.h"
 #include "pickle.h"
 #include "smyrf/smyrf.h"
 #include "without_gil.h"
@@ -34,7 +34,6 @@ using namespace nb::literals;
 
 using namespace smyrf::bindings;
 using smyrf::ErrorKind;
-using smyrf::Fail;
 
 namespace {
 
@@ -192,7 +191,7 @@ constexpr const char* kNonFinite =
 std::string SignatureOfMethod() {
   std::string names;
   for (const smyrf::MethodInfo* method : smyrf::methods()) {
-    if (!method->chooses) names += smyrf::Message(names.empty() ? "'" : ", '", method->name, "'");
+    if (!method->chooses) names += Message(names.empty() ? "'" : ", '", method->name, "'");
   }
   return "def method(self) -> typing.Literal[" + names + "]";
 }
@@ -205,9 +204,9 @@ smyrf::Statistics LoadStatistics(nb::handle state) {
 
 std::string Describe(const smyrf::Plan& plan) {
   const smyrf::PlanInfo& info = plan.info();
-  return smyrf::Message("<smyrf.Plan: ", smyrf::name(info.method), " (", info.reason, "), batch ",
-                        info.batch, ", ", info.query_heads, " query heads over ", info.key_heads,
-                        ", ", info.queries, " queries over ", info.keys, " keys>");
+  return Message("<smyrf.Plan: ", smyrf::name(info.method), " (", info.reason, "), batch ",
+                 info.batch, ", ", info.query_heads, " query heads over ", info.key_heads, ", ",
+                 info.queries, " queries over ", info.keys, " keys>");
 }
 
 std::string Describe(const smyrf::Statistics& statistics) {
@@ -218,12 +217,11 @@ std::string Describe(const smyrf::Statistics& statistics) {
     expected_error = std::max(expected_error, head.expected_error);
   }
   const std::string expected =
-      expected_error > 0.0 ? smyrf::Message(", largest expected error ", expected_error) : "";
-  return smyrf::Message("<smyrf.Statistics: ", smyrf::name(statistics.method), " (",
-                        statistics.reason, "), ", statistics.heads.size(), " heads, mean density ",
-                        density, expected, ", planning ", statistics.planning_seconds,
-                        " s, execution ", statistics.execution_seconds, " s, ",
-                        statistics.instruction_set, ">");
+      expected_error > 0.0 ? Message(", largest expected error ", expected_error) : "";
+  return Message("<smyrf.Statistics: ", smyrf::name(statistics.method), " (", statistics.reason,
+                 "), ", statistics.heads.size(), " heads, mean density ", density, expected,
+                 ", planning ", statistics.planning_seconds, " s, execution ",
+                 statistics.execution_seconds, " s, ", statistics.instruction_set, ">");
 }
 
 }  // namespace

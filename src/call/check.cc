@@ -283,14 +283,6 @@ const char* Name(DType dtype) {
   return "?";
 }
 
-void CheckOneDtype(const TensorView& query, const TensorView& key, const TensorView& value) {
-  CheckRows("query", query);
-  CheckRows("key", key);
-  CheckRows("value", value);
-  CheckSameDtype("key", key.dtype, query.dtype);
-  CheckSameDtype("value", value.dtype, query.dtype);
-}
-
 Problem CheckProblem(const Arguments& arguments, const Options& options, bool with_value) {
   const auto& [query, key, value, attn_mask, key_padding_mask, query_padding_mask] = arguments;
   CheckRows("query", query);
@@ -385,7 +377,8 @@ void CheckBackward(const TensorView& out, const TensorView& lse, const TensorVie
   const auto [batch, heads, queries, keys] =
       std::array{problem.batch, problem.query_heads, problem.queries, problem.keys};
   const std::array rows{batch, heads, queries, problem.value_depth};
-  CheckOneDtype(problem.query, problem.key, problem.value);
+  CheckSameDtype("key", problem.key.dtype, problem.query.dtype);
+  CheckSameDtype("value", problem.value.dtype, problem.query.dtype);
   CheckRowsLike("out", out, problem, rows, "(batch, query heads, Nq, Dv)");
   CheckLse("lse", lse, rows);
   CheckRowsLike("grad_out", grad_out, problem, rows, "(batch, query heads, Nq, Dv)");

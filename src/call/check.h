@@ -16,9 +16,6 @@ namespace smyrf {
 /// `with_value`.
 Problem CheckProblem(const Arguments& arguments, const Options& options, bool with_value);
 
-/// Throws unless all three have the dtype of query, as gradients and Python's calls need.
-void CheckOneDtype(const TensorView& query, const TensorView& key, const TensorView& value);
-
 /// Throws where a call gives the dial a value out of its range.
 void CheckDial(const Dial& dial, const Options& options);
 
