@@ -15,6 +15,6 @@ except ModuleNotFoundError as missing:
     raise ImportError(f"smyrf.torch needs PyTorch; type: {to_install('torch')}") from None
 
 import smyrf._tensors  # noqa: F401  # the operator
-from smyrf._replace_sdpa import Replacement, replace_sdpa
+from smyrf.integrations.sdpa import Replacement, replace_sdpa
 
 __all__ = ["Replacement", "replace_sdpa"]

@@ -14,8 +14,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import masking_utils
 
-from smyrf._forward import attention_forward
-from smyrf._masks import Band, BoolMask, PatternMask, as_layers_see, plain_band, smyrf_mask
+from smyrf.integrations.transformers.forward import attention_forward
+from smyrf.integrations.transformers.masks import (
+    Band,
+    BoolMask,
+    PatternMask,
+    as_layers_see,
+    plain_band,
+    smyrf_mask,
+)
 
 PATTERNS: dict[str, tuple[Callable[..., Any], Band]] = {
     "causal": (masking_utils.causal_mask_function, Band(-1, 0)),
@@ -222,9 +229,12 @@ def test_any_use_of_a_pattern_gives_what_the_full_mask_gives(use: str) -> None:
 
 def test_a_mask_that_is_no_pattern_is_copied_too() -> None:
     mask, full = masks()
-    copied = copy.deepcopy(mask[:1])
-    assert isinstance(copied, BoolMask)
-    assert torch.equal(copied.full(), full[:1])
+    pickled = pickle.dumps(mask[:1], 2)  # this protocol has names as lines
+    of_0_2 = pickled.replace(b"csmyrf.integrations.transformers.", b"csmyrf._")
+    assert of_0_2 != pickled
+    for copied in (copy.deepcopy(mask[:1]), pickle.loads(pickled), pickle.loads(of_0_2)):
+        assert isinstance(copied, BoolMask)
+        assert torch.equal(copied.full(), full[:1])
 
 
 def write(mask: Any) -> None:

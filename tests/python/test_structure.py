@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import re
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -159,3 +161,63 @@ def test_the_table_of_methods_is_whole() -> None:
     assert all(info["summary"] for info in methods.values())
     for of in dials.values():
         assert all(dial["meaning"] and dial["accepted"] for dial in of.values())
+
+
+# Public names, and those that pickles of 0.2 hold, of what lies in python/smyrf/integrations.
+THIN_NAMES = ("_interface", "_layers", "_masks", "gan", "torch", "transformers")
+THIN = {f"smyrf.{name}" for name in THIN_NAMES}
+
+
+def modules() -> dict[str, set[str]]:
+    """The modules of python/smyrf, by name, and those of them that each imports anywhere in it."""
+    files = {
+        ".".join(path.relative_to(ROOT / "python").with_suffix("").parts): path
+        for path in sorted((ROOT / "python/smyrf").rglob("*.py"))
+    }
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    imports: dict[str, set[str]] = {}
+    for name, path in files.items():
+        found = imports.setdefault(name, set())
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names} & set(files)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{name}: a relative import"
+                names = {f"{node.module}.{alias.name}" for alias in node.names} & set(files)
+                found |= names or {str(node.module)} & set(files)
+    return imports
+
+
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    if module in ("smyrf.cli", "smyrf.__main__"):
+        return "compare"
+    return parts[1] if len(parts) > 1 and parts[1] in ("compare", "integrations") else "core"
+
+
+def test_rooms_of_python_know_only_those_below() -> None:
+    known = {
+        "core": {"core"},
+        "integrations": {"core", "integrations"},
+        "compare": {"core", "integrations", "compare"},
+    }
+    imports = modules()
+    assert set(imports) >= THIN | {"smyrf.integrations.transformers.forward", "smyrf._tensors"}
+    wrong = [
+        f"{name}: {other}"
+        for name, others in imports.items()
+        for other in others
+        if name not in THIN
+        and (
+            room_of(other) not in known[room_of(name)]
+            or (other in THIN and room_of(name) != "compare")
+        )
+    ]
+    assert wrong == []
+
+
+def test_integrations_import_each_other_in_one_direction() -> None:
+    imports = {
+        name: others for name, others in modules().items() if room_of(name) == "integrations"
+    }
+    TopologicalSorter(imports).prepare()  # raises where they go in a circle

@@ -10,7 +10,7 @@ from test_transformers_training import assert_near, gradients
 
 import smyrf
 import smyrf.transformers
-from smyrf import _forward
+from smyrf.integrations.transformers import forward
 
 NO_GRADIENT = r"SelfAttention: got a position_bias or mask that requires a gradient.*'sdpa'.*freeze"
 
@@ -104,7 +104,7 @@ def test_methods_that_take_no_bias_say_which_layers_to_leave_out(method: str) ->
 def test_auto_takes_dense_for_a_bias_of_any_length() -> None:
     q = rows(1, 1, 2100, 8)
     with smyrf.collect() as records:
-        _forward.attention_forward(
+        forward.attention_forward(
             module(is_causal=False),
             q,
             q,
@@ -120,7 +120,7 @@ def test_a_learned_mask_answers_where_no_gradient_of_it_is_asked_for() -> None:
     layer = torch.nn.Module().eval()
     query, key, value = (torch.randn(2, 3, 7, 8, requires_grad=True) for _ in range(3))
     mask = torch.randn(1, 3, 7, 7, requires_grad=True)
-    out, _ = _forward.attention_forward(layer, query, key, value, mask)
+    out, _ = forward.attention_forward(layer, query, key, value, mask)
     want = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask)
     torch.testing.assert_close(out, want.transpose(1, 2))
     got = torch.autograd.grad(out.sum(), query, retain_graph=True)
@@ -128,4 +128,4 @@ def test_a_learned_mask_answers_where_no_gradient_of_it_is_asked_for() -> None:
     with pytest.raises(NotImplementedError, match="mask that requires a gradient"):
         out.sum().backward()
     with pytest.raises(NotImplementedError, match="mask that requires a gradient"):
-        _forward.attention_forward(layer.train(), query, key, value, mask)
+        forward.attention_forward(layer.train(), query, key, value, mask)

@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 
 import smyrf
 import smyrf.transformers
-from smyrf import _layers
+from smyrf.integrations.transformers.layers import _switched, kept, kept_enabled
 
 
 def test_only_attn_implementation_and_an_attribute_differ_while_enabled() -> None:
@@ -110,7 +110,7 @@ def test_a_shared_config_is_given_back_by_its_last_model() -> None:
     assert [record.statistics.method for record in records] == ["lsh", "lsh"]
     smyrf.transformers.disable(second)
     assert first.config._attn_implementation == "sdpa"
-    assert id(first.config) not in _layers._switched
+    assert id(first.config) not in _switched
 
 
 def test_a_deleted_model_gives_its_config_back() -> None:
@@ -147,7 +147,7 @@ def test_parts_without_the_interface_are_left_alone() -> None:
 def whisper() -> Iterator[Any]:
     model = build("Whisper")
     yield model
-    if _layers.kept_enabled(model) is not None:
+    if kept_enabled(model) is not None:
         smyrf.transformers.disable(model)
 
 
@@ -313,13 +313,13 @@ def test_nothing_keeps_a_dropped_model_alive() -> None:
     assert model is not None
     smyrf.transformers.enable(model)
     config, seen = weakref.ref(model.config), weakref.ref(model)
-    assert id(model.config) in _layers._switched
+    assert id(model.config) in _switched
     key = id(model.config)
     del model
     gc.collect()
     assert seen() is None
     assert config() is None
-    assert key not in _layers._switched
+    assert key not in _switched
 
 
 COPIES: dict[str, Callable[[Any], Any]] = {
@@ -402,22 +402,37 @@ def test_shallow_copies_attend_as_the_model(whisper: Any) -> None:
     smyrf.transformers.enable(whisper, method="lsh", layers="model.encoder.*", cluster_size=3)
     layer = whisper.model.encoder.layers[0].self_attn
     replica = layer._replicate_for_data_parallel()
-    assert _layers.kept(replica) is _layers.kept(layer)
+    assert kept(replica) is kept(layer)
 
 
+ROOM = "smyrf.integrations.transformers"
+
+
+def forget_import(monkeypatch: Any, *modules: str) -> None:
+    """As if this process had not imported the room of transformers, and these modules in it."""
+    for interface in (transformers.AttentionInterface, transformers.AttentionMaskInterface):
+        monkeypatch.delitem(interface._global_mapping, "smyrf")
+    monkeypatch.delattr(smyrf.integrations, "transformers")
+    monkeypatch.delattr(smyrf, "transformers")
+    for name in ("smyrf.transformers", ROOM, *(f"{ROOM}.{module}" for module in modules)):
+        monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.mark.parametrize("version", ["0.2", "now"])
 @pytest.mark.parametrize("loaded", [True, False], ids=["loaded", "enabled"])
-def test_a_pickled_model_needs_no_import(monkeypatch: Any, tmp_path: Path, loaded: bool) -> None:
+def test_a_pickled_model_needs_no_import(
+    monkeypatch: Any, tmp_path: Path, loaded: bool, version: str
+) -> None:
     model, inputs = build("Bert"), inputs_for("Bert", "right")
     if loaded:
         model.set_attn_implementation("smyrf")
     else:
         smyrf.transformers.enable(model, method="lsh", cluster_size=4)
-    want, pickled = run(model, inputs), pickle.dumps(model)
-    # As in a process that has not imported it.
-    for interface in (transformers.AttentionInterface, transformers.AttentionMaskInterface):
-        monkeypatch.delitem(interface._global_mapping, "smyrf")
-    monkeypatch.delitem(sys.modules, "smyrf.transformers")
-    monkeypatch.delattr(smyrf, "transformers")
+    want, pickled = run(model, inputs), pickle.dumps(model, 2)  # this protocol has names as lines
+    assert b"csmyrf.integrations.transformers." in pickled
+    if version == "0.2":
+        pickled = pickled.replace(b"csmyrf.integrations.transformers.", b"csmyrf._")
+    forget_import(monkeypatch, "interface", "layers")
     copied = pickle.loads(pickled)
     assert torch.equal(run(copied, inputs), want)
     # What transformers saves says nothing of it.
@@ -429,8 +444,8 @@ def test_a_pickled_model_needs_no_import(monkeypatch: Any, tmp_path: Path, loade
 
 @pytest.mark.parametrize("name", ["torch", "transformers"])
 def test_without_a_package_it_says_what_to_install(name: str, monkeypatch: Any) -> None:
+    forget_import(monkeypatch)
     monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "smyrf.transformers")
     said = rf"^smyrf\.transformers: {name} is not installed; type: pip install 'torch>=.*'transf"
     with pytest.raises(ImportError, match=said):
         importlib.import_module("smyrf.transformers")
@@ -439,7 +454,6 @@ def test_without_a_package_it_says_what_to_install(name: str, monkeypatch: Any) 
 def test_with_an_old_package_it_says_what_to_install(monkeypatch: Any) -> None:
     monkeypatch.delattr(transformers.masking_utils, "sliding_window_bidirectional_overlay")
     monkeypatch.setattr(importlib.metadata, "version", {"torch": "2.6", "transformers": "5.3"}.get)
-    for module in ("smyrf.transformers", "smyrf._masks"):
-        monkeypatch.delitem(sys.modules, module)
+    forget_import(monkeypatch, "masks")
     with pytest.raises(ImportError, match=r"transformers 5\.3 is too old, 5\.4 .*pip install"):
         importlib.import_module("smyrf.transformers")

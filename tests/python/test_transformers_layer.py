@@ -18,8 +18,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import smyrf
 import smyrf.transformers
-from smyrf import _forward
-from smyrf._layers import Layer, keep
+from smyrf.integrations.transformers import forward
+from smyrf.integrations.transformers.layers import Layer, keep
 
 # What models and users hand on to layers, of no meaning to `sdpa`.
 IGNORED: dict[str, Any] = {
@@ -48,7 +48,7 @@ def module(**attributes: Any) -> torch.nn.Module:
 
 def assert_equals_sdpa(layer: torch.nn.Module, *args: Any, **keywords: Any) -> None:
     want, _ = sdpa_attention_forward(layer, *args, **keywords)
-    got, weights = _forward.attention_forward(layer, *args, **keywords)
+    got, weights = forward.attention_forward(layer, *args, **keywords)
     assert weights is None
     assert got.is_contiguous()
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
@@ -72,12 +72,12 @@ def test_a_base_model_ignores_the_keywords_of_trainers() -> None:
 def test_a_layer_refuses_what_changes_the_result(keyword: str) -> None:
     q = rows(2, 4, 5, 8)
     with pytest.raises(NotImplementedError, match=rf"^Module: got {keyword}, .*(use|generate)"):
-        _forward.attention_forward(module(), q, q, q, None, **{keyword: torch.ones(1)})
+        forward.attention_forward(module(), q, q, q, None, **{keyword: torch.ones(1)})
     assert_equals_sdpa(module(), q, q, q, None, **{keyword: None})
 
 
 def test_asked_for_weights_a_layer_warns_once_and_answers(caplog: pytest.LogCaptureFixture) -> None:
-    _forward.logger.warning_once.cache_clear()  # type: ignore[attr-defined]
+    forward.logger.warning_once.cache_clear()  # type: ignore[attr-defined]
     model, inputs = build("Bert"), inputs_for("Bert", "left")
     asked = inputs | {"output_attentions": True}
     want = model(**asked)
@@ -107,7 +107,7 @@ def test_the_keys_that_an_indexer_chose_are_the_only_ones(full: torch.dtype | No
         mask = torch.zeros(1, 1, 5, 7).masked_fill(~mask, torch.finfo(torch.float32).min)
     layer = module(is_causal=False)
     want, _ = sdpa_attention_forward(layer, q, k, k, allowed)
-    got, _ = _forward.attention_forward(layer, q, k, k, mask, indices=chosen.int())
+    got, _ = forward.attention_forward(layer, q, k, k, mask, indices=chosen.int())
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
@@ -162,9 +162,9 @@ def test_masks_of_a_layer_are_for_four_dimensions_and_hold_the_window() -> None:
     shared = rows(1, 1, 1, 5) > -0.4
     assert_equals_sdpa(module(), q, k, k, shared)
     with pytest.raises(NotImplementedError, match="sliding_window=4 and no mask"):
-        _forward.attention_forward(module(), q, k, k, None, sliding_window=4)
+        forward.attention_forward(module(), q, k, k, None, sliding_window=4)
     with pytest.raises(NotImplementedError, match=r"shape \(2, 5\)"):
-        _forward.attention_forward(module(), q, k, k, torch.ones(2, 5, dtype=torch.bool))
+        forward.attention_forward(module(), q, k, k, torch.ones(2, 5, dtype=torch.bool))
 
 
 def prefix(model: Any, length: int = 3) -> transformers.DynamicCache:
@@ -236,6 +236,6 @@ def test_padding_of_one_batch_stands_for_all(method: str) -> None:
     model = torch.nn.ModuleDict({"layer": layer})
     dials: dict[str, Any] = {"cluster_size": 16} if method == "lsh" else {"tolerance": 0.3}
     keep(layer, Layer("layer", method, dials, False, weakref.ref(model)))
-    got, _ = _forward.attention_forward(layer, q, k, k, padding)
-    each = [_forward.attention_forward(layer, q[i : i + 1], k, k, padding)[0] for i in range(3)]
+    got, _ = forward.attention_forward(layer, q, k, k, padding)
+    each = [forward.attention_forward(layer, q[i : i + 1], k, k, padding)[0] for i in range(3)]
     torch.testing.assert_close(got, torch.cat(each))

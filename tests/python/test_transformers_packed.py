@@ -17,7 +17,7 @@ from test_transformers_training import assert_near
 
 import smyrf
 import smyrf.transformers
-from smyrf import _forward
+from smyrf.integrations.transformers import forward
 
 LENGTHS = (4, 1, 6)
 TEXTS = [tokens()[row, :length] for row, length in enumerate(LENGTHS)]
@@ -101,7 +101,7 @@ def test_each_text_drops_pairs_of_its_own() -> None:
     both = torch.cat((q, q), 2)
     cuts = torch.tensor([0, 6, 12])
     layer = module(is_causal=False)
-    out, _ = _forward.attention_forward(layer, both, both, both, None, 0.5, cu_seq_lens_q=cuts)
+    out, _ = forward.attention_forward(layer, both, both, both, None, 0.5, cu_seq_lens_q=cuts)
     assert not torch.equal(out[:, :6], out[:, 6:])
 
 
@@ -142,7 +142,7 @@ def test_layers_align_each_text_to_its_last_key(
         "cu_seq_lens_k": torch.tensor(of_keys, dtype=torch.int32),
         "max_length_q": 7,
     }
-    got, _ = _forward.attention_forward(
+    got, _ = forward.attention_forward(
         module(is_causal=causal),
         *(q, k, v, given),
         sliding_window=window,
@@ -163,13 +163,13 @@ def test_lengths_count_all_rows_of_a_batch() -> None:
     q = rows(2, 4, 5, 8)
     layer = module(is_causal=True)
     cuts = torch.tensor([0, 2, 5, 5, 9, 10])
-    got, _ = _forward.attention_forward(layer, q, q, q, None, cu_seq_lens_k=cuts)
+    got, _ = forward.attention_forward(layer, q, q, q, None, cu_seq_lens_k=cuts)
     flat = q.transpose(0, 1).reshape(1, 4, 10, 8)
-    want, _ = _forward.attention_forward(layer, flat, flat, flat, None, cu_seq_lens_q=cuts)
+    want, _ = forward.attention_forward(layer, flat, flat, flat, None, cu_seq_lens_q=cuts)
     torch.testing.assert_close(got.flatten(0, 1)[None], want)
-    shared, _ = _forward.attention_forward(layer, q, q[:1], q[:1], None, cu_seq_lens_k=cuts)
+    shared, _ = forward.attention_forward(layer, q, q[:1], q[:1], None, cu_seq_lens_k=cuts)
     k = q[:1].expand(2, -1, -1, -1)
-    want, _ = _forward.attention_forward(layer, q, k, k, None, cu_seq_lens_k=cuts)
+    want, _ = forward.attention_forward(layer, q, k, k, None, cu_seq_lens_k=cuts)
     assert torch.equal(shared, want)
 
 
@@ -199,7 +199,7 @@ def test_lengths_that_do_not_fit_say_so(
         for name, cuts in (("cu_seq_lens_q", of_queries), ("cu_seq_lens_k", of_keys))
     }
     with pytest.raises(ValueError, match=f"^Module: .*{says}"):
-        _forward.attention_forward(module(), q, q, q, None, **keywords)
+        forward.attention_forward(module(), q, q, q, None, **keywords)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -208,7 +208,7 @@ def test_compilers_and_traces_leave_texts_alone_or_say_why() -> None:
     q, cuts, layer = rows(1, 4, 5, 8), torch.tensor([0, 3, 5]), module(is_causal=True)
 
     def call(q: torch.Tensor) -> torch.Tensor:
-        return _forward.attention_forward(layer, q, q, q, None, cu_seq_lens_q=cuts)[0]
+        return forward.attention_forward(layer, q, q, q, None, cu_seq_lens_q=cuts)[0]
 
     torch.testing.assert_close(torch.compile(call, backend="eager")(q), call(q))
     torch._dynamo.reset()

@@ -6,7 +6,7 @@ import inspect
 
 import torch
 
-from smyrf._masks import is_traced
+from smyrf.integrations.transformers.masks import is_traced
 
 
 def refuse_exporters(layer: str) -> None:

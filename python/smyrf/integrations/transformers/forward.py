@@ -11,12 +11,19 @@ from torch import nn
 from transformers.utils import logging
 
 from smyrf._dials import attend
-from smyrf._exporters import refuse_exporters
-from smyrf._interface import supports_sdpa, works_out_causality
-from smyrf._layers import Layer, kept
-from smyrf._masks import UNBOUNDED, Band, BoolMask, PatternMask, as_layers_see, is_traced
-from smyrf._packed import Cuts, attend_texts, is_packed, rows_of
 from smyrf._types import Method
+from smyrf.integrations.transformers.exporters import refuse_exporters
+from smyrf.integrations.transformers.interface import supports_sdpa, works_out_causality
+from smyrf.integrations.transformers.layers import Layer, kept
+from smyrf.integrations.transformers.masks import (
+    UNBOUNDED,
+    Band,
+    BoolMask,
+    PatternMask,
+    as_layers_see,
+    is_traced,
+)
+from smyrf.integrations.transformers.packed import Cuts, attend_texts, is_packed, rows_of
 
 logger = logging.get_logger(__name__)
 

@@ -78,15 +78,13 @@ _IMPORT = "_smyrf_import"  # an attribute of models that were loaded with "smyrf
 
 
 class _Import:
-    """Imports smyrf.transformers when it is unpickled, which registers the name "smyrf"."""
+    """A pickle of this names a function here: the import registers the name "smyrf"."""
 
     def __reduce__(self) -> Any:
         return _imported, ()
 
 
 def _imported() -> _Import:
-    import smyrf.transformers  # noqa: F401
-
     return _Import()
 
 

@@ -61,8 +61,6 @@ class Enabled:
 
 
 def _copied(configs: Sequence[Switched]) -> Enabled:
-    import smyrf.transformers  # noqa: F401  # registers what the model calls by name
-
     return Enabled(configs)
 
 

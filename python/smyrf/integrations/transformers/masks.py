@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import masking_utils
 from transformers.masking_utils import sliding_window_bidirectional_overlay  # since 5.4
 
-from smyrf._interface import model_file, refuse_config, supports_sdpa
+from smyrf.integrations.transformers.interface import model_file, refuse_config, supports_sdpa
 
 UNBOUNDED = -1
 

@@ -1,52 +1,27 @@
-"""SMYRF as an attention implementation of transformers.
-
-`import smyrf.transformers` registers an attention function and a mask function under the name
-"smyrf". A model loaded with `attn_implementation="smyrf"` then runs smyrf's `auto`; `enable`
-switches a loaded model in place to any method, and `disable` switches it back.
-"""
+"""`enable` and `disable`: a loaded model takes smyrf's attention, or its own again."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
 
-from smyrf._extra import missing_extra
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from smyrf._dials import Layers, check_dials, choose
 from smyrf._types import Method
-
-try:
-    from torch import nn
-    from transformers import (
-        AttentionInterface,
-        AttentionMaskInterface,
-        PreTrainedConfig,
-        PreTrainedModel,
-    )
-
-    from smyrf._dials import Layers, check_dials, choose
-    from smyrf._forward import attention_forward
-    from smyrf._interface import NAME as NAME
-    from smyrf._interface import dispatches, watch_loading
-    from smyrf._layers import (
-        Enabled,
-        Layer,
-        forget,
-        keep,
-        keep_enabled,
-        kept,
-        kept_enabled,
-        set_implementation,
-        switched,
-    )
-    from smyrf._masks import smyrf_mask
-
-    AttentionInterface.register(NAME, attention_forward)
-    AttentionMaskInterface.register(NAME, smyrf_mask)
-    watch_loading()
-except ImportError as error:
-    needed = {"torch": "2.6", "transformers": "5.4"}
-    raise ImportError(
-        missing_extra("smyrf.transformers", "transformers", needed, error), name=error.name
-    ) from error
+from smyrf.integrations.transformers.interface import NAME, dispatches
+from smyrf.integrations.transformers.layers import (
+    Enabled,
+    Layer,
+    forget,
+    keep,
+    keep_enabled,
+    kept,
+    kept_enabled,
+    set_implementation,
+    switched,
+)
 
 # A forward that takes nothing but these can only attend from its states to themselves.
 _SELF_ATTENTION_PARAMETERS = frozenset(
