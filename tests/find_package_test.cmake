@@ -35,6 +35,8 @@ run(${CXX} -std=c++98 -Wall -Wextra -Wpedantic -Wconversion -Werror -fsyntax-onl
 file(GLOB_RECURSE pkgconfig_file ${work}/prefix/smyrf.pc)
 get_filename_component(pkgconfig_dir ${pkgconfig_file} DIRECTORY)
 set(ENV{PKG_CONFIG_PATH} ${pkgconfig_dir})
+get_filename_component(library_dir ${pkgconfig_dir} DIRECTORY)
+set(ENV{LD_LIBRARY_PATH} ${library_dir})  # for a shared smyrf
 run(sh -c "${CXX} -std=c++20 example/main.cc $(pkg-config --cflags --libs smyrf) -o by_pkgconfig")
 run(${work}/by_pkgconfig)
 # docs/c.md shows this line.

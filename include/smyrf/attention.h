@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "smyrf/error.h"
+#include "smyrf/export.h"
 #include "smyrf/options.h"
 #include "smyrf/plan.h"
 #include "smyrf/statistics.h"
@@ -39,8 +40,8 @@ struct Outputs {
 /// softmax(scale q k^T + masks) v, by the method asked for. A query that may see no key gives 0 and
 /// lse -inf. With `plan`, the plan's method, dials, padding, causality, window and positions apply:
 /// options and masks must be left at their defaults or agree with it.
-void attention(const Arguments& arguments, const Options& options, const Outputs& outputs,
-               const Plan* plan = nullptr);
+SMYRF_API void attention(const Arguments& arguments, const Options& options, const Outputs& outputs,
+                         const Plan* plan = nullptr);
 
 /// (B, H, N, D) views of the shapes of query, key and value, in their dtype.
 struct Gradients {
@@ -65,46 +66,48 @@ struct Gradients {
 /// 4 Nk (D + Dv) bytes, up to 8 times where there are less than 16 key heads, for as many key heads
 /// as are computed at once; for `lsh` of all key heads, and of all queries where grad_query is
 /// narrower than float32.
-void attention_backward(const Arguments& arguments, const Options& options, const TensorView& out,
-                        const TensorView& lse, const TensorView& grad_out,
-                        const std::optional<TensorView>& grad_lse, const Gradients& gradients,
-                        const Plan* plan = nullptr);
+SMYRF_API void attention_backward(const Arguments& arguments, const Options& options,
+                                  const TensorView& out, const TensorView& lse,
+                                  const TensorView& grad_out,
+                                  const std::optional<TensorView>& grad_lse,
+                                  const Gradients& gradients, const Plan* plan = nullptr);
 
 /// The structure that `attention` would carry out for these arguments. `arguments.value` may be
 /// left out for `dense` and `lsh`. With kAuto pass it: without value the plan is dense, also where
 /// `attention` would take `tree`.
-Plan plan(const Arguments& arguments, const Options& options);
+SMYRF_API Plan plan(const Arguments& arguments, const Options& options);
 
 /// What `tree` would do for these arguments, without doing it: of every head the density, the
 /// errors and the work to expect, and whether it goes dense. Costs the planning: basis, trees,
 /// summaries, calibration. `execution_seconds` is 0. With kAuto, the method that it would take;
 /// Error for `lsh`, which has no estimate.
-Statistics estimate(const Arguments& arguments, const Options& options);
+SMYRF_API Statistics estimate(const Arguments& arguments, const Options& options);
 
 /// Merges the attention of the same queries over two disjoint sets of keys: (out, lse) becomes that
 /// over both, rows weighted by e^lse. out and other_out: (B, Hq, Nq, Dv) of one dtype; lse and
 /// other_lse: contiguous float32 (B, Hq, Nq). Dv from 0 to 2048. Not for `lsh`, whose lse is a
 /// weight of its own. A row whose lse is -inf adds nothing; where both are, out must hold 0 as
 /// attention leaves it.
-void merge(const MutableTensorView& out, const MutableTensorView& lse, const TensorView& other_out,
-           const TensorView& other_lse, int num_threads = 0, ThreadPool* thread_pool = nullptr);
+SMYRF_API void merge(const MutableTensorView& out, const MutableTensorView& lse,
+                     const TensorView& other_out, const TensorView& other_lse, int num_threads = 0,
+                     ThreadPool* thread_pool = nullptr);
 
 /// The same result in float64 by plain loops: what every executor is compared with.
 /// out: (B, Hq, Nq, Dv) and lse: (B, Hq, Nq), both contiguous; lse may be null.
-void reference(const Arguments& arguments, const Options& options, double* out, double* lse,
-               const Plan* plan = nullptr);
+SMYRF_API void reference(const Arguments& arguments, const Options& options, double* out,
+                         double* lse, const Plan* plan = nullptr);
 
 /// The gradients of `reference` in float64 by plain loops, contiguous: grad_query (B, Hq, Nq, D),
 /// grad_key (B, Hkv, Nk, D), grad_value (B, Hkv, Nk, Dv). It computes out and lse itself.
-void reference_backward(const Arguments& arguments, const Options& options,
-                        const TensorView& grad_out, const std::optional<TensorView>& grad_lse,
-                        double* grad_query, double* grad_key, double* grad_value,
-                        const Plan* plan = nullptr);
+SMYRF_API void reference_backward(const Arguments& arguments, const Options& options,
+                                  const TensorView& grad_out,
+                                  const std::optional<TensorView>& grad_lse, double* grad_query,
+                                  double* grad_key, double* grad_value, const Plan* plan = nullptr);
 
 /// The instruction sets that this machine and build can run, best first.
-std::vector<std::string> instruction_sets();
+SMYRF_API std::vector<std::string> instruction_sets();
 /// Restricts dispatch to one of them, or to the best when empty. For tests and benchmarks: not to
 /// be called while another thread computes. Throws Error on an unknown name.
-void force_instruction_set(const std::string& name);
+SMYRF_API void force_instruction_set(const std::string& name);
 
 }  // namespace smyrf

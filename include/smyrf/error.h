@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "smyrf/export.h"
 namespace smyrf {
 
 /// What kind of mistake an Error reports. Bindings map it to their language's exceptions.
@@ -15,7 +16,7 @@ enum class ErrorKind {
 
 /// Thrown for every bad argument. The message names the argument, what was given, what is accepted
 /// and what to do. Nothing has been written to any output when it is thrown.
-class Error : public std::invalid_argument {
+class SMYRF_API Error : public std::invalid_argument {
  public:
   Error(ErrorKind kind, const std::string& message) : std::invalid_argument(message), kind_(kind) {}
   ErrorKind kind() const noexcept { return kind_; }

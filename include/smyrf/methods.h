@@ -7,6 +7,7 @@
 #include <span>
 #include <string_view>
 
+#include "smyrf/export.h"
 #include "smyrf/options.h"
 #include "smyrf/plan.h"
 
@@ -101,10 +102,10 @@ struct MethodInfo {
 };
 
 /// All methods, in the order of the registry.
-std::span<const MethodInfo* const> methods();
+SMYRF_API std::span<const MethodInfo* const> methods();
 /// "dense" and so on; "?" for a number that is no method.
-const char* name(Method method);
+SMYRF_API const char* name(Method method);
 /// None for an unknown name.
-std::optional<Method> method_named(std::string_view name);
+SMYRF_API std::optional<Method> method_named(std::string_view name);
 
 }  // namespace smyrf

@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 
+#include "smyrf/export.h"
 #include "smyrf/options.h"
 
 namespace smyrf {
@@ -129,32 +130,34 @@ struct PlanData;
 /// the padding masks for `dense`; 4 (Nq + Nk) bytes a round and query head for `lsh`.
 class Plan {
  public:
-  Plan();  ///< of nothing: no call takes it
+  SMYRF_API Plan();  ///< of nothing: no call takes it
 
-  const PlanInfo& info() const;
+  SMYRF_API const PlanInfo& info() const;
   /// Round, batch entry and query head must be in range, and the method one that plans heads: not
   /// `dense`, whose ranges are implicit.
-  HeadView head(std::int64_t round, std::int64_t batch_index, std::int64_t query_head) const;
+  SMYRF_API HeadView head(std::int64_t round, std::int64_t batch_index,
+                          std::int64_t query_head) const;
   /// The method must be one of has_forests().
-  KeyForestView forest(std::int64_t batch_index, std::int64_t key_head) const;
+  SMYRF_API KeyForestView forest(std::int64_t batch_index, std::int64_t key_head) const;
   /// Whether `head` may be asked for.
-  bool has_heads() const;
-  bool has_forests() const;
+  SMYRF_API bool has_heads() const;
+  SMYRF_API bool has_forests() const;
   /// Original indices of the valid rows of a batch entry, ascending; none: all rows are valid.
-  std::optional<std::span<const std::int32_t>> valid_queries(std::int64_t batch_index) const;
-  std::optional<std::span<const std::int32_t>> valid_keys(std::int64_t batch_index) const;
+  SMYRF_API std::optional<std::span<const std::int32_t>> valid_queries(
+      std::int64_t batch_index) const;
+  SMYRF_API std::optional<std::span<const std::int32_t>> valid_keys(std::int64_t batch_index) const;
   /// Evaluated pairs over allowed pairs of one head; 1 where nothing is allowed.
-  double density(std::int64_t batch_index, std::int64_t query_head) const;
+  SMYRF_API double density(std::int64_t batch_index, std::int64_t query_head) const;
 
   /// The plan as bytes in the machine's byte order, with a version and a checksum.
-  std::string to_bytes() const;
+  SMYRF_API std::string to_bytes() const;
   /// Throws Error for bytes of another version, for damaged ones, and for a plan that breaks what
   /// HeadView and KeyForestView say. Cost: one look at each number.
-  static Plan from_bytes(std::string_view bytes);
+  SMYRF_API static Plan from_bytes(std::string_view bytes);
   /// to_bytes into a file, which appears whole or not at all. Throws Error with the system's reason
   /// where it can't be written or read.
-  void save(const std::string& path) const;
-  static Plan load(const std::string& path);
+  SMYRF_API void save(const std::string& path) const;
+  SMYRF_API static Plan load(const std::string& path);
 
  private:
   friend struct PlanAccess;

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "smyrf/export.h"
 #include "smyrf/options.h"
 
 namespace smyrf {
@@ -43,9 +44,9 @@ struct Statistics {
   std::string instruction_set;
 
   /// In the machine's byte order, with a version and a checksum.
-  std::string to_bytes() const;
+  SMYRF_API std::string to_bytes() const;
   /// Throws Error for bytes of another version and for damaged ones.
-  static Statistics from_bytes(std::string_view bytes);
+  SMYRF_API static Statistics from_bytes(std::string_view bytes);
 };
 
 }  // namespace smyrf

@@ -4,12 +4,13 @@
 #include <functional>
 #include <memory>
 
+#include "smyrf/export.h"
 namespace smyrf {
 
 /// Threads that share the work of a call (Options::thread_pool). A call of attention asks for them
 /// once for each of its parallel sections, one after the other; a section too small for a second
 /// thread does not ask. Results have the same bits on every pool.
-class ThreadPool {
+class SMYRF_API ThreadPool {
  public:
   ThreadPool() = default;
   ThreadPool(const ThreadPool&) = delete;
@@ -43,16 +44,16 @@ class ThreadPool {
 /// The pool of calls that name none: OpenMP's threads (the program's own where it uses OpenMP), or
 /// what this build of the library has in their place. size() is as many as OpenMP would use;
 /// run() takes at most 4 a processor. Lives as long as the process.
-ThreadPool& default_thread_pool();
+SMYRF_API ThreadPool& default_thread_pool();
 
 /// The most threads that a call with this Options::num_threads runs on in the default pool.
-int call_threads(int num_threads = 0);
+SMYRF_API int call_threads(int num_threads = 0);
 
 /// A pool of std::threads that end with it: `threads` in all, at least 1, the caller's among them,
 /// and at most 4 a processor. They are made when first needed, as many as the system gives, and
 /// sleep between sections. A section does not wait for a thread that the system has not woken: the
 /// caller does its part. Of calls at the same time one has the threads, the others work alone. In a
 /// forked child the pool makes new ones. Throws Error where threads is less than 1.
-std::unique_ptr<ThreadPool> make_thread_pool(int threads);
+SMYRF_API std::unique_ptr<ThreadPool> make_thread_pool(int threads);
 
 }  // namespace smyrf

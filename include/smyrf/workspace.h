@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "smyrf/export.h"
 namespace smyrf {
 
 /// Working memory of calls (Options::workspace): it grows to what the largest of them needed and is
@@ -17,17 +18,17 @@ namespace smyrf {
 /// of either.
 class Workspace {
  public:
-  Workspace();
+  SMYRF_API Workspace();
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
   Workspace(Workspace&&) = delete;
   Workspace& operator=(Workspace&&) = delete;
-  ~Workspace();  ///< not while a call uses it
+  SMYRF_API ~Workspace();  ///< not while a call uses it
 
   /// What it holds. Throws Error while a call uses it.
-  std::int64_t bytes() const;
+  SMYRF_API std::int64_t bytes() const;
   /// Releases all of it. Throws Error while a call uses it.
-  void clear();
+  SMYRF_API void clear();
 
  private:
   friend class WorkspaceUse;
