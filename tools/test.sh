@@ -7,11 +7,13 @@ export HF_HUB_OFFLINE=1
 export OMP_WAIT_POLICY=passive
 
 failed=()
+times=()
 check() { # check NAME COMMAND...
-  local name=$1
+  local name=$1 start=$SECONDS
   shift
   printf '\n== %s\n' "$name"
   "$@" || failed+=("$name")
+  times+=("$(printf '%5d s  %s' $((SECONDS - start)) "$name")")
 }
 
 # Seed and number are fixed, and compared values, addresses among them, guide nothing: every run takes
@@ -51,6 +53,7 @@ check 'sizes' .venv/bin/python tools/sizes.py
 check 'shellcheck' .venv/bin/shellcheck .ci/run tools/*.sh
 
 echo
+printf '%s\n' "${times[@]}"
 if ((${#failed[@]})); then
   printf 'FAILED: %s\n' "${failed[@]}"
   exit 1
