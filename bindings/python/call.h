@@ -281,6 +281,41 @@ class OptionReader {
   std::size_t taken_ = 0;
 };
 
+/// The options that are neither arrays nor the layout. What is missing counts as None.
+inline Options ToOptions(OptionReader& option) {
+  Options options;
+  options.method = ToMethod(option.Get<"method">());
+  options.is_causal = ToBool("is_causal", option.Get<"is_causal">());
+  options.enable_gqa = ToBool("enable_gqa", option.Get<"enable_gqa">());
+  options.scale =
+      ToNumber<double>("scale", option.Get<"scale">(), "a finite number or None for 1/sqrt(D)");
+  constexpr const char* kDial = "an integer of at least 1, or None for the default";
+  options.n_hashes = ToNumber<std::int64_t>("n_hashes", option.Get<"n_hashes">(), kDial);
+  options.cluster_size =
+      ToNumber<std::int64_t>("cluster_size", option.Get<"cluster_size">(), kDial);
+  options.tolerance = ToNumber<double>("tolerance", option.Get<"tolerance">(), "a number or None");
+  options.max_density =
+      ToNumber<double>("max_density", option.Get<"max_density">(), "a number or None");
+  options.dropout_p =
+      ToNumber<double>("dropout_p", option.Get<"dropout_p">(), "a number from 0 to 1")
+          .value_or(0.0);
+  options.seed = ToSeed(option.Get<"seed">());
+  options.num_threads =
+      ToNumber<int>("num_threads", option.Get<"num_threads">(), "a number of threads or None")
+          .value_or(0);
+  if (const nb::handle window = option.Get<"window">(); !window.is_none()) {
+    const auto [left, right] =
+        ToPair("window", window, "(left, right), two integers from 0 up or -1 for no bound");
+    options.window = {left, right};
+  }
+  if (const nb::handle positions = option.Get<"positions">(); !positions.is_none()) {
+    const auto [first_query, first_key] =
+        ToPair("positions", positions, "(first_query, first_key), two integers from 0 up");
+    options.positions = {first_query, first_key};
+  }
+  return options;
+}
+
 /// A call's Python arguments as the core takes them; keeps the arrays alive.
 struct Call {
   std::optional<Input> query, key, value, attn_mask, key_padding_mask, query_padding_mask;
@@ -315,36 +350,7 @@ struct Call {
     mask("query_padding_mask", option.Get<"query_padding_mask">(), query_padding_mask,
          arguments.query_padding_mask, kPadding);
 
-    options.method = ToMethod(option.Get<"method">());
-    options.is_causal = ToBool("is_causal", option.Get<"is_causal">());
-    options.enable_gqa = ToBool("enable_gqa", option.Get<"enable_gqa">());
-    options.scale =
-        ToNumber<double>("scale", option.Get<"scale">(), "a finite number or None for 1/sqrt(D)");
-    constexpr const char* kDial = "an integer of at least 1, or None for the default";
-    options.n_hashes = ToNumber<std::int64_t>("n_hashes", option.Get<"n_hashes">(), kDial);
-    options.cluster_size =
-        ToNumber<std::int64_t>("cluster_size", option.Get<"cluster_size">(), kDial);
-    options.tolerance =
-        ToNumber<double>("tolerance", option.Get<"tolerance">(), "a number or None");
-    options.max_density =
-        ToNumber<double>("max_density", option.Get<"max_density">(), "a number or None");
-    options.dropout_p =
-        ToNumber<double>("dropout_p", option.Get<"dropout_p">(), "a number from 0 to 1")
-            .value_or(0.0);
-    options.seed = ToSeed(option.Get<"seed">());
-    options.num_threads =
-        ToNumber<int>("num_threads", option.Get<"num_threads">(), "a number of threads or None")
-            .value_or(0);
-    if (const nb::handle window = option.Get<"window">(); !window.is_none()) {
-      const auto [left, right] =
-          ToPair("window", window, "(left, right), two integers from 0 up or -1 for no bound");
-      options.window = {left, right};
-    }
-    if (const nb::handle positions = option.Get<"positions">(); !positions.is_none()) {
-      const auto [first_query, first_key] =
-          ToPair("positions", positions, "(first_query, first_key), two integers from 0 up");
-      options.positions = {first_query, first_key};
-    }
+    options = ToOptions(option);
     if (option.taken() < options_.size()) {
       Fail(ErrorKind::kType, "options: got a name that is unknown");
     }

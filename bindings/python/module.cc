@@ -1,7 +1,6 @@
 // smyrf._core: the C++ calls.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
-#include <nanobind/stl/filesystem.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -11,12 +10,12 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <filesystem>
 #include <iterator>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -141,6 +140,12 @@ void Reference(nb::handle query, nb::handle key, nb::handle value,
   smyrf::reference(call.arguments, call.options, out.data(), lse.data(), plan);
 }
 
+void CheckOptions(const nb::dict& options) {
+  OptionReader option(options);
+  ToHeadsLast(option.Get<"layout">());
+  ToOptions(option);
+}
+
 nb::dict DialEntry(const smyrf::Dial& dial) {
   nb::dict entry;
   entry["name"] = dial.option.name;
@@ -182,7 +187,11 @@ NB_MODULE(_core, m) {
       PyObject* type = error.kind() == ErrorKind::kType          ? PyExc_TypeError
                        : error.kind() == ErrorKind::kUnsupported ? PyExc_NotImplementedError
                                                                  : PyExc_ValueError;
-      PyErr_SetString(type, error.what());
+      // The path of a file may be no UTF-8.
+      const std::string_view what = error.what();
+      const nb::object text = nb::steal(PyUnicode_DecodeUTF8(
+          what.data(), static_cast<Py_ssize_t>(what.size()), "backslashreplace"));
+      if (text.is_valid()) PyErr_SetObject(type, text.ptr());
     }
   });
 
@@ -204,6 +213,8 @@ NB_MODULE(_core, m) {
         "layout"_a.none(), "num_threads"_a.none());
   m.def("reference", &Reference, "query"_a.none(), "key"_a.none(), "value"_a.none(),
         "out"_a.noconvert(), "lse"_a.noconvert(), "plan"_a.none(), "options"_a);
+  m.def("check_options", &CheckOptions, "options"_a,
+        "Raise for an option of another type than a call takes. Nothing else is checked.");
   m.def("instruction_sets", &smyrf::instruction_sets,
         "Instruction sets that this machine and build can run, best first.");
   m.def("threads", &smyrf::call_threads, "asked"_a,

@@ -3,7 +3,6 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
-#include <nanobind/stl/filesystem.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -13,7 +12,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <filesystem>
 #include <iterator>
 #include <memory>
 #include <optional>
@@ -196,6 +194,19 @@ std::string SignatureOfMethod() {
   return "def method(self) -> typing.Literal[" + names + "]";
 }
 
+/// The system's bytes of a path, in whatever encoding they are.
+std::string ToPath(nb::handle object) {
+  PyObject* bytes = nullptr;
+  if (PyUnicode_FSConverter(object.ptr(), static_cast<void*>(&bytes)) == 0) {
+    const bool is_path = PyErr_ExceptionMatches(PyExc_ValueError) != 0;
+    PyErr_Clear();
+    FailWith(is_path ? ErrorKind::kValue : ErrorKind::kType, "path", object,
+             "the path of a file: str, bytes or os.PathLike");
+  }
+  const nb::bytes held = nb::steal<nb::bytes>(bytes);
+  return {held.c_str(), held.size()};
+}
+
 smyrf::Plan LoadPlan(nb::handle state) { return FromState<smyrf::Plan>("plan", state); }
 
 smyrf::Statistics LoadStatistics(nb::handle state) {
@@ -287,16 +298,16 @@ void DefinePlan(const nb::module_& m) {
           },
           kOwned, kNonFinite)
       .def(
-          "save",
-          [](const smyrf::Plan& p, const std::filesystem::path& path) { p.save(path.string()); },
-          "path"_a,
+          "save", [](const smyrf::Plan& p, nb::handle path) { p.save(ToPath(path)); },
+          "path"_a.none(),
+          nb::sig(
+              "def save(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None"),
           R"(Write the plan to a file, which appears whole or not at all.
 
 Raises ValueError with the system's reason where it can't be written.)")
       .def_static(
-          "load",
-          [](const std::filesystem::path& path) { return smyrf::Plan::load(path.string()); },
-          "path"_a,
+          "load", [](nb::handle path) { return smyrf::Plan::load(ToPath(path)); }, "path"_a.none(),
+          nb::sig("def load(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Plan"),
           R"(The plan that `save` wrote.
 
 Raises ValueError for a file that can't be read, is damaged or of another version.)")

@@ -95,6 +95,10 @@ def _by_operator(
     options: dict[str, Any],
 ) -> Any:
     """(out, lse)."""
+    # The schema takes more than the core: Fraction(3, 2) for 1, a set for a pair. Numbers of a
+    # graph may be unknown yet, so they are not looked at.
+    if not (torch.compiler.is_compiling() or is_recorded()):
+        _core.check_options(options)
     options = plain(options)
     for name in ("is_causal", "enable_gqa"):
         if not isinstance(options[name], bool):  # the schema would take None for False
@@ -105,7 +109,7 @@ def _by_operator(
         # An option of a type that the schema refuses: the core has a sentence for it.
         if type(error) is RuntimeError and not torch.compiler.is_compiling():
             try:
-                _core.plan(*export_rows(query, key, value), exported(options))
+                _core.check_options(options)
             except (TypeError, ValueError) as sentence:
                 raise sentence from None
         raise

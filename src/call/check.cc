@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <limits>
+#include <string>
 #include <utility>
 
 #include "base/message.h"
@@ -242,7 +244,7 @@ void CheckThreads(int num_threads) {
 
 void CheckDropout(const Options& options) {
   if (!(options.dropout_p >= 0.0 && options.dropout_p <= 1.0)) {
-    Fail(ErrorKind::kValue, "dropout_p: got ", options.dropout_p,
+    Fail(ErrorKind::kValue, "dropout_p: got ", Exact(options.dropout_p),
          ", expected a probability from 0 (keep every pair) to 1 (drop every pair)");
   }
 }
@@ -281,6 +283,11 @@ const char* Name(DType dtype) {
       return "bool";
   }
   return "?";
+}
+
+std::string Exact(double number) {
+  std::array<char, 32> text{};
+  return {text.data(), std::to_chars(text.data(), text.data() + text.size(), number).ptr};
 }
 
 Problem CheckProblem(const Arguments& arguments, const Options& options, bool with_value) {
@@ -323,7 +330,7 @@ Problem CheckProblem(const Arguments& arguments, const Options& options, bool wi
   constexpr double kSmallest = std::numeric_limits<float>::min();
   const double size = std::abs(scale);
   if (!(size <= kLargest) || (size > 0.0 && size < kSmallest)) {
-    Fail(ErrorKind::kValue, "scale: got ", scale,
+    Fail(ErrorKind::kValue, "scale: got ", Exact(scale),
          ", expected a finite float32 number: 0 or of a size from ", kSmallest, " to ", kLargest);
   }
   CheckWindow(options.window);

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 
 #include "methods/method.h"
 #include "run/plan_parts.h"
@@ -43,5 +44,8 @@ void CheckMerge(const MutableTensorView& out, const MutableTensorView& lse,
                 const TensorView& other_out, const TensorView& other_lse, int num_threads);
 
 const char* Name(DType dtype);
+
+/// A number for a message, as short as tells it from every other: 0.1, and 1.0000001 is no 1.
+std::string Exact(double number);
 
 }  // namespace smyrf

@@ -84,7 +84,7 @@ void CheckDial(const Dial& dial, const Options& options) {
   const std::optional<double> value = dial.option.Asked(options);
   if (!value || dial.Accepts(*value)) return;
   Fail(ErrorKind::kValue, name, ": got ",
-       whole != nullptr ? Message((options.*whole).value_or(0)) : Message(*value), ", ",
+       whole != nullptr ? Message((options.*whole).value_or(0)) : Exact(*value), ", ",
        dial.accepted);
 }
 

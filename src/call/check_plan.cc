@@ -89,7 +89,9 @@ const AttentionMethod& CheckPlan(const Plan& plan, const Arguments& arguments,
   } catch (const Error& error) {
     Fail(error.kind(), error.what(), " (the method is the plan's)");
   }
-  if (info.scale) CheckSame("scale", problem.scale, *info.scale);
+  if (info.scale && problem.scale != *info.scale) {
+    CheckSame("scale", Exact(problem.scale), Exact(*info.scale));
+  }
   return method;
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +43,7 @@ BAD_OPTIONS = [
     Bad({"method": None}, ValueError, "method", "None", "'auto', 'dense', 'lsh' and 'tree'"),
     Bad({"method": 3}, ValueError, "method", "3", "'auto', 'dense', 'lsh' and 'tree'"),
     Bad({"dropout_p": 1.1}, ValueError, "dropout_p", "1.1", "from 0 (keep every pair) to 1 (drop"),
+    Bad({"dropout_p": 1.0000001}, ValueError, "dropout_p", "1.0000001", "from 0"),
     Bad({"dropout_p": -0.1}, ValueError, "dropout_p", "-0.1", "from 0"),
     Bad({"dropout_p": math.nan}, ValueError, "dropout_p", "nan", "from 0"),
     Bad({"dropout_p": "x"}, TypeError, "dropout_p", "'x'", "a number from 0 to 1"),
@@ -52,6 +54,7 @@ BAD_OPTIONS = [
     Bad({"scale": math.inf}, ValueError, "scale", "inf", "finite"),
     Bad({"scale": -math.inf}, ValueError, "scale", "-inf", "finite"),
     Bad({"scale": 1e39}, ValueError, "scale", "1e+39", "finite float32"),
+    Bad({"scale": 2.30000001e38}, ValueError, "scale", "2.30000001e+38", "to 2.3e+38"),
     Bad({"scale": "1"}, TypeError, "scale", "'1'", "finite number or None"),
     Bad({"scale": 1j}, TypeError, "scale", "1j", "finite number or None"),
     Bad({**LSH, "scale": 0.0}, ValueError, "scale", "0", "above 0"),
@@ -68,10 +71,12 @@ BAD_OPTIONS = [
     Bad({**LSH, "seed": -1}, ValueError, "seed", "-1", "0 to 2^63 - 1"),
     Bad({**LSH, "seed": 2**63}, ValueError, "seed", str(2**63), "0 to 2^63 - 1"),
     Bad({**LSH, "seed": 0.5}, TypeError, "seed", "0.5", "integer"),
+    Bad({**LSH, "seed": torch.tensor(1.5)}, TypeError, "seed", "1.5", "integer"),
     Bad({**LSH, "seed": None}, TypeError, "seed", "None", "integer"),
     Bad({"n_hashes": 3}, ValueError, "n_hashes", "method is auto", "method='lsh'"),
     Bad({"cluster_size": 3}, ValueError, "cluster_size", "method is auto", "leave cluster_size"),
     Bad({"method": "dense", "seed": 3}, ValueError, "seed", "method is dense", "method='lsh'"),
+    Bad({"tolerance": 1.0000001}, ValueError, "tolerance", "1.0000001", "below 1"),
     Bad({"max_density": 0.5}, ValueError, "max_density", "method is auto", "method='tree'"),
     Bad({"method": "dense", "n_hashes": 3}, ValueError, "n_hashes", "is dense", "leave n_hashes"),
     Bad({**LSH, "is_causal": True}, NotImplementedError, "is_causal", "lsh", "method='dense'"),
@@ -81,6 +86,9 @@ BAD_OPTIONS = [
     Bad({"window": (1, 2, 3)}, TypeError, "window", "1, 2, 3", "(left, right)"),
     Bad({"window": (1.5, 2)}, TypeError, "window", "1.5, 2", "two integers"),
     Bad({"window": "ab"}, TypeError, "window", "'ab'", "(left, right)"),
+    Bad({"window": {1, 2}}, TypeError, "window", "{1, 2}", "two integers"),
+    Bad({"window": (np.True_, 0)}, TypeError, "window", "True", "two integers"),
+    Bad({"positions": (Fraction(3, 2), 0)}, TypeError, "positions", "(3, 2)", "two integers"),
     Bad({"window": (-2, 1)}, ValueError, "window", "left = -2", "-1 for no bound"),
     Bad({"window": (1, -2)}, ValueError, "window", "right = -2", "-1 for no bound"),
     Bad({"positions": 3}, TypeError, "positions", "3", "(first_query, first_key)"),
@@ -211,12 +219,20 @@ def test_numpy(bad: Bad) -> None:
     check(lambda: smyrf.attention(**{**arguments(), **bad.changes}), bad)
 
 
-# The operator's own schema also checks types; a call that returns statistics goes past it.
-@pytest.mark.parametrize("return_stats", [False, True], ids=["operator", "direct"])
+@pytest.mark.parametrize("return_stats", [False, True])
 @pytest.mark.parametrize("bad", BAD_OPTIONS + BAD_ARRAYS, ids=name_of)
 def test_torch(bad: Bad, return_stats: bool) -> None:
     tensors = {name: to_torch(value) for name, value in {**arguments(), **bad.changes}.items()}
     check(lambda: smyrf.attention(**tensors, return_stats=return_stats), bad)
+
+
+@pytest.mark.parametrize("bad", BAD_OPTIONS, ids=name_of)
+@pytest.mark.filterwarnings("error")
+def test_vmap_says_the_same(bad: Bad) -> None:
+    """There a call is one of the operator, whose schema has rules and sentences of its own."""
+    tensors = {name: to_torch(value) for name, value in {**arguments(), **bad.changes}.items()}
+    query = tensors.pop("query")
+    check(lambda: torch.vmap(lambda rows: smyrf.attention(rows, **tensors))(query[None]), bad)
 
 
 @pytest.mark.parametrize("kind", [np.asarray, to_torch], ids=["numpy", "torch"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import copyreg
 import os
 import pickle
 import subprocess
@@ -221,3 +222,62 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"path: .* can't be written"):
         plan.save(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["plan"]
+
+
+@pytest.mark.parametrize("kind", [bytes, str])
+def test_a_path_in_any_encoding_is_one(kind: type, tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path)
+    path, missing = (os.path.join(folder, name) for name in (b"caf\xe9", b"\xff\xfe"))
+    given = (path, missing) if kind is bytes else (os.fsdecode(path), os.fsdecode(missing))
+    plan = plan_of("lsh")
+    plan.save(given[0])
+    assert os.listdir(folder) == [b"caf\xe9"]
+    assert state_of(smyrf.Plan.load(given[0]))[1] == state_of(plan)[1]
+    with pytest.raises(ValueError, match=r"path: .*\\xff\\xfe can't be read: No such file"):
+        smyrf.Plan.load(given[1])
+    with pytest.raises(ValueError, match=r"path: .*caf\\xe9/plan can't be written: Not a dir"):
+        plan.save(Path(os.fsdecode(path)) / "plan")
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        (None, TypeError),
+        (3, TypeError),
+        (["plan"], TypeError),
+        ("a\0b", ValueError),
+        ("\ud800", ValueError),
+    ],
+)
+def test_what_is_no_path_is_refused(path: Any, error: type[Exception]) -> None:
+    for use in (smyrf.Plan.load, plan_of("lsh").save):
+        with pytest.raises(error, match=r"^path: got .*, expected the path of a file: str, bytes"):
+            use(path)
+
+
+@pytest.mark.parametrize("kind", [smyrf.Plan, smyrf.Statistics])
+def test_an_instance_that_nobody_filled_is_refused(kind: Any) -> None:
+    class Own(kind):  # type: ignore[misc]
+        pass
+
+    for made in (kind, Own):
+        with pytest.raises(TypeError, match="not safe"):
+            object.__new__(made)
+        with pytest.raises(TypeError, match="not safe"):
+            copyreg._reconstructor(made, object, None)  # type: ignore[attr-defined]
+        with pytest.raises(TypeError, match=r"__init__\(\): incompatible function arguments"):
+            made()
+        # nanobind makes one, and knows that nothing is in it.
+        empty = made.__new__(made)
+        for use in (repr, pickle.dumps, lambda x: x.method):
+            with pytest.warns(RuntimeWarning, match="uninitialized"), pytest.raises(TypeError):
+                use(empty)
+        with pytest.raises(ValueError, match="its bytes are damaged"):
+            empty.__init__(b"")
+        del empty
+    filled = smyrf.attention(Q, K, V, method="lsh", return_stats=True)[1]
+    value = plan_of("lsh") if kind is smyrf.Plan else filled
+    said = repr(value)
+    with pytest.warns(RuntimeWarning), pytest.raises(TypeError):
+        value.__init__(value.__reduce__()[1][0])
+    assert repr(value) == said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -169,8 +170,10 @@ def test_plans_are_made_from_values_and_for_a_scale() -> None:
     with pytest.raises(ValueError, match="value: method tree plans"):
         smyrf.plan(query, key, method="tree")
     plan = smyrf.plan(query, key, value=value, method="tree", tolerance=0.2)
-    with pytest.raises(ValueError, match="plan: was made for scale"):
-        smyrf.attention(query, key, value, plan=plan, scale=0.5)
+    plan_of_half = smyrf.plan(query, key, value=value, method="tree", scale=0.5)
+    for near in (0.25, math.nextafter(0.5, 1.0)):  # told apart by the message, too
+        with pytest.raises(ValueError, match=f"made for scale = 0.5, this call has {near!r}; make"):
+            smyrf.attention(query, key, value, plan=plan_of_half, scale=near)
     with pytest.raises(ValueError, match="tolerance: differs from the plan's"):
         smyrf.attention(query, key, value, plan=plan, tolerance=0.1)
 
