@@ -1,7 +1,8 @@
-"""`smyrf.reference.attention` for float64 tensors, in torch operations that autograd knows.
+"""`smyrf.reference.attention` for float64 tensors, which autograd can differentiate.
 
-Whatever the method, a head is one softmax over columns: its keys and, for `tree`, the nodes of its
-key tree. The plan says which columns each query evaluates, and how often.
+It is made of torch operations alone. For every method a head is one softmax over columns. The
+columns are the keys and, for `tree`, also the nodes of the key tree. The plan says which columns a
+query evaluates, and how many times.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from smyrf._shapes import is_plain, shaped
 
 
 class Head(NamedTuple):
-    """One (batch, query head) of a plan, and the factor on its logits."""
+    """One query head of one batch entry."""
 
     plan: _core.Plan
-    b: int
-    h: int
-    scale: float
+    b: int  # index in the batch
+    h: int  # index of the query head
+    scale: float  # factor on q.k
 
     @property
     def key_head(self) -> int:
@@ -32,7 +33,7 @@ class Head(NamedTuple):
 
     @property
     def dense(self) -> bool:
-        """Every allowed pair once."""
+        """Whether each query evaluates every allowed key once, and no node."""
         method = self.plan.method
         return method == "dense" or (
             method == "tree" and bool(self.plan.dense_heads[self.b, self.h])
@@ -40,23 +41,23 @@ class Head(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """What the queries of a head may meet."""
+    """What the queries of a head can attend to: keys, or nodes of the key tree."""
 
     logits: torch.Tensor  # (Nq, columns)
     values: torch.Tensor  # (columns, Dv)
-    counts: torch.Tensor  # (Nq, columns): how often a query evaluates a column
+    counts: torch.Tensor  # (Nq, columns): how many times a query evaluates a column
 
 
 class Summaries(NamedTuple):
-    """Of the nodes of one (batch, key head)."""
+    """What stands for the keys and values of each node, of one (batch, key head)."""
 
-    keys: torch.Tensor  # (nodes, D): means
-    values: torch.Tensor  # (nodes, Dv): means
-    log_counts: torch.Tensor  # (nodes,)
-    directions: torch.Tensor  # (nodes, 32)
-    along: torch.Tensor  # (nodes,): variance of the keys along the direction
-    across: torch.Tensor  # (nodes,): what it leaves of their variance
-    profiles: torch.Tensor  # (nodes, 32): which part of that lies in which coordinate
+    keys: torch.Tensor  # (nodes, D): mean key
+    values: torch.Tensor  # (nodes, Dv): mean value
+    log_counts: torch.Tensor  # (nodes,): ln of the number of keys
+    directions: torch.Tensor  # (nodes, 32): one direction a node, in the tree's coordinates
+    along: torch.Tensor  # (nodes,): variance of the keys along that direction
+    across: torch.Tensor  # (nodes,): variance of the keys in all other directions
+    profiles: torch.Tensor  # (nodes, 32): the share of `across` in each coordinate
 
 
 def attention(
@@ -66,7 +67,20 @@ def attention(
     options: dict[str, Any],
     plan: _core.Plan | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """out and lse of float64 tensors, in their layout; options as the core takes them."""
+    """Attention of float64 tensors, by autograd's operations.
+
+    Args:
+        query, key, value: float64, of the shapes that `smyrf.attention` takes.
+        options: the keywords of `smyrf.attention` that are neither rows nor about what is
+            returned, each with a value.
+        plan: the plan to carry out, or None: one is made of float32 copies.
+
+    Returns:
+        out and lse, float64, in the layout of query.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as `smyrf.attention`.
+    """
     check_arrays(
         torch.Tensor, query=query, key=key, value=value, **{name: options[name] for name in MASKS}
     )
@@ -103,7 +117,7 @@ def _checked_plan(
     options: dict[str, Any],
     plan: _core.Plan | None,
 ) -> _core.Plan:
-    """The plan of a call of float32 copies, which is made, so that it raises what it has to."""
+    """The plan to carry out. A call with float32 copies checks the arguments, so it raises here."""
     for name, tensor in (("key", key), ("value", value)):
         if tensor.dtype != query.dtype:
             raise TypeError(
@@ -123,9 +137,11 @@ def _checked_plan(
 
 
 def _kept(plan: _core.Plan, dropout_p: float, seed: int) -> torch.Tensor | None:
-    """(B, Hq, Nq, Nk): what dropout multiplies weights by, 0 or 1 / (1 - dropout_p).
+    """(B, Hq, Nq, Nk): what dropout multiplies the weights by, 0 or 1 / (1 - dropout_p).
 
-    Seen where all weights are equal and values are rows of the identity matrix.
+    The core decides which pairs are kept, and a `dense` call shows it. The logits of that call are
+    all 0, and its value j is row j of the identity matrix: out[i, j] is above 0 where dropout kept
+    the pair (i, j).
     """
     if dropout_p == 0.0:
         return None
@@ -159,7 +175,7 @@ def _attend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """out (Nq, Dv) and lse (Nq) of one head."""
     plan, b, h = head.plan, head.b, head.h
-    # Padded rows are never read.
+    # Padded rows may hold anything, NaN too, so zeros take their place.
     valid_queries = torch.from_numpy(plan.valid_queries[b])
     valid_keys = torch.from_numpy(plan.valid_keys[b])[:, None]
     query = torch.where(valid_queries[:, None], query, 0.0)
@@ -178,7 +194,11 @@ def _attend(
 
 
 def _softmax(columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of logits plus ln of the counts. Rows without a column give 0 and lse -inf."""
+    """Weights (Nq, columns) and lse (Nq).
+
+    A column that a query evaluates n times has n times the weight: ln n is added to its logit. A
+    query without any column gets weights of 0 and an lse of -inf.
+    """
     evaluated = columns.counts > 0
     logits = torch.where(evaluated, columns.logits + columns.counts.log(), -math.inf)
     seen = evaluated.any(1)
@@ -189,6 +209,7 @@ def _softmax(columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _joined(first: Columns, second: Columns) -> Columns:
+    """The columns of both."""
     return Columns(
         torch.cat((first.logits, second.logits), 1),
         torch.cat((first.values, second.values), 0),
@@ -203,6 +224,7 @@ def _keys(
     attn_mask: torch.Tensor | None,
     head: Head,
 ) -> Columns:
+    """The keys as columns."""
     logits = head.scale * query @ key.T
     counts = _allowed(head.plan, head.b).double() if head.dense else _evaluated(head)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
@@ -215,8 +237,8 @@ def _keys(
 
 
 def _allowed(plan: _core.Plan, b: int) -> torch.Tensor:
-    """(Nq, Nk) bool: pairs that padding, causality and window leave."""
-    # Without positions, lower right corners meet.
+    """(Nq, Nk) bool: the pairs that padding, causality and window allow."""
+    # Without positions the last query stands at the last key.
     first_query, first_key = plan.positions or (plan.keys - plan.queries, 0)
     i = torch.arange(plan.queries)[:, None] + first_query
     j = torch.arange(plan.keys) + first_key
@@ -234,7 +256,7 @@ def _allowed(plan: _core.Plan, b: int) -> torch.Tensor:
 
 
 def _evaluated(head: Head) -> torch.Tensor:
-    """(Nq, Nk): how often the ranges of an `lsh` or `tree` plan hold a pair."""
+    """(Nq, Nk): how many times the ranges of an `lsh` or `tree` plan hold each pair."""
     plan, b, h, _ = head
     counts = torch.zeros(plan.queries, plan.keys, dtype=torch.float64)
     for r in range(max(1, plan.n_hashes)):
@@ -249,7 +271,11 @@ def _evaluated(head: Head) -> torch.Tensor:
 
 
 def _nodes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, head: Head) -> Columns:
-    """A node of n keys: logit scale q.mean(k) + ln n + c(u), u the logits' variance over it."""
+    """The nodes of the key tree as columns.
+
+    A node of n keys has the logit scale q.mean(k) + ln n + c(u). u is the variance of the n logits
+    scale q.k, as the node's summary gives it.
+    """
     plan, b, h, scale = head
     nodes = _summaries(key, value, plan, b, head.key_head)
     query_basis = torch.from_numpy(plan.tree_constants(b, head.key_head)[0]).double()
@@ -266,7 +292,8 @@ def _nodes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, head: He
 def _correction(u: torch.Tensor, log_count: torch.Tensor) -> torch.Tensor:
     """c(u) = u / 2, or sqrt(2 u ln n) - ln n where u > 2 ln n."""
     wide = u > 2 * log_count
-    # The root has no derivative at 0, and 0 times its infinity would be NaN: it is kept from both.
+    # The derivative of the root is infinite at 0. Backward would multiply it by 0 and give NaN.
+    # So nodes that take u / 2 compute the root of 1.
     root = torch.where(wide, u, 1.0).sqrt() * (2 * log_count).sqrt()
     return torch.where(wide, root - log_count, u / 2)
 
@@ -283,7 +310,8 @@ def _summaries(
     centred = [coordinates[m] - coordinates[m].mean(0) for m in members]
     along = torch.stack([(x @ d).square().mean() for x, d in zip(centred, directions, strict=True)])
     variances = torch.stack([x.square().mean(0).sum() for x in centred])
-    roots = list(range(len(profiles)))  # children follow in their parents' order
+    # The root above each node. Children stand in the order of their parents.
+    roots = list(range(len(profiles)))
     for node, (_, _, _, children) in enumerate(nodes):
         roots += [roots[node]] * children
     return Summaries(

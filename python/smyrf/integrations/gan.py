@@ -26,8 +26,8 @@ except ImportError as missing:
         name=missing.name,
     ) from missing
 
-FIRST_SIDE = 4  # pixels; what the generator's first block gets
-POWER_ITERATIONS = 16
+FIRST_SIDE = 4  # pixels a side of what the generator's first block gets
+POWER_ITERATIONS = 16  # passes that bring a new layer's spectral norms from noise to what they are
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class _SmyrfSelfAttn(SelfAttn):  # type: ignore[misc]
     smyrf: _Choice
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x and out: (B, C, H, W). Queries (B, 1, HW, C/8), keys HW/4, values (B, 1, HW/4, C/2)."""
+        """x and the result: (B, C, H, W). One head of H W queries and H W / 4 keys; D is C / 8."""
         query = _rows(self.snconv1x1_theta(x))
         key = _rows(self.maxpool(self.snconv1x1_phi(x)))
         value = _rows(self.maxpool(self.snconv1x1_g(x)))
@@ -195,7 +195,7 @@ def _new_layer(old: Any, channels: int, resolution: int, seed: int | None, gener
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layer = SelfAttn(channels, eps=generator.config.eps)
-        # Spectral norms start as noise, and only passes in training mode make them out.
+        # Spectral norms start as noise, and only passes in training mode compute them.
         with torch.no_grad():
             for _ in range(POWER_ITERATIONS):
                 layer(torch.zeros(1, channels, 2, 2))

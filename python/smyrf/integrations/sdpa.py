@@ -21,7 +21,7 @@ _ORIGINAL = torch.nn.functional.scaled_dot_product_attention
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 _lock = threading.RLock()
-# The last one decides. A new tuple at every change, so that calls read it without the lock.
+# The last one decides. Each change makes a new tuple, so that calls can read it without the lock.
 _active: tuple[Replacement, ...] = ()
 _patched: list[tuple[ModuleType, str]] = []
 _fastpath = True
@@ -78,8 +78,8 @@ def replace_sdpa(method: Method = "auto", **dials: float | None) -> Replacement:
     """Have `torch.nn.functional.scaled_dot_product_attention` compute with smyrf.
 
     For models that call it themselves: timm, diffusers, `torch.nn.MultiheadAttention` without
-    `need_weights`, `torch.nn.TransformerEncoder`. Arguments keep PyTorch's meaning: `is_causal` is
-    aligned to the upper left. A call that smyrf can't take goes to PyTorch's own function and is
+    `need_weights`, `torch.nn.TransformerEncoder`. Arguments keep PyTorch's meaning: by `is_causal`
+    query 0 stands at key 0. A call that smyrf can't take goes to PyTorch's own function and is
     counted with the reason. Such calls have dropout, masks that require a gradient, float64,
     another device, subclasses of tensors or transforms of torch.func; with "lsh" and "tree" also
     masks or `is_causal`.
@@ -193,7 +193,7 @@ def scaled_dot_product_attention(
 def _why_not(
     method: Method, arguments: tuple[Any, ...], dropout_p: float, is_causal: bool
 ) -> str | None:
-    """Why PyTorch has to compute a call. None: smyrf may try, which can still refuse it."""
+    """Why PyTorch has to compute a call. None: smyrf may try; it can still refuse the call."""
     query, key, value, attn_mask = arguments
     given = [x for x in arguments if x is not None]
     for tensor in given:

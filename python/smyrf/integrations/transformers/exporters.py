@@ -12,7 +12,7 @@ from smyrf.integrations.transformers.masks import is_traced
 def refuse_exporters(layer: str) -> None:
     """Raise NotImplementedError where a layer runs for an exporter that can't take smyrf.
 
-    The exporter itself would fail later, and name an operator that the user has never heard of.
+    Otherwise the exporter fails later, and names an operator that the user has never heard of.
     """
     if not (is_traced() or torch.compiler.is_compiling()):
         return

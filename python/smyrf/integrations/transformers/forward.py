@@ -27,9 +27,9 @@ from smyrf.integrations.transformers.packed import Cuts, attend_texts, is_packed
 
 logger = logging.get_logger(__name__)
 
-# Keywords that change what attention computes, and what to do instead. Transformers' `sdpa` takes
-# none of them either: it refuses softcap, and for the others models write a mask or can't be loaded
-# with it. Any other keyword is ignored, as `sdpa` does.
+# Keywords that would change what attention computes, and what to do instead. Transformers' `sdpa`
+# takes none of them either: it refuses softcap, and models with one of the others write it into the
+# mask or can't be loaded with `sdpa`. Any other keyword is ignored, as `sdpa` ignores it.
 _REFUSED = {
     "block_indices": "sparse blocks of keys are not supported; use attn_implementation='sdpa'",
     "cache": "paged caches are not supported; generate without continuous batching",
@@ -61,24 +61,29 @@ def attention_forward(
     """The attention function registered with transformers under the name "smyrf".
 
     Args:
-        module: the calling layer; `enable` may have kept options for it, else `method="auto"`.
+        module: the calling layer. It takes the method and the dials that `enable` kept for it, or
+            "auto" without dials.
         query: (B, Hq, Nq, D).
-        key, value: (B, Hkv, Nk, D) and (B, Hkv, Nk, Dv). Batches and head counts of 1 broadcast,
-            as those of learned queries do.
+        key, value: (B, Hkv, Nk, D) and (B, Hkv, Nk, Dv), of query's dtype: float32, float16 or
+            bfloat16. Batches and head counts of 1 broadcast (those of learned queries).
         attention_mask: None; a `PatternMask`; or a full mask (B or 1, Hq or 1, Nq or 1, Nk or 1),
-            bool (True takes part) or additive, whose gradient it doesn't give. A bool one of shape
+            bool (True takes part) or added to the logits. It gets no gradient. A bool mask of shape
             (B or 1, 1, 1, Nk) is padding.
-        dropout: each weight is dropped with this probability, chosen by PyTorch's generator;
-            layers pass 0 unless they train. Not for `tree`.
+        dropout: the probability with which each weight is dropped, by PyTorch's generator. Layers
+            pass 0 unless they train. Default 0; `tree` takes no other.
         scaling: factor on the logits, default 1/sqrt(D).
-        is_causal: used only where `sdpa` would get no mask; default `module.is_causal`, or True
-            if there is none. Aligned to the upper left, as in `sdpa`.
-        sliding_window: implied by the mask where there is one.
-        position_bias: (B or 1, H or 1, Nq or 1, Nk), added to the logits. `dense` takes it, and
-            gives no gradient of it.
-        kwargs: ignored, as `sdpa` does, but for those of a list that would change the result: they
-            raise unless they are None. With cu_seq_lens_q and cu_seq_lens_k, rows hold several
-            texts. Each text attends to itself alone, with causality aligned to its lower right.
+        is_causal: whether a query sees no later key, where `sdpa` would get no mask; a mask decides
+            otherwise. As in `sdpa`, query 0 stands at key 0. Default: `module.is_causal`, or True
+            where the layer has none.
+        sliding_window: how many keys a query sees, its own included, where there is no mask; a mask
+            has the window in it. Default: all.
+        position_bias: (B or 1, H or 1, Nq or 1, Nk), added to the logits; default none. `dense` and
+            `auto` take it. It gets no gradient.
+        kwargs: cu_seq_lens_q and cu_seq_lens_k say that rows hold several texts. Each text then
+            attends to itself alone, and by causality its last query stands at its last key.
+            indices (B, Nq, count): the keys that an indexer chose for each query. Keywords that
+            would change the result raise unless they are None. All others are ignored, as `sdpa`
+            ignores them.
 
     Returns:
         (B, Nq, Hq, Dv) contiguous, and None in the place of the weights.
@@ -132,7 +137,7 @@ def attention_forward(
 def _batch_of(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The batch, then query, key and value, one of which may have a batch of 1 that broadcasts."""
+    """The batch, then query, key and value. Those with a batch of 1 serve the whole batch."""
     three = query, key, value
     if is_traced():  # the example's batch may be 1, and that of later calls another
         sizes: Any = (x.shape[0] for x in three)
@@ -142,7 +147,7 @@ def _batch_of(
 
 
 def _causal(module: nn.Module, given: bool | None, mask: torch.Tensor | None) -> bool:
-    """Whether a layer is causal where it computes without a mask."""
+    """Whether a layer that computes without a mask is causal."""
     own: bool = getattr(module, "is_causal", True)
     if mask is None and not supports_sdpa(type(module).__module__):
         return False  # in `eager`, no mask means all pairs, whatever the layer says
@@ -181,7 +186,7 @@ def _call(
 
 
 def _advice(name: str, module: nn.Module, options: Mapping[str, Any]) -> str:
-    """How to leave a layer out that can't take its method; it would then run dense."""
+    """How to leave a layer out that can't take its method, so that it runs dense."""
     method = options.get("method", "auto")
     if method in ("auto", "dense"):
         return ""
@@ -208,11 +213,12 @@ def _dropout_options(name: str, dropout: float, method: Method | None) -> dict[s
             f"{name}: got dropout={dropout}, and a trace would drop the same weights in every "
             "call; call model.eval() before torch.jit.trace"
         )
-    # From the generator that torch.manual_seed seeds and checkpoints restore.
+    # The seed comes from the generator that torch.manual_seed seeds and checkpoints restore.
     return {"dropout_p": dropout, "seed": int(torch.randint(2**63 - 1, ()))}
 
 
-# Gives 0, and raises where backward asks it for the bias's gradient. Traces hold it as an operator.
+# Gives 0. Its backward raises: somebody asks for the gradient of a bias. It is an operator, so that
+# traces hold it.
 torch.library.define("smyrf::no_gradient", "(Tensor bias, str layer) -> Tensor")
 
 
@@ -242,7 +248,7 @@ def _check_method(name: str, module: nn.Module, layer: Layer | None) -> None:
 
 
 def _check_gradient(name: str, module: nn.Module, bias: torch.Tensor) -> None:
-    # Outside training a gradient is rarely wanted where PyTorch keeps a graph: backward says so.
+    # Outside training PyTorch often keeps graphs that nobody uses: only backward raises there.
     early = module.training or torch.compiler.is_compiling()
     if early and bias.requires_grad and torch.is_grad_enabled():
         raise NotImplementedError(_NO_BIAS_GRADIENT.format(name))
@@ -277,7 +283,7 @@ def _options_of_mask(
     mask: torch.Tensor | PatternMask,
     sizes: tuple[int, int, int],
 ) -> tuple[int, dict[str, Any]]:
-    """The number of keys used, and the options. Sizes: batch, queries, keys."""
+    """How many leading keys are used, and the options. Sizes: batch, queries, keys."""
     batch, queries, keys = sizes
     if isinstance(mask, PatternMask):
         if _has_sizes(name, mask, queries, keys):
@@ -294,7 +300,10 @@ def _options_without_mask(
     query: torch.Tensor,
     key: torch.Tensor,
 ) -> tuple[int, dict[str, Any]]:
-    """The number of keys used, and the options: `sdpa`'s, or for packed rows flash attention's."""
+    """How many leading keys are used, and the options.
+
+    They mean what they mean in `sdpa`, or for packed rows in flash attention.
+    """
     queries, keys = query.shape[2], key.shape[2]
     if packed:
         options: dict[str, Any] = {"is_causal": True} if causal else {}
@@ -315,7 +324,7 @@ def _options_without_mask(
 
 
 def _has_sizes(name: str, mask: PatternMask, queries: int, keys: int) -> bool:
-    """Whether a mask is for these; if not, it is for one that stands for all."""
+    """Whether a mask has these sizes. It may have a size of 1 instead, for all queries or keys."""
     of_mask = tuple(mask.shape[2:])
     if of_mask[0] not in (1, queries) or of_mask[1] not in (1, keys):
         raise ValueError(
@@ -346,8 +355,9 @@ def _pattern_options(mask: PatternMask, layer: Layer | None, batch: int) -> dict
         right = UNBOUNDED
     if (left, right) != (UNBOUNDED, UNBOUNDED):
         options["window"] = (left, right)
-    # Outputs of padded queries are read by nobody. dense gives them sdpa's values; another method
-    # would let them take part in its order, so it is told which they are, where that is certain.
+    # Nobody reads the outputs of padded queries. `dense` gives them what `sdpa` gives. In other
+    # methods they would take part in the order of queries, so those are told which are padded,
+    # where queries and keys are certainly the same positions.
     plain_self = layer is not None and layer.self_attention and layer.method != "dense"
     if plain_self and mask.shape[2] == mask.used_keys and mask.band == Band(UNBOUNDED, UNBOUNDED):
         options["query_padding_mask"] = padding
@@ -359,8 +369,8 @@ def _restrict(
 ) -> None:
     """Allow the keys (batch, queries, count) that DeepSeek's indexer chose, and no other.
 
-    Models fold them into the mask themselves where the implementation is called "sdpa". Whatever
-    else is called so is ignored, as there.
+    Where the implementation is called "sdpa", models write them into the mask themselves. A keyword
+    `indices` of another shape means something else, and is ignored.
     """
     if not isinstance(indices, torch.Tensor) or indices.shape[:-1] != sizes[:2]:
         return

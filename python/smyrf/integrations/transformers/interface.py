@@ -43,8 +43,8 @@ def refuse_config(config: PreTrainedConfig | None) -> None:
 def watch_loading() -> None:
     """Have transformers refuse "smyrf" where a model is made, as it refuses "sdpa".
 
-    Transformers accepts a registered implementation for every model, and a model that can't use it
-    fails when it runs, if ever. No other place can refuse it in time.
+    Transformers accepts a registered implementation for every model. A model that can't use it
+    would fail when it runs, or give wrong results. No other place can refuse it before.
     """
     original = PreTrainedModel.get_correct_attn_implementation
     if getattr(original, "watches", None) == NAME:
@@ -62,8 +62,8 @@ def watch_loading() -> None:
                 f"attn_implementation={NAME!r}; load it without, and smyrf.transformers.enable "
                 "switches those that can be"
             )
-        # The config holds no more than the name "smyrf", so that a pickled model must bring the
-        # import along.
+        # The config holds nothing but the name "smyrf": something else must bring the import along
+        # when the model is pickled.
         if found == NAME:
             vars(self)[_IMPORT] = _Import()
         else:
@@ -105,8 +105,8 @@ _MASKS = {name for name in dir(masking_utils) if name.startswith("create_")}
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def supports_sdpa(file: str) -> bool:
-    """Whether a model in a file may be loaded with `sdpa`, so that the masks there are right."""
-    return _supports_sdpa(file)  # apart, since compilers warn of a cache that they see
+    """Whether models in a file may be loaded with `sdpa`, so that their layers know its masks."""
+    return _supports_sdpa(file)  # a function of its own: compilers warn of a cache that they see
 
 
 @functools.cache
@@ -126,7 +126,7 @@ def works_out_causality(forward: Callable[..., Any]) -> bool:
 
 
 def _has_table_without_smyrf(file: str) -> bool:
-    """Whether layers are chosen by implementation, from those that transformers comes with."""
+    """Whether a file has a table of layer classes by implementation, which doesn't name smyrf."""
     names = vars(sys.modules[file]) if file in sys.modules else {}
     tables = [table for name, table in names.items() if name.endswith("_ATTENTION_CLASSES")]
     return any(isinstance(table, dict) and NAME not in table for table in tables)

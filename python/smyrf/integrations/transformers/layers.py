@@ -1,7 +1,7 @@
-"""What `smyrf.transformers.enable` keeps, on the modules themselves.
+"""What `smyrf.transformers.enable` keeps. It lies on the modules themselves.
 
-A copy of an enabled model, or one that another process unpickles, brings this along: it is enabled
-with the same method and dials, on its own copies of the configs.
+So a copy of an enabled model, or a model that another process unpickles, is enabled too: with the
+same method and dials, on its own copies of the configs.
 """
 
 from __future__ import annotations
@@ -18,9 +18,14 @@ from smyrf._types import Method
 
 
 class Switched:
-    """A config that models are enabled on, and the implementation that it named before.
+    """A config that names "smyrf" while models are enabled, and the implementation it named before.
 
-    Each config has one: `switched` finds that of a config that is switched already.
+    A config has at most one. `switched` finds it.
+
+    Attributes:
+        config: the config.
+        original: its implementation before.
+        owners: how many `Enabled` hold it.
     """
 
     def __init__(self, config: PreTrainedConfig, original: str | None) -> None:
@@ -37,15 +42,16 @@ _switched: weakref.WeakValueDictionary[int, Switched] = weakref.WeakValueDiction
 
 
 def switched(config: PreTrainedConfig) -> Switched:
+    """The `Switched` of a config; a new one for a config that has none."""
     known = _switched.get(id(config))
     return Switched(config, config._attn_implementation) if known is None else known
 
 
 class Enabled:
-    """One `enable`, held by its model and by each of its layers.
+    """One call of `enable`. Its model and each of its layers hold it.
 
-    When it ends, by `disable` or with the last of them, configs that have no other owner get back
-    what they said before.
+    It ends by `disable`, or when the last of these is deleted. A config that no other `Enabled`
+    holds then gets back the implementation that it named before.
     """
 
     def __init__(self, configs: Sequence[Switched], model: nn.Module | None = None) -> None:
@@ -79,7 +85,14 @@ def set_implementation(config: PreTrainedConfig, implementation: str | None) -> 
 
 @dataclass(frozen=True)
 class Layer:
-    """What `enable` chose for an attention module."""
+    """What `enable` chose for an attention module.
+
+    Attributes:
+        name: the module's name in the model.
+        method, dials: as in `smyrf.attention`.
+        self_attention: it is certain that its queries and keys are the same positions.
+        enabled: the call of `enable`.
+    """
 
     name: str
     method: Method
@@ -97,6 +110,7 @@ def keep(module: nn.Module, layer: Layer) -> None:
 
 
 def kept(module: nn.Module) -> Layer | None:
+    """What `enable` chose for this module; None where it chose nothing."""
     layer: Layer | None = getattr(module, _LAYER, None)  # compiled graphs guard this, and not vars
     return layer
 
@@ -112,7 +126,7 @@ def kept_enabled(model: nn.Module) -> Enabled | None:
 
 
 def forget(model: nn.Module, enabled: Enabled) -> None:
-    """End it, and take it off the model and its modules."""
+    """End what one `enable` did, and take it off the model and its modules."""
     enabled.end()
     for module in model.modules():
         layer = kept(module)

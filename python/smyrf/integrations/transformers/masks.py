@@ -1,8 +1,8 @@
-"""The mask function of `smyrf.transformers`: keeps plain patterns as patterns, O(N) in memory.
+"""The mask function of `smyrf.transformers`. A plain pattern stays one, and takes O(N) memory.
 
 transformers describes a mask by a function of absolute positions and a padding mask (batch, keys).
-Where the function is plainly causal, bidirectional or a sliding window, layers get a `PatternMask`;
-anything else becomes transformers' own full boolean mask, as a `BoolMask`.
+Where the function is plainly causal, bidirectional or a sliding window, layers get a `PatternMask`.
+Otherwise they get transformers' own full boolean mask, as a `BoolMask`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ UNBOUNDED = -1
 
 
 class Band(NamedTuple):
-    """The keys a query sees: from `left` positions before it to `right` after it; -1: no bound."""
+    """A query sees keys from `left` positions before it to `right` after it. -1: no bound."""
 
     left: int
     right: int
@@ -32,13 +32,13 @@ class BoolMask(torch.Tensor):
     """A boolean mask (True takes part) that can't be added to scores.
 
     A layer that computes attention itself, without transformers' attention interface, adds its mask
-    to floating scores: silently wrong with a boolean one, and with zeros and ones. That raises; in
-    all else this is a boolean tensor. Boolean tensors made from it are such masks, too, and so are
-    its casts to a floating dtype.
+    to floating scores. With a boolean mask, or one of zeros and ones, nothing would show that the
+    result is wrong. So that addition raises ValueError. For all else this is a boolean tensor.
+    Boolean tensors made from it are such masks too, and so are its casts to a floating dtype.
     """
 
-    origin: PatternMask | None = None
-    filled = False  # a cast that others wrote to, e.g. the lowest float
+    origin: PatternMask | None = None  # whose memory this mask may share
+    filled = False  # a cast that others wrote to, e.g. the lowest float: it may be added to scores
 
     @classmethod
     def __torch_function__(
@@ -61,8 +61,8 @@ class BoolMask(torch.Tensor):
         else:  # another subclass takes part, and decides
             args, kwargs = tree_map_only(BoolMask, _full, given)
             result = function(*args, **kwargs)
-        # Of `_base` made a mask, `_base` would be asked for in turn, without end. A size holds no
-        # tensors.
+        # To make a mask of a tensor's `_base`, PyTorch asks that for its `_base`, and so on without
+        # end. A size holds no tensors.
         if name in ("tolist", "_base.__get__") or isinstance(result, torch.Size):
             return result
         origins = _origins(given)
@@ -78,19 +78,21 @@ class BoolMask(torch.Tensor):
 class PatternMask(BoolMask):
     """A full mask (batch, 1, queries, keys) that is known to be a band and padding.
 
-    Layers that know it read `band`, `used_keys` and `padding`. For any other code it is the full
-    mask, which outside graphs is made when it is first needed, O(queries keys): until then the
-    tensor lies on the meta device, where nobody can read it by accident.
+    smyrf's layers read `band`, `used_keys` and `padding`. Any other code sees the full mask.
+    Outside graphs the full mask is made when it is first needed, and takes O(queries keys) memory.
+    Until then the tensor lies on the meta device, where nobody can read it by accident.
 
     Attributes:
-        band: aligned to the lower right of the first `used_keys` keys.
-        used_keys: keys from here on are in the future of every query (a static cache's unused
-            rows) and must be cut off.
+        band: the keys that a query sees. The last query stands at key `used_keys - 1`.
+        used_keys: how many leading keys there are to use. Later ones, a static cache's unused rows,
+            are in the future of every query.
         padding: (batch, used_keys) bool, True = valid, or None where nothing is padded.
-        texts: for each row of the batch where its texts begin, and where the last one ends; the
-            band holds in each text alone. None: one text.
+        texts: for each row of the batch, where its texts begin and where the last one ends. A query
+            sees keys of its own text alone, and the band counts inside that text. None: a row is
+            one text.
         none_in_sdpa: transformers' `sdpa` gives layers no mask here. They then follow their own
             `is_causal`, whatever the band.
+        device_of_full: the device of the full mask.
     """
 
     band: Band
@@ -144,15 +146,18 @@ def smyrf_mask(
 
     Args:
         batch_size, q_length, kv_length: sizes of the full mask.
-        q_offset, kv_offset: positions of the first query and of the first key.
-        mask_function: transformers' description of the pattern, in positions.
-        attention_mask: (batch, positions) bool, True = valid; a `PatternMask` is returned as it is
-            (`generate` prepares masks before it calls the model).
-        kwargs: passed on to transformers' `sdpa_mask`. None takes the place of no mask, whatever
-            they allow: layers that don't dispatch would see no difference from "all may be seen".
+        q_offset, kv_offset: positions of the first query and of the first key, default 0.
+        mask_function: transformers' description of the pattern, in positions. Default: causal.
+        attention_mask: (batch, positions) bool, True = valid; default: nothing is padded. A
+            `PatternMask` is returned as it is (`generate` prepares masks before it calls the
+            model).
+        kwargs: passed on to transformers' `sdpa_mask`, but for what lets that return None in place
+            of a mask: a layer that computes attention itself would take None for "every key may be
+            seen".
 
     Returns:
-        A `PatternMask` where the pattern is plain, otherwise the full mask.
+        (batch_size, 1, q_length, kv_length) bool, True takes part: a `PatternMask` where the
+        pattern is plain, otherwise a `BoolMask` (a plain tensor in compiled graphs).
 
     Raises:
         ValueError: the model computes attention itself.
@@ -189,11 +194,12 @@ def smyrf_mask(
         if type(full) is not torch.Tensor:
             return full  # a fake tensor, which can't be made another type
         if band is None or used_keys is None:
-            # Compiled graphs take no subclasses as inputs, and get the masks of static caches.
+            # Compiled graphs take no subclasses as inputs. Masks of static caches, whose offset is
+            # a tensor, are such inputs.
             guarded = not (torch.compiler.is_compiling() or isinstance(q_offset, torch.Tensor))
             return full.as_subclass(BoolMask) if guarded else full
         mask = full.as_subclass(PatternMask)  # what nobody reads is removed from the graph
-        mask.make = None  # a compiler doesn't see the class's
+        mask.make = None  # a compiler doesn't see the class's attribute
     else:
         shape = (batch_size, 1, q_length, kv_length)
         mask = torch.empty(shape, dtype=torch.bool, device="meta").as_subclass(PatternMask)
@@ -201,7 +207,8 @@ def smyrf_mask(
         mask.device_of_full = torch.device(kwargs.get("device", "cpu"))
     mask.band, mask.used_keys, mask.texts, mask.written = band, used_keys, texts, False
     mask.padding = _padding(attention_mask, kv_offset, used_keys, read=not in_graph)
-    # Without its pattern the mask is small: transformers decides, and nothing is built.
+    # transformers decides by sizes and padding. It is asked with a pattern that hides nothing and
+    # broadcasts over keys, so that it builds nothing large.
     config = kwargs.get("config")
     mask.none_in_sdpa = (
         config is None or supports_sdpa(model_file(config))
@@ -217,14 +224,14 @@ _ANY_KEY: dict[str, Any] = {
 
 
 def as_layers_see(mask: torch.Tensor | None) -> torch.Tensor | None:
-    """A layer's mask: None, a `PatternMask` that still is what it says, or a plain tensor."""
+    """A layer's mask: None, a `PatternMask` that nobody wrote to, or a plain tensor."""
     if isinstance(mask, PatternMask) and not mask.written:
         return mask
     return mask.full() if isinstance(mask, BoolMask) else mask
 
 
 def is_traced() -> bool:
-    """Whether `torch.jit.trace` runs: sizes are tensors, and what they decide is kept for good."""
+    """Whether `torch.jit.trace` runs. Sizes are tensors then, and what they decide is kept."""
     traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     return traced
 
@@ -233,21 +240,23 @@ def _in_graph(*given: Any) -> bool:
     """Whether a graph is being made, so that no value may decide what is computed."""
     if torch.compiler.is_compiling() or is_traced():
         return True
-    probe = torch.empty(0, device="meta")  # other than a tensor while FakeTensorMode is on
+    probe = torch.empty(0, device="meta")  # of another class while FakeTensorMode is on
     known = (torch.Tensor, torch.nn.Parameter, BoolMask, PatternMask)
     tensors = [x for x in (probe, *given) if isinstance(x, torch.Tensor)]
     return any(type(x) not in known for x in tensors) or any(x.is_meta for x in tensors[1:])
 
 
 def _full(mask: BoolMask) -> torch.Tensor:
-    return mask.full()  # of its own class
+    return mask.full()  # `full` of the mask's own class
 
 
 def _readable(mask: PatternMask) -> torch.Tensor:
+    """A tensor that has the mask's elements in memory."""
     return mask if mask.make is None else mask.full()
 
 
 def _guarded(result: torch.Tensor, origins: list[PatternMask], cast: bool) -> torch.Tensor:
+    """A result as a `BoolMask`, where it is boolean or the cast of a mask."""
     kept = result.dtype == torch.bool or (cast and result.is_floating_point())
     if not kept or isinstance(result, BoolMask):
         return result
@@ -257,22 +266,24 @@ def _guarded(result: torch.Tensor, origins: list[PatternMask], cast: bool) -> to
 
 
 def _masks(given: Any) -> list[BoolMask]:
+    """The masks among arguments, at any depth."""
     return [x for x in tree_leaves(given) if isinstance(x, BoolMask)]
 
 
 def _filled(given: Any) -> bool:
+    """Whether a cast that others wrote to is among arguments."""
     return any(x.filled and x.is_floating_point() for x in _masks(given))
 
 
 def _origins(given: Any) -> list[PatternMask]:
-    """The patterns whose memory these tensors may share."""
+    """The patterns whose memory arguments may share."""
     found = [x if isinstance(x, PatternMask) else x.origin for x in _masks(given)]
     return [x for x in found if x is not None]
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _name(function: Any) -> str:
-    """E.g. "add", "add_", "__setitem__" or, of a property, "shape.__get__"."""
+    """A function's name, e.g. "add", "add_", "__setitem__"; of a property "shape.__get__"."""
     name: str = getattr(function, "__name__", "").partition(".")[0]
     if name in ("__get__", "__set__"):
         return f"{function.__self__.__name__}.{name}"
@@ -287,7 +298,7 @@ def _refuse_scores(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     masks = [x for x in _masks(added) if not _filled(x)]
     given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
     scores = [x for x in given if x.is_floating_point() or x.is_complex()]
-    # A cast mask is often taken from a one: 1 - mask.
+    # Many models compute 1 - mask with a cast mask, where the 1 may be a tensor.
     casts = all(x.is_floating_point() for x in masks)
     if masks and any(not (isinstance(x, BoolMask) or (casts and x.ndim == 0)) for x in scores):
         raise ValueError(
@@ -299,7 +310,7 @@ def _refuse_scores(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def _caller() -> str:
-    """The class of the module whose code runs."""
+    """The class of the module that calls, for messages."""
     if not torch.compiler.is_compiling():
         frame = inspect.currentframe()
         while frame is not None:
@@ -310,8 +321,8 @@ def _caller() -> str:
     return "attention_mask: the model"
 
 
-# Names, without underscores, of functions that add, and of those that add a product to their first
-# argument.
+# Names of functions without their underscores: those that add two arguments, and with them those
+# that add a product to their first argument.
 _SUMS = frozenset(
     {"add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "foreach_add", "foreach_sub"}
 )
@@ -325,7 +336,7 @@ _ADDITIONS = _SUMS | {
     "baddbmm",
 }
 
-# Names of functions that cast a mask, and of those through which a cast stays what it is.
+# Names of functions that cast a mask, or only view or copy one that was cast.
 _CASTS = {"to", "type", "type_as", "float", "half", "bfloat16", "double"} | {
     "__getitem__",
     "contiguous",
@@ -337,8 +348,8 @@ _CASTS = {"to", "type", "type_as", "float", "half", "bfloat16", "double"} | {
     "reshape",
 }
 
-# Names of functions that write to an argument, besides those that end in one underscore, or give
-# others its memory to write to.
+# Names of functions that write to an argument, or hand out its memory to write to. All others whose
+# names end in one underscore write, too.
 _WRITES = {name for name in dir(torch.Tensor) if name.startswith("__i")} - {
     "__index__",
     "__init__",
@@ -348,8 +359,9 @@ _WRITES = {name for name in dir(torch.Tensor) if name.startswith("__i")} - {
     "__iter__",
 } | {"__setitem__", "data.__set__", "numpy", "__array__", "untyped_storage", "data_ptr"}
 
-# Names of functions that a mask on the meta device answers itself; that ask where it lies; that
-# return it where there is nothing to do.
+# Names of functions that need no full mask, though the mask lies on the meta device. _SIZES: the
+# mask's own answer is right. _PLACES: they ask where the full mask lies. _MOVES: they give the mask
+# itself, where the full mask has that dtype and device already.
 _SIZES = frozenset(
     f"{name}.__get__" for name in ("shape", "dtype", "ndim", "layout", "requires_grad", "is_leaf")
 ) | {
@@ -408,16 +420,19 @@ _REMAPPED = _code(
 
 
 def _captured(function: Callable[..., Any], name: str) -> Any:
+    """What a closure holds under a name; None where it holds nothing of that name."""
     if torch.compiler.is_compiling():
-        return None  # a compiler can't read closures: the full mask, then
+        return None  # a compiler can't read closures, so that the full mask is made
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     return cells[name].cell_contents if name in cells else None
 
 
 def _unpacked(function: Callable[..., Any]) -> tuple[Callable[..., Any], list[list[int]] | None]:
-    """The pattern inside texts, and the texts, of rows packed as their position ids tell.
+    """A mask function of packed rows as the pattern inside a text, and where the texts begin.
 
-    Positions count up by one inside a text, so a band in positions is one in places.
+    transformers packs rows whose position ids begin anew. Inside a text they count up by one, so a
+    band in positions is the same band in indices. Other functions are returned as they are, with
+    None.
     """
     if _code(function) is not _AND:
         return function, None
@@ -431,13 +446,15 @@ def _unpacked(function: Callable[..., Any]) -> tuple[Callable[..., Any], list[li
 
 
 def _tighter(bounds: list[int]) -> int:
+    """The smallest bound, where UNBOUNDED is larger than any."""
     return min((bound for bound in bounds if bound != UNBOUNDED), default=UNBOUNDED)
 
 
 def _used_keys(band: Band, queries: int, keys: int, offset: int) -> int | None:
-    """Number of leading keys to which the band is aligned lower right; None if there is none.
+    """How many leading keys there are if the last query stands at the last of them.
 
-    `offset` is the first query's position minus the first key's.
+    `offset` is the first query's position minus the first key's. None: no number of leading keys
+    gives the same mask.
     """
     if band == Band(UNBOUNDED, UNBOUNDED):
         return keys
@@ -450,6 +467,7 @@ def _used_keys(band: Band, queries: int, keys: int, offset: int) -> int | None:
 def _padding(
     mask: torch.Tensor | None, kv_offset: int, used_keys: int, *, read: bool
 ) -> torch.Tensor | None:
+    """(batch, used_keys) bool, True = valid. With `read`, None where its values pad nothing."""
     if mask is None:
         return None
     mask = mask[:, kv_offset : kv_offset + used_keys].to(torch.bool)

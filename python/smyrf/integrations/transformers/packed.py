@@ -10,12 +10,12 @@ import torch
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]], torch.Tensor]
 
-# The (query, key) at which each text of a row begins, and at which the last one ends.
+# Of one row: the (query, key) at which each text begins, then that at which the last one ends.
 Cuts = Sequence[tuple[int, int]]
 
 
 def is_packed(kwargs: Mapping[str, Any]) -> bool:
-    """Whether a layer got the lengths that `DataCollatorWithFlattening` makes."""
+    """Whether a layer got lengths of texts, as `DataCollatorWithFlattening` makes them."""
     return kwargs.get("cu_seq_lens_q") is not None or kwargs.get("cu_seq_lens_k") is not None
 
 
@@ -25,7 +25,7 @@ def rows_of(
     texts: Sequence[Sequence[int]] | None,
     sizes: tuple[int, int, int],
 ) -> Sequence[Cuts] | None:
-    """The cuts of each row, from the lengths that a layer got and the texts of its mask.
+    """The cuts of each row, from the lengths that a layer got and from the texts of its mask.
 
     Args:
         name: of the layer, for messages.
@@ -34,8 +34,14 @@ def rows_of(
             and keys alike.
         sizes: batch, queries, keys.
 
+    Returns:
+        The cuts of each row. Where lengths and mask are given, a text ends where either says so.
+        None where neither is.
+
     Raises:
-        NotImplementedError, ValueError: as `_rows_of_lengths`; lengths and mask that disagree.
+        NotImplementedError: lengths in a graph, which would keep those of its example.
+        ValueError: lengths that don't fit the rows; texts of another batch; a mask of texts, and
+            lengths that differ for queries and keys.
     """
     rows = _rows_of_lengths(name, kwargs, *sizes) if is_packed(kwargs) else None
     if texts is None:
@@ -61,15 +67,17 @@ def _rows_of_lengths(
 
     Args:
         name: of the layer, for messages.
-        kwargs: cu_seq_lens_q and cu_seq_lens_k, whole numbers: the cuts in the queries and in the
-            keys of all rows, one row after another. One of them stands for both.
+        kwargs: cu_seq_lens_q and cu_seq_lens_k, whole numbers: where texts begin and the last one
+            ends, in the queries and in the keys of all rows, one row after another. Where one of
+            them is missing, the other stands for both.
         batch, queries, keys: sizes of the rows.
 
     Raises:
         NotImplementedError: in a graph, which would keep the lengths of its example.
         ValueError: the lengths don't fit the rows.
     """
-    # A compiler leaves its graph here and continues without, unless it was told not to.
+    # A compiler ends its graph at this error and runs the layer outside, unless it was given
+    # fullgraph=True.
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         raise NotImplementedError(
             f"{name}: got cu_seq_lens_q, whose lengths no graph can hold; compile without "
@@ -102,6 +110,7 @@ def _rows_of_lengths(
 
 
 def _checked(what: str, given: Any, size: int) -> list[int]:
+    """The cuts as a list; raises unless they rise from 0 to size."""
     cuts = given.tolist() if isinstance(given, torch.Tensor) else list(given)
     right = isinstance(cuts, list) and all(isinstance(cut, int) for cut in cuts)
     if not right or cuts[:1] != [0] or cuts[-1:] != [size] or sorted(cuts) != cuts:
@@ -125,9 +134,9 @@ def attend_texts(
     Args:
         rows: the cuts of each row of the batch.
         query, key, value: (B or 1, N, H, D).
-        options: for `attend`. Masks are those of whole rows; causality and window are aligned to
-            the last query and key of each text.
-        attend: what computes one text, (1, n, H, D).
+        options: for `attend`. Masks are those of whole rows. By causality and window, the last
+            query of a text stands at its last key.
+        attend: computes one text, (1, n, H, D), from query, key, value and options.
 
     Returns:
         (B, Nq, H, Dv).
@@ -137,7 +146,8 @@ def attend_texts(
     for row, cuts in enumerate(rows):
         ends = list(zip(*cuts, strict=True))
         lengths = [[b - a for a, b in itertools.pairwise(side)] for side in ends]
-        # Split, not sliced: its gradient is one concatenation. That of each slice is a whole row.
+        # Not slices: the gradient of a slice takes the memory of a whole row. That of all parts of
+        # torch.split is one concatenation.
         texts = zip(
             torch.split(query[row : row + 1], lengths[0], dim=1),
             torch.split(key[row : row + 1], lengths[1], dim=1),
@@ -153,7 +163,10 @@ def attend_texts(
 def _masks_of_text(
     options: Mapping[str, Any], row: int, begin: tuple[int, int], end: tuple[int, int]
 ) -> dict[str, Any]:
-    """The options, with the masks of whole rows cut to a text."""
+    """The options of one text: masks of whole rows are cut to its queries and keys.
+
+    `begin` and `end` are (query, key).
+    """
     cut = dict(options)
     rows, queries, keys = slice(row, row + 1), slice(begin[0], end[0]), slice(begin[1], end[1])
     for mask, columns in (("query_padding_mask", queries), ("key_padding_mask", keys)):

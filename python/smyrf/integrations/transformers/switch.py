@@ -64,8 +64,8 @@ def enable(
             in `model.named_modules()`, such as "encoder.layer.*". A callable: gets the name and the
             module of each attention module, and returns whether it takes the method.
         dials: n_hashes, cluster_size, tolerance, max_density, seed: as in `smyrf.attention`. With
-            attention dropout, each call of a layer draws its seed from PyTorch's generator instead:
-            `lsh` then hashes anew in every call.
+            attention dropout, a layer draws the seed of each call from PyTorch's generator instead,
+            so that `lsh` hashes anew in each call.
 
     Returns:
         Names of the modules that take the method.
@@ -138,7 +138,7 @@ def disable(model: nn.Module) -> None:
 
 
 def _replaced(model: nn.Module, attention: Mapping[str, nn.Module]) -> list[Enabled]:
-    """What another `enable` of this model left; raises where it was of another one."""
+    """Earlier calls of `enable` on this model; raises where one was on another model object."""
     own = kept_enabled(model)
     found = {} if own is None else {id(own): own}
     for name, enabled in _enabled_layers(model).items():
