@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from hypothesis import settings
+from hypothesis import strategies as st
 
 import smyrf
 
@@ -198,3 +200,91 @@ def memory(array: Array, kind: str) -> Array:
 
 
 MEMORY = ("whole", "wide rows", "heads inside", "backwards", "every other")
+
+
+def examples(count: int) -> settings:
+    """The same examples in every run, however slow the machine."""
+    return settings(max_examples=count, deadline=None, derandomize=True, database=None)
+
+
+def random_arrays(
+    shape: dict[str, int], seed: int, dtype: Any = np.float32, spread: float = 1.0
+) -> tuple[Array, Array, Array]:
+    """query, key and value, normal; `spread` decides how sharp the softmax is."""
+    rng = np.random.default_rng(seed)
+    batch, heads, group = shape["batch"], shape["key_heads"], shape["group"]
+    return tuple(
+        (factor * rng.standard_normal(size)).astype(dtype)
+        for factor, size in (
+            (spread, (batch, heads * group, shape["queries"], shape["depth"])),
+            (1.0, (batch, heads, shape["keys"], shape["depth"])),
+            (1.0, (batch, heads, shape["keys"], shape["value_depth"])),
+        )
+    )  # type: ignore[return-value]
+
+
+def plain(batch: int, heads: int, queries: int, keys: int, depth: int, value_depth: int) -> Any:
+    return {
+        "batch": batch,
+        "key_heads": heads,
+        "group": 1,
+        "queries": queries,
+        "keys": keys,
+        "depth": depth,
+        "value_depth": value_depth,
+    }
+
+
+@st.composite
+def calls(draw: st.DrawFn, padding_only: bool = False) -> tuple[tuple[Array, ...], dict[str, Any]]:
+    """Arrays (B, H, N, D) in any memory, and keywords of a call that takes them."""
+    sizes = {"batch": 2, "key_heads": 2, "group": 3, "queries": 90, "keys": 200, "depth": 40}
+    shape = {name: draw(st.integers(1, most)) for name, most in sizes.items()}
+    shape["value_depth"] = draw(st.integers(1, 40))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    arrays = random_arrays(
+        shape,
+        int(rng.integers(2**32)),
+        draw(st.sampled_from([np.float32, np.float16])),
+        draw(st.sampled_from([0.1, 1.0, 5.0])),
+    )
+    arrays = tuple(memory(x, draw(st.sampled_from(MEMORY))) for x in arrays)
+    batch, queries, keys = shape["batch"], shape["queries"], shape["keys"]
+    heads = arrays[0].shape[1]
+    options: dict[str, Any] = {"enable_gqa": shape["group"] > 1}
+    if draw(st.booleans()):
+        options["key_padding_mask"] = rng.random((batch, keys)) < draw(st.sampled_from([0.1, 0.8]))
+    if draw(st.booleans()):
+        options["query_padding_mask"] = rng.random((batch, queries)) < 0.7
+    if padding_only:
+        options["scale"] = draw(st.sampled_from([None, 0.3]))
+        return arrays, options
+    options["scale"] = draw(st.sampled_from([None, 0.3, 0.0, -0.2]))
+    options["is_causal"] = draw(st.booleans())
+    sides = st.sampled_from([-1, 0, 1, 7, 64, 1000])
+    options["window"] = draw(st.none() | st.tuples(sides, sides))
+    kind = draw(st.sampled_from([None, bool, np.float32, np.float16]))
+    if kind is not None:
+        size = draw(
+            st.sampled_from(
+                [
+                    (batch, heads, queries, keys),
+                    (batch, 1, queries, 1),
+                    (1, heads, 1, keys),
+                    (heads, queries, keys),
+                    (queries, keys),
+                    (1, keys),
+                    (keys,),
+                ]
+            )
+        )
+        mask = rng.random(size) < 0.7
+        if kind is not bool:
+            mask = np.where(mask, rng.standard_normal(size), -np.inf).astype(kind)
+        options["attn_mask"] = np.asfortranarray(mask) if draw(st.booleans()) else mask
+    return arrays, options
+
+
+def masks_of(options: dict[str, Any]) -> dict[str, Any]:
+    """The keywords that `exact` takes."""
+    return {name: x for name, x in options.items() if name != "enable_gqa"}
