@@ -7,16 +7,14 @@ from typing import Any
 import numpy as np
 
 from smyrf import _core, _environment
-from smyrf._call import MASKS, PARTS, check_arrays, lse_shape, output_shape, pack
+from smyrf._call import MASKS, PARTS, Inputs, check_arrays, lse_shape, output_shape, pack
 from smyrf._shapes import is_plain, rows, shaped, shaped_parts
 from smyrf._types import Layout
 from smyrf.collector import active
 
 
 def attention(
-    query: Any,
-    key: Any,
-    value: Any,
+    inputs: Inputs,
     options: dict[str, Any],
     plan: _core.Plan | None,
     out: Any,
@@ -24,6 +22,7 @@ def attention(
     return_stats: bool,
 ) -> Any:
     """`smyrf.attention` for arrays; see there."""
+    query, key, value = inputs
     check_arrays(
         np.ndarray,
         query=query,

@@ -290,5 +290,7 @@ def attention(
     if is_tensor(query):
         from smyrf import _tensors
 
-        return _tensors.attention(query, key, value, options, plan, out, return_lse, return_stats)
-    return _arrays.attention(query, key, value, options, plan, out, return_lse, return_stats)
+        attend = _tensors.attention
+    else:
+        attend = _arrays.attention
+    return attend((query, key, value), options, plan, out, return_lse, return_stats)

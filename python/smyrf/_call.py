@@ -9,6 +9,9 @@ import numpy as np
 
 from smyrf._types import Layout
 
+# query, key and value of a call: NumPy arrays or PyTorch tensors.
+Inputs = tuple[Any, Any, Any]
+
 
 def is_tensor(array: Any) -> bool:
     """Whether `array` is a PyTorch tensor; never imports torch."""

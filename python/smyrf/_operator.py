@@ -10,7 +10,7 @@ import torch
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from smyrf import _core, _environment, collector
-from smyrf._call import MASKS, detached, lse_shape, output_shape, plain
+from smyrf._call import MASKS, Inputs, detached, lse_shape, output_shape, plain
 
 _OPTIONS = (
     "Tensor? attn_mask, Tensor? key_padding_mask, Tensor? query_padding_mask, bool is_causal, "
@@ -108,7 +108,7 @@ def _attention(
     options = dict(zip(_NAMES, values, strict=True))
     out = empty_out(query, key, value, options)
     lse = query.new_empty(lse_shape(query, options["layout"]), dtype=torch.float32)
-    run(query, key, value, out, lse, options, None, False)
+    run((query, key, value), out, lse, options, None, False)
     return out, lse
 
 
@@ -191,9 +191,7 @@ class SmyrfAttention(torch.autograd.Function):
         hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
         plans = plan is None and options["method"] in ("auto", "tree") and options["tolerance"] != 0
         statistics, ctx.plan = run(
-            query,
-            key,
-            value,
+            (query, key, value),
             out,
             lse,
             options,
@@ -379,9 +377,7 @@ def exported(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    inputs: Inputs,
     out: torch.Tensor,
     lse: torch.Tensor | None,
     options: dict[str, Any],
@@ -396,6 +392,7 @@ def run(
         The statistics, where anybody wants them, and the plan that was carried out: the one given,
         or with `keep_plan` the one that was made.
     """
+    query, key, value = inputs
     collecting = collector.active()
     arrays = (
         *export_rows(query, key, value),

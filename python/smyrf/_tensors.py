@@ -8,7 +8,7 @@ import torch
 from torch.autograd import forward_ad
 
 from smyrf import _core, _environment
-from smyrf._call import MASKS, PARTS, check_arrays, lse_shape, pack, plain
+from smyrf._call import MASKS, PARTS, Inputs, check_arrays, lse_shape, pack, plain
 from smyrf._operator import (
     NO_MASK_GRADIENT,
     NO_TANGENT,
@@ -27,9 +27,7 @@ from smyrf._types import Layout
 
 
 def attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    inputs: Inputs,
     options: dict[str, Any],
     plan: _core.Plan | None,
     out: torch.Tensor | None,
@@ -41,6 +39,7 @@ def attention(
     A call is one of the operator where that is needed, else one of the core. Calls with plan, out
     or return_stats are always of the core, since operators take and give nothing but tensors.
     """
+    query, key, value = inputs
     masks = {name: options[name] for name in MASKS}
     check_arrays(torch.Tensor, query=query, key=key, value=value, **masks, out=out)
     _check_differentiation(query, key, value, options["attn_mask"])
@@ -79,7 +78,7 @@ def attention(
         out, lse = _by_operator(query, key, value, options)
     else:
         out, lse, statistics = _directly(
-            query, key, value, out, options, plan, return_lse, return_stats, needs_gradient
+            (query, key, value), out, options, plan, return_lse, return_stats, needs_gradient
         )
     if call is not None:
         out, lse = call.restored(out, lse)
@@ -116,9 +115,7 @@ def _by_operator(
 
 
 def _directly(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    inputs: Inputs,
     out: torch.Tensor | None,
     options: dict[str, Any],
     plan: _core.Plan | None,
@@ -127,6 +124,7 @@ def _directly(
     needs_gradient: bool,
 ) -> Any:
     """(out, lse or None, statistics or None) of a call of the core, which no graph can hold."""
+    query, key, value = inputs
     if torch.compiler.is_compiling() or is_recorded():
         raise NotImplementedError(
             "plan, out and return_stats can't be part of a compiled graph or a trace; leave them "
@@ -148,7 +146,7 @@ def _directly(
     lse = None
     if return_lse:
         lse = query.new_empty(lse_shape(query, options["layout"]), dtype=torch.float32)
-    statistics, _ = run(query, key, value, out, lse, options, plan, return_stats)
+    statistics, _ = run(inputs, out, lse, options, plan, return_stats)
     return out, lse, statistics
 
 
