@@ -1,5 +1,6 @@
 #include "methods/structure.h"
 
+#include <algorithm>
 #include <numeric>
 
 #include "base/message.h"
@@ -15,8 +16,7 @@ bool Permutations::Holds(std::span<const std::int32_t> order) {
   if (std::ssize(order) != count()) return false;
   if (last_list_.empty()) MarkValid();
   for (const std::int32_t row : order) {
-    // Of a negative one the conversion is too large.
-    const auto at = static_cast<std::size_t>(row);
+    const std::size_t at = PlaceOf(row);
     if (at >= last_list_.size() || last_list_[at] != list_) return false;
     last_list_[at] = list_ + 1;
   }
@@ -24,9 +24,19 @@ bool Permutations::Holds(std::span<const std::int32_t> order) {
   return true;
 }
 
+inline std::size_t Permutations::PlaceOf(std::int32_t row) const {
+  // Of a negative one the conversion is too large.
+  if (!few_) return static_cast<std::size_t>(row);
+  const std::span<const std::int32_t> valid = valid_.value_or(std::span<const std::int32_t>());
+  const auto found = std::lower_bound(valid.begin(), valid.end(), row);
+  const bool is_valid = found != valid.end() && *found == row;
+  return static_cast<std::size_t>((is_valid ? found : valid.end()) - valid.begin());
+}
+
 void Permutations::MarkValid() {
-  last_list_.assign(static_cast<std::size_t>(rows_), valid_ ? 0 : list_);
-  if (!valid_) return;
+  const bool all = few_ || !valid_;
+  last_list_.assign(static_cast<std::size_t>(few_ ? count() : rows_), all ? list_ : 0);
+  if (all) return;
   for (const std::int32_t row : *valid_) last_list_[static_cast<std::size_t>(row)] = list_;
 }
 

@@ -20,20 +20,26 @@ inline bool IsPart(std::int64_t begin, std::int64_t end, std::int64_t size) {
   return begin >= 0 && begin <= end && end <= size;
 }
 
-/// Whether lists hold each valid row of one batch entry exactly once. Costs one look a row.
+/// Whether lists hold each valid row of one batch entry exactly once. Costs one look a row. Memory:
+/// 8 bytes a row, but at most 64 a valid one: where these are few, as a file may claim of rows that
+/// nobody has, each look searches for it among them.
 class Permutations {
  public:
   /// `valid`: none where all of `rows` rows are.
-  Permutations(std::int64_t rows, ValidRows valid) : rows_(rows), valid_(valid) {}
+  Permutations(std::int64_t rows, ValidRows valid)
+      : rows_(rows), valid_(valid), few_(valid && std::ssize(*valid) < rows / 8) {}
 
   std::int64_t count() const { return valid_ ? std::ssize(*valid_) : rows_; }
   bool Holds(std::span<const std::int32_t> order);
 
  private:
   void MarkValid();
+  /// Of a row in last_list_; past its end for what is no row, or not among few valid ones.
+  std::size_t PlaceOf(std::int32_t row) const;
 
   std::int64_t rows_;
   ValidRows valid_;
+  bool few_;
   std::vector<std::int64_t> last_list_;  ///< that held the row; 0: not valid
   std::int64_t list_ = 1;
 };

@@ -100,8 +100,24 @@ double TreeDensity(const PlanView& plan, std::int64_t batch, std::int64_t head) 
   return plan.head(0, batch, head).dense ? 1.0 : DensityOfBlocks(plan, batch, head);
 }
 
+/// Plans everything before anything is written.
+double AttendTreePlanned(const Problem& problem, const PlanInfo& info, const Outputs& outputs) {
+  const double start = Now();
+  PlanParts parts = EmptyParts(problem, info);
+  PlanTree(problem, parts);
+  const double planning = Now() - start;
+  Plan plan = Pack(std::move(parts));
+  AttendTreePlan(problem, plan, outputs);
+  *outputs.plan = std::move(plan);
+  return planning / (Now() - start);
+}
+
 double AttendTree(const Problem& problem, const PlanInfo& info, const Outputs& outputs) {
   const bool keep = outputs.plan != nullptr;
+  // A plan that is too large to be kept is an error.
+  if (keep && !AlwaysFits(problem.queries, problem.keys)) {
+    return AttendTreePlanned(problem, info, outputs);
+  }
   PlanParts kept;
   if (keep) {
     kept = EmptyParts(problem, info);

@@ -40,6 +40,7 @@ constexpr std::int64_t kFewestQueries = 128;
 /// Where logits may be larger, some may overflow, and what calibration measures is NaN: dense.
 constexpr double kGreatestLogit = 1e30;
 /// Dense is taken where calibration expects no more of `tree`.
+constexpr std::uint32_t kMostPlaces = std::numeric_limits<std::uint32_t>::max();
 constexpr double kWorthwhile = 0.9;
 
 std::vector<std::int32_t> ValidPositions(const std::vector<std::vector<std::int32_t>>& valid,
@@ -428,11 +429,15 @@ void MakeRoomForTrees(const Problem& problem, PlanParts& plan) {
   plan.heads.assign(static_cast<std::size_t>(problem.batch * problem.query_heads), {});
 }
 
+bool AlwaysFits(std::int64_t queries, std::int64_t keys) {
+  const std::int64_t blocks = (queries + kTreeRows - 1) / kTreeRows;
+  return keys == 0 || blocks <= kMostPlaces / keys;  // each run of a block holds a key
+}
+
 std::uint32_t PlanOffset(std::size_t place) {
-  constexpr std::uint32_t kMost = std::numeric_limits<std::uint32_t>::max();
-  if (place > kMost) {
+  if (place > kMostPlaces) {
     Fail(ErrorKind::kUnsupported, "plan: a query head evaluates ", place,
-         " runs of keys or summaries, a plan can hold ", kMost,
+         " runs of keys or summaries, a plan can hold ", kMostPlaces,
          "; call attention without keeping its plan, or with fewer queries at once");
   }
   return static_cast<std::uint32_t>(place);

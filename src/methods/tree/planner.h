@@ -86,6 +86,8 @@ void MakeRoomForTrees(const Problem& problem, PlanParts& plan);
 /// A place in a plan's list of key ranges or nodes as its blocks hold it; throws where 32 bits are
 /// too few.
 std::uint32_t PlanOffset(std::size_t place);
+/// Whether no plan of such a head can have such a place.
+bool AlwaysFits(std::int64_t queries, std::int64_t keys);
 /// What its blocks evaluate goes to `head`.
 void StoreOpenings(std::span<const Opening> openings, HeadPlan& head);
 

@@ -9,12 +9,16 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <limits>
 #include <new>
 #include <optional>
+#include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "testing/gradients.h"
+#include "testing/plan_rows.h"
 
 // Address sanitizer has these operators to itself.
 #if defined(__has_feature)
@@ -153,6 +157,51 @@ TEST(Memory, DenseListsNoWork) {
   EXPECT_LT(forward[1], forward[0] + 1000);
   EXPECT_LT(backward[1], backward[0] + 1000);
   EXPECT_LT(std::max(forward[1], backward[1]), 10000);
+}
+
+TEST(Memory, ChecksOfAPlanTakeAsMuchAsItsLists) {
+  // Of nearly 2^31 rows, as the plan says, few are valid.
+  constexpr std::int32_t kLast = std::numeric_limits<std::int32_t>::max() - 1;
+  Random random(281);
+  Call call({2, 2, 1, 300, 300, 4, 4});
+  call.FillNormal(random);
+  call.query_padding_mask.emplace(DType::kBool, Tensor::Index{1, 1, 2, 300});
+  call.query_padding_mask->set(0, 0, 1, 3, 0.0);
+  call.key_padding_mask = call.query_padding_mask;
+  for (const Method method : {Method::kLsh, Method::kTree}) {
+    call.options.method = method;
+    if (method == Method::kTree) call.options.max_density = 0.8;  // not dense
+    PlanParts parts = PlanOf(call);
+    ASSERT_FALSE(parts.heads.back().blocks.empty());
+    parts.queries = parts.keys = std::int64_t{kLast} + 1;
+    const auto move_last = [&](std::vector<std::int32_t>& rows) {
+      std::replace(rows.begin(), rows.end(), 299, kLast);
+    };
+    for (std::size_t b = 0; b < 2; ++b) {
+      move_last(parts.valid_queries[b]);
+      move_last(parts.valid_keys[b]);
+    }
+    for (HeadPlan& head : parts.heads) {
+      move_last(head.query_order);
+      move_last(head.key_order);
+    }
+    for (KeyForest& forest : parts.forests) {
+      move_last(forest.key_order);
+      forest.segments.back().last_key = kLast + 1;
+    }
+    const auto check = [&](const PlanParts& given) {
+      const std::string bytes = Pack(PlanParts(given)).to_bytes();
+      return PeakOf([&] { Plan::from_bytes(bytes); });
+    };
+    EXPECT_LT(check(parts), 1 << 20) << static_cast<int>(method);
+    if (method != Method::kLsh) continue;
+    for (const std::int32_t wrong : {-1, 3, 299, kLast}) {  // the last is there already
+      PlanParts damaged = parts;
+      damaged.heads.back().key_order[0] = wrong;
+      if (parts.heads.back().key_order[0] == wrong) damaged.heads.back().key_order[1] = wrong;
+      EXPECT_THROW(check(damaged), Error) << wrong;
+    }
+  }
 }
 #endif
 

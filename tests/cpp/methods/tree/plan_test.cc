@@ -278,6 +278,12 @@ TEST(TreePlan, PlacesThatABlockCannotHoldAreRefused) {
   EXPECT_EQ(PlanOffset(0), 0U);
   EXPECT_EQ(PlanOffset(0xFFFFFFFFU), 0xFFFFFFFFU);
   EXPECT_THROW(PlanOffset(std::size_t{1} << 32), Error);
+  // Calls that keep their plan find it out before they write.
+  EXPECT_TRUE(AlwaysFits(65536, 65536));
+  EXPECT_TRUE(AlwaysFits(std::int64_t{1} << 31, 0));
+  EXPECT_TRUE(AlwaysFits(16, 0xFFFFFFFF));
+  EXPECT_FALSE(AlwaysFits(17, 0xFFFFFFFF));
+  EXPECT_FALSE(AlwaysFits(std::int64_t{1} << 21, std::int64_t{1} << 21));
 }
 
 }  // namespace
