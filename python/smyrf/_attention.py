@@ -208,9 +208,8 @@ def attention(
             after softmax; other weights are divided by 1 - dropout_p. seed, batch, head and the
             indices of query and key decide which are dropped. lse does not change. "auto" takes
             "dense" if it is above 0. Default 0. Not for `tree`.
-        is_causal: query i sees keys up to i + Nk - Nq: the mask is aligned to the lower right
-            corner, and that of `scaled_dot_product_attention` to the upper left. Default False.
-            `dense` only.
+        is_causal: query i sees keys 0 to i + Nk - Nq, so that the last query sees all. (In
+            `scaled_dot_product_attention` it sees keys 0 to i.) Default False. `dense` only.
         scale: factor on the logits, default 1/sqrt(D). Finite; above 0 for `lsh`.
         enable_gqa: allows fewer key heads than query heads: query head h uses key head
             h // (Hq / Hkv). Default False.
@@ -225,26 +224,27 @@ def attention(
             variable SMYRF_METHOD ("dense" or "tree") replaces "auto".
         n_hashes: rounds of hashing, 1 to 4096, default 8. `lsh` only.
         cluster_size: keys a cluster, at least 1, default 32. `lsh` only.
-        tolerance: error aimed for in every (batch, query head), from 0 (every pair) to below 1:
-            the relative error of out, and the RMS error of lse in nats. It is relative to out, or
-            to 1 % of the values' deviation where that is more. Default SMYRF_TOLERANCE, else 0.05.
-            `tree` and "auto" only.
-        max_density: the largest part of all pairs that may be evaluated, above 0 to 1. Default no
-            limit. 24 or 40 keys, and a summary for about every 512, are evaluated in any case.
-            Statistics say what error to expect. `tree` only.
-        seed: chooses hash directions (`lsh`), calibration rows (`tree`) and what dropout drops: 0
-            to 2^63 - 1, default 0. With dropout, take another in each call.
+        tolerance: the error to aim for in every (batch, query head), from 0 (evaluate every pair)
+            to below 1. It holds for the relative error of out and for the RMS error of lse, in
+            nats. Relative means to the norm of out, or to 1 % of the values' deviation from their
+            mean where that is more. Default SMYRF_TOLERANCE, else 0.05. `tree` and "auto" only.
+        max_density: the largest part of all pairs that may be evaluated, above 0 to 1. Each query
+            evaluates 24 or 40 keys, and a summary of about every 512 keys, in any case. Statistics
+            say what error to expect. Default no limit. `tree` only.
+        seed: chooses the hash directions of `lsh`, the calibration rows of `tree` and what dropout
+            drops. 0 to 2^63 - 1, default 0. With dropout, take another seed in each call.
         window: (left, right): query i sees keys from i + Nk - Nq - left to i + Nk - Nq + right;
             -1 is no bound. Default no window. `dense` only.
-        positions: (first_query, first_key), where query 0 and key 0 stand in a longer sequence of
-            which these are a part: from 0 up, and all positions below 2^31. Causality, window,
-            dropout and the keys that `tree` looks at beside a query's own count by positions, so
-            that the result of `dense` is exactly that part of the whole; `lsh` and `tree` plan each
-            part by itself. `smyrf.merge` joins the results of disjoint keys. Default: query i
-            stands at i + Nk - Nq for masks, and dropout counts from 0.
-        key_padding_mask: bool (B, Nk), True where a row is valid. Other rows are never read.
-            Default all are valid.
-        query_padding_mask: bool (B, Nq), likewise.
+        positions: (first_query, first_key): where query 0 and key 0 stand in a longer sequence, of
+            which the rows are a part. From 0 up; all positions are below 2^31. Causality, window
+            and dropout count by positions, and so does `tree` where it looks for the keys near a
+            query. The result of `dense` is therefore exactly that part of the whole; `lsh` and
+            `tree` plan each part by itself. `smyrf.merge` joins the results of disjoint keys.
+            Default: query i stands at i + Nk - Nq for masks, and dropout counts from 0.
+        key_padding_mask: bool (B, Nk), True where a key is valid. The others, and their values, are
+            never read. Default: all are valid.
+        query_padding_mask: bool (B, Nq), True where a query is valid. The others are never read.
+            Default: all are valid.
         layout: of query, key, value and out: "BHND" by default, or "BNHD" for (B, N, H, D).
         num_threads: default SMYRF_NUM_THREADS, else PyTorch's number; without PyTorch
             OMP_NUM_THREADS, else all processors. The result has the same bits for any.

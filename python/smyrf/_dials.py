@@ -28,12 +28,13 @@ Layers = str | Callable[[str, nn.Module], bool] | None
 
 
 def check_dials(method: Method, dials: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError unless `smyrf.attention` takes this method with these dials."""
     unknown = [dial for dial in dials if dial not in DIALS]
     if unknown:
         raise TypeError(
             f"{', '.join(unknown)}: unknown dial, expected {', '.join(DIALS)} (or method, layers)"
         )
-    # The core knows the rules about methods and their dials: a call of two small rows asks it.
+    # The core knows the rules of methods and dials. A call with two short rows asks it.
     rows = np.eye(2, dtype=np.float32)[None, None]
     with collector.suspended():
         smyrf.attention(rows, rows, rows, method=method, **dials)

@@ -19,7 +19,7 @@ logger = logging.getLogger("smyrf")
 
 @dataclass(frozen=True)
 class Defaults:
-    """What replaces arguments that a call leaves out; None where the environment says nothing."""
+    """Values of arguments that a call leaves out. None: the environment says nothing."""
 
     method: str | None = None
     tolerance: float | None = None
@@ -73,8 +73,8 @@ def completed(options: dict[str, Any], plan: Any = None) -> dict[str, Any]:
     """The options, with the environment's defaults where they name nothing.
 
     A call with a plan takes only the number of threads. A call that names a method or a tolerance
-    keeps them. SMYRF_METHOD=tree changes no call that "auto" computes exactly at any length, as
-    calls with causality, a window, dropout or attn_mask are.
+    keeps them. SMYRF_METHOD=tree changes no call that `tree` can't take: with causality, a window,
+    dropout or attn_mask, "auto" stays exact.
     """
     if problem:
         raise ValueError(problem)
@@ -98,7 +98,7 @@ _said = False
 
 
 def is_first(options: Mapping[str, Any], plan: Any, query: Any, key: Any) -> bool:
-    """Whether this call may be the first approximate one, so that its statistics are wanted."""
+    """Whether this call may be the first approximate one. Its statistics say whether it is."""
     method = options["method"]
     if _said or (method == "dense" and plan is None):
         return False

@@ -55,10 +55,10 @@ _PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
 
 
 def needs_operator(*tensors: torch.Tensor | None) -> bool:
-    """Whether something works on the operators of a program, and must see a call as one.
+    """Whether a call must be one of the operator, since something works on a program's operators.
 
-    That is a compiler, a tracer, a transform of torch.func, a mode, or a tensor that is not a plain
-    one of the CPU. Other calls go to the core directly: dispatching takes longer than a short call.
+    Compilers, tracers, transforms of torch.func and modes do, and tensors that are no plain ones of
+    the CPU. Other calls go to the core directly: dispatching takes longer than a short call.
     """
     return (
         torch.compiler.is_compiling()
@@ -171,8 +171,8 @@ torch.library.register_autograd("smyrf::attention_backward", _second_derivative)
 class SmyrfAttention(torch.autograd.Function):
     """A call of the core with gradients. Profiles show it by this name.
 
-    What `tree` planned is kept for the first backward, which would plan it again. The operator
-    takes and gives nothing but tensors, so it can't keep a plan.
+    It keeps the plan that `tree` made for the first backward, which would make it again. The
+    operator can't: it takes and gives nothing but tensors.
     """
 
     @staticmethod
@@ -344,9 +344,9 @@ def empty_out(
 ) -> torch.Tensor:
     """An empty out, with the strides that PyTorch's attention would give it.
 
-    Code that views PyTorch's result then works with ours. PyTorch's fused kernel gives query's
-    strides: heads that a transposed view split can be joined by a view. Otherwise out is
-    contiguous, as it always is in layout BNHD.
+    So code that views PyTorch's result works with ours. PyTorch's fused kernel gives out the
+    strides of query: where a transposed view split the heads of query, a view can join those of
+    out. Otherwise, and always in layout BNHD, out is contiguous.
     """
     mask = options["attn_mask"]
     fused = (
@@ -386,11 +386,11 @@ def run(
     *,
     keep_plan: bool = False,
 ) -> tuple[_core.Statistics | None, _core.Plan | None]:
-    """One call of the core, without autograd: writes out and, where given, lse.
+    """One call of the core, without autograd. It writes out and, where that is given, lse.
 
     Returns:
-        The statistics, where anybody wants them, and the plan that was carried out: the one given,
-        or with `keep_plan` the one that was made.
+        The statistics, or None where nobody wants them. Then the plan that was carried out: the one
+        given, with `keep_plan` the one that was made, else None.
     """
     query, key, value = inputs
     collecting = collector.active()

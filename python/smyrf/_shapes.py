@@ -1,8 +1,8 @@
 """Makes arrays of any rank, and dimensions of 1 that broadcast, into what the core takes.
 
-The core takes query, key and value of four dimensions, with one batch and contiguous rows. What it
-takes, and what it refuses with a sentence of its own, passes through here untouched. Arrays are
-NumPy's or PyTorch's. Everything done to tensors is an operation that autograd knows.
+The core takes query, key and value of four dimensions, with one batch and contiguous rows. Arrays
+that it takes, or refuses with a sentence of its own, stay as they are. Arrays are NumPy's or
+PyTorch's. All that is done to tensors is done by operations that autograd knows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def is_plain(query: Any, key: Any, value: Any, options: dict[str, Any]) -> bool:
     """Whether the core takes the shapes as they are. `value` may be None."""
     q, k = query.shape, key.shape
     v = k if value is None else value.shape
-    if q == k == v and len(q) == 4:  # most calls, which this spares what follows
+    if q == k == v and len(q) == 4:  # most calls
         return bool(q[3] > 0)
     if not len(q) == len(k) == len(v) == 4 or q[3] == 0 or v[3] == 0:
         return False
@@ -49,7 +49,7 @@ class Form(NamedTuple):
         heads: query heads.
         has_heads: whether one of the dimensions counts heads; otherwise there is one head.
         heads_last: layout BNHD.
-        no_values: Dv is 0, and the core computes with one column.
+        no_values: Dv is 0; the core gets one column of zeros.
     """
 
     rank: int
@@ -74,7 +74,7 @@ class Form(NamedTuple):
 
 
 class Shaped(NamedTuple):
-    """A call as the core takes it, and the form that its results must be given."""
+    """A call as the core takes it, and the form that its results must have."""
 
     query: Any
     key: Any
@@ -125,7 +125,7 @@ class Shaped(NamedTuple):
 def shaped(query: Any, key: Any, value: Any, options: dict[str, Any]) -> Shaped | None:
     """The call, broadcast as `scaled_dot_product_attention` does it. `value` may be None.
 
-    None if the core refuses the shapes: its sentence is the better one.
+    None if the core will refuse the shapes: its sentence says more.
 
     Raises:
         TypeError: fewer dimensions than two, or more in a mask than in the call.

@@ -18,8 +18,8 @@ from smyrf._types import Layout
 if TYPE_CHECKING:
     from smyrf import Statistics
 
-# Keywords that dense attention on the same inputs needs: they say which pairs are allowed and how
-# logits are scaled. The others choose a method, or what is returned.
+# Keywords that a dense call on the same inputs must have: they say which pairs are allowed and how
+# logits are scaled. All others choose a method, or what is returned.
 _CARRIED = (
     "attn_mask",
     "is_causal",
@@ -55,8 +55,8 @@ class Record:
             (also None inside a compiled graph, where the name is not known).
         statistics: the call's `smyrf.Statistics` (method, density, seconds, ...).
         shape: the call's sizes.
-        relative_error: (batch, heads) float64, see `relative_error`; None unless
-            `collect(errors=True)` asked for it.
+        relative_error: (batch, heads) float64, as the function `relative_error` defines it; None
+            unless `collect(errors=True)` asked for it.
     """
 
     layer: str | None
@@ -115,14 +115,13 @@ def active() -> Collector | None:
 def collect(errors: bool = False) -> Iterator[list[Record]]:
     """Collect a `Record` of every attention call made inside the block.
 
-    The block sees the calls of its own thread, more exactly of its `contextvars` context. A thread
-    started inside is seen only if it runs in a copy of the context
-    (`contextvars.copy_context().run`). Blocks nest; each sees the calls of the blocks inside it.
+    The block sees the calls of its own thread (more exactly: of its `contextvars` context). It sees
+    a thread that was started inside only if that runs in a copy of the context
+    (`contextvars.copy_context().run`). Blocks nest: each sees the calls of the blocks inside it.
 
     Args:
-        errors: also compute dense attention on the inputs of every call, and record the relative
-            error. This costs a dense call and sums in float64 each time. Dense attention has the
-            padding, causality and window of the call, or of its plan. Default False.
+        errors: also make a dense call on the inputs of each call, with the same masks, and record
+            the relative error. That costs the dense call and sums in float64. Default False.
 
     Yields:
         The list that grows by one record a call.
