@@ -72,6 +72,16 @@ struct HeadTimes {
   double whole = 0.0;     ///< planning included
 };
 
+/// Of the time of all heads; 0 where it was not measured.
+double ShareOfPlanning(const std::vector<HeadTimes>& times) {
+  HeadTimes all;
+  for (const HeadTimes& head : times) {
+    all.planning += head.planning;
+    all.whole += head.whole;
+  }
+  return all.whole > 0.0 ? all.planning / all.whole : 0.0;
+}
+
 /// body(i) for every block of a head. Gives the sum of the times that they took, each on its
 /// thread, where statistics are asked for.
 template <class Body>
@@ -177,12 +187,7 @@ double AttendTree(const Problem& problem, const PlanInfo& info, const Outputs& o
     }
   });
   if (keep) *outputs.plan = Pack(std::move(kept));
-  HeadTimes all;
-  for (const HeadTimes& head : times) {
-    all.planning += head.planning;
-    all.whole += head.whole;
-  }
-  return all.whole > 0.0 ? all.planning / all.whole : 0.0;
+  return ShareOfPlanning(times);
 }
 
 void EstimateTree(const Problem& problem, const PlanInfo& info, Statistics& statistics) {

@@ -148,6 +148,49 @@ void LeadingDirectionImpl(const float* coordinates, std::span<const std::int32_t
   }
 }
 
+/// Spreads around the node's means, which must be there: a child's own and its mean's distance.
+HWY_INLINE void SummarizeSpreads(const NodesView& nodes, std::int64_t id, const float* coordinates,
+                                 const NodeStatistics& to) {
+  const FloatTag df;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(df));
+  const Node& node = nodes.nodes[static_cast<std::size_t>(id)];
+  const float inverse = 1.0F / static_cast<float>(node.end - node.begin);
+  const auto spread = [&](auto d, const float* of_keys, const float* of_nodes, const float* own,
+                          std::int64_t width, std::int64_t c) HWY_ATTR {
+    auto sum = hn::Zero(d);
+    const auto centre = hn::LoadU(d, of_nodes + id * width + c);
+    if (node.child_count == 0) {
+      for (std::int64_t j = node.begin; j < node.end; ++j) {
+        const auto x = hn::Sub(hn::LoadU(d, of_keys + j * width + c), centre);
+        sum = hn::MulAdd(x, x, sum);
+      }
+    } else {
+      for (std::int64_t k = node.first_child; k < node.first_child + node.child_count; ++k) {
+        const Node& child = nodes.nodes[static_cast<std::size_t>(k)];
+        const auto x = hn::Sub(hn::LoadU(d, of_nodes + k * width + c), centre);
+        const auto inner = own != nullptr ? hn::LoadU(d, own + k * width + c) : hn::Zero(d);
+        sum = hn::MulAdd(hn::Set(d, static_cast<float>(child.end - child.begin)),
+                         hn::MulAdd(x, x, inner), sum);
+      }
+    }
+    return hn::Mul(sum, hn::Set(d, inverse));
+  };
+  for (std::int64_t c = 0; c < kCoordinates; c += lanes) {
+    hn::StoreU(spread(df, coordinates, to.mean_coordinates, to.variances, kCoordinates, c), df,
+               to.variances + id * kCoordinates + c);
+  }
+  float value_spread = 0.0F;
+  ForLanes(nodes.value_depth, [&](auto d, std::int64_t c) HWY_ATTR {
+    value_spread += hn::GetLane(
+        hn::SumOfLanes(d, spread(d, nodes.values, to.mean_values, nullptr, nodes.value_depth, c)));
+  });
+  for (std::int64_t k = node.first_child; k < node.first_child + node.child_count; ++k) {
+    const Node& child = nodes.nodes[static_cast<std::size_t>(k)];
+    value_spread += inverse * static_cast<float>(child.end - child.begin) * to.value_spreads[k];
+  }
+  to.value_spreads[id] = value_spread;
+}
+
 void SummarizeNodeImpl(const NodesView& nodes, std::int64_t id, const float* coordinates,
                        const NodeStatistics& to) {
   const Node& node = nodes.nodes[static_cast<std::size_t>(id)];
@@ -185,42 +228,7 @@ void SummarizeNodeImpl(const NodesView& nodes, std::int64_t id, const float* coo
     hn::StoreU(mean(df, coordinates, to.mean_coordinates, kCoordinates, c), df,
                to.mean_coordinates + id * kCoordinates + c);
   }
-
-  // Spreads around the mean: a child's own and its mean's distance.
-  const auto spread = [&](auto d, const float* of_keys, const float* of_nodes, const float* own,
-                          std::int64_t width, std::int64_t c) HWY_ATTR {
-    auto sum = hn::Zero(d);
-    const auto centre = hn::LoadU(d, of_nodes + id * width + c);
-    if (node.child_count == 0) {
-      for (std::int64_t j = node.begin; j < node.end; ++j) {
-        const auto x = hn::Sub(hn::LoadU(d, of_keys + j * width + c), centre);
-        sum = hn::MulAdd(x, x, sum);
-      }
-    } else {
-      for (std::int64_t k = node.first_child; k < node.first_child + node.child_count; ++k) {
-        const Node& child = nodes.nodes[static_cast<std::size_t>(k)];
-        const auto x = hn::Sub(hn::LoadU(d, of_nodes + k * width + c), centre);
-        const auto inner = own != nullptr ? hn::LoadU(d, own + k * width + c) : hn::Zero(d);
-        sum = hn::MulAdd(hn::Set(d, static_cast<float>(child.end - child.begin)),
-                         hn::MulAdd(x, x, inner), sum);
-      }
-    }
-    return hn::Mul(sum, hn::Set(d, inverse));
-  };
-  for (std::int64_t c = 0; c < kCoordinates; c += lanes) {
-    hn::StoreU(spread(df, coordinates, to.mean_coordinates, to.variances, kCoordinates, c), df,
-               to.variances + id * kCoordinates + c);
-  }
-  float value_spread = 0.0F;
-  ForLanes(nodes.value_depth, [&](auto d, std::int64_t c) HWY_ATTR {
-    value_spread += hn::GetLane(
-        hn::SumOfLanes(d, spread(d, nodes.values, to.mean_values, nullptr, nodes.value_depth, c)));
-  });
-  for (std::int64_t k = node.first_child; k < node.first_child + node.child_count; ++k) {
-    const Node& child = nodes.nodes[static_cast<std::size_t>(k)];
-    value_spread += inverse * static_cast<float>(child.end - child.begin) * to.value_spreads[k];
-  }
-  to.value_spreads[id] = value_spread;
+  SummarizeSpreads(nodes, id, coordinates, to);
 }
 
 void SplitVariancesImpl(const NodesView& nodes, std::int64_t id, const float* coordinates,

@@ -116,17 +116,13 @@ HWY_NOINLINE std::uint32_t FindLimit(std::uint32_t* keys, std::int64_t count, st
   return limit;
 }
 
-/// direction (kSplitCoordinates) = the leading principal one of the rows, of length 1; zero where
-/// they agree. Power iterations start from the row that is farthest from their mean.
-HWY_NOINLINE void PrincipalDirection(const SplitRows& rows, std::int64_t begin, std::int64_t all,
-                                     float* direction) {
+/// `count` of the rows [begin, begin + all), less their mean, to tile (kSplitCoordinates,
+/// kDirectionRows), with 0 behind them up to `padded`.
+HWY_INLINE void LoadCentred(const SplitRows& rows, std::int64_t begin, std::int64_t all,
+                            std::int64_t count, std::int64_t padded, float* tile) {
   const FloatTag d;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  const std::int64_t count = std::min(all, kDirectionRows);
   const std::int64_t step = all / count;
-  const std::int64_t padded = (count + lanes - 1) / lanes * lanes;
-  HWY_ALIGN float tile[kSplitCoordinates * kDirectionRows];
-  HWY_ALIGN float along[kDirectionRows];
   // All, or one of each equal stretch of rows, at a place that no period of theirs follows.
   std::int64_t places[kDirectionRows];
   for (std::int64_t i = 0; i < count; ++i) {
@@ -151,6 +147,19 @@ HWY_NOINLINE void PrincipalDirection(const SplitRows& rows, std::int64_t begin, 
     }
     std::fill(to + count, to + padded, 0.0F);
   }
+}
+
+/// direction (kSplitCoordinates) = the leading principal one of the rows, of length 1; zero where
+/// they agree. Power iterations start from the row that is farthest from their mean.
+HWY_NOINLINE void PrincipalDirection(const SplitRows& rows, std::int64_t begin, std::int64_t all,
+                                     float* direction) {
+  const FloatTag d;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  const std::int64_t count = std::min(all, kDirectionRows);
+  const std::int64_t padded = (count + lanes - 1) / lanes * lanes;
+  HWY_ALIGN float tile[kSplitCoordinates * kDirectionRows];
+  HWY_ALIGN float along[kDirectionRows];
+  LoadCentred(rows, begin, all, count, padded, tile);
   // along[i] = sum over c of factor(c, i) * tile[c][i]
   const auto project = [&](const auto& factor) HWY_ATTR {
     for (std::int64_t i = 0; i < padded; i += lanes) {
