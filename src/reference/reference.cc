@@ -19,6 +19,14 @@ struct Row {
   std::vector<double> logits;
 };
 
+/// Of one query (D), and sums of the keys (Nk, D), values (Nk, Dv) and summaries of its key head.
+struct RowGradients {
+  double* query;
+  double* keys;
+  double* values;
+  SummaryGradients& nodes;
+};
+
 class Reference {
  public:
   Reference(const Problem& problem, const ReferenceColumns& columns)
@@ -67,16 +75,14 @@ class Reference {
     *lse = largest + std::log(sum);
   }
 
-  /// One query's gradient, and what it adds to those of a key head's keys (Nk, D), values (Nk, Dv)
-  /// and summaries.
+  /// Writes the query's gradient, and adds what it does to the others.
   void RunBackward(std::int64_t b, std::int64_t h, std::int64_t i, const TensorView& grad_out,
-                   double grad_lse, double* grad_query, double* grad_key, double* grad_value,
-                   SummaryGradients& of_nodes) const {
+                   double grad_lse, const RowGradients& to) const {
     const std::int64_t dv = problem_.value_depth;
     std::vector<double> out(static_cast<std::size_t>(dv));
     double lse = 0.0;
     Run(b, h, i, out.data(), &lse);
-    std::fill_n(grad_query, problem_.depth, std::isnan(lse) ? kNaN : 0.0);
+    std::fill_n(to.query, problem_.depth, std::isnan(lse) ? kNaN : 0.0);
     const Row row = Logits(b, h, i);
     if (lse == -kInfinity) return;
     double delta = -grad_lse;
@@ -89,19 +95,19 @@ class Reference {
       const double weight = std::exp(row.logits[n] - lse);
       const double kept = Kept(b, h, i, key);
       double dot = 0.0;
-      double* values = key >= 0 ? grad_value + key * dv : of_nodes.values.data() + (-1 - key) * dv;
+      double* values = key >= 0 ? to.values + key * dv : to.nodes.values.data() + (-1 - key) * dv;
       for (std::int64_t c = 0; c < dv; ++c) {
         dot += Element(grad_out, b, h, i, c) * Value(b, g, key, c);
         values[c] += weight * kept * Element(grad_out, b, h, i, c);
       }
       const double ds = weight * (kept * dot - delta);
       if (key < 0) {
-        columns_.AddGradient(b, h, i, -1 - key, ds, grad_query, of_nodes);
+        columns_.AddGradient(b, h, i, -1 - key, ds, to.query, to.nodes);
         continue;
       }
       for (std::int64_t c = 0; c < problem_.depth; ++c) {
-        grad_query[c] += ds * problem_.scale * Element(problem_.key, b, g, key, c);
-        grad_key[key * problem_.depth + c] +=
+        to.query[c] += ds * problem_.scale * Element(problem_.key, b, g, key, c);
+        to.keys[key * problem_.depth + c] +=
             ds * problem_.scale * Element(problem_.query, b, h, i, c);
       }
     }
@@ -184,7 +190,7 @@ void ExecuteReferenceBackward(const Problem& problem, const ReferenceColumns& co
         for (std::int64_t i = 0; i < problem.queries; ++i) {
           const std::int64_t at = (b * problem.query_heads + h) * problem.queries + i;
           reference.RunBackward(b, h, i, grad_out, grad_lse != nullptr ? grad_lse[at] : 0.0,
-                                grad_query + at * problem.depth, of_keys, of_values, of_nodes);
+                                {grad_query + at * problem.depth, of_keys, of_values, of_nodes});
         }
       }
       columns.Distribute(b, g, of_nodes, of_keys, of_values);
