@@ -82,7 +82,7 @@ TEST(Backward, TreeWithHeadsDoneAsDense) {
 
 void ExpectSameBits(Random& random, Call call) {
   const Upstream upstream = RandomUpstream(random, call, true);
-  ForEachInstructionSet([&] {
+  ForEachQuickInstructionSet([&] {
     call.options.num_threads = 1;
     const Result result = Attend(call);
     const GradientTensors one = Backward(call, result, upstream);

@@ -13,7 +13,7 @@ namespace smyrf::testing {
 namespace {
 
 void ExpectSameBitsOnThreads(Call call) {
-  ForEachInstructionSet([&] {
+  ForEachQuickInstructionSet([&] {
     call.options.num_threads = 1;
     const Result one = Attend(call);
     for (const int threads : {2, 3, 0}) {
@@ -71,7 +71,7 @@ TEST(Threads, TreeHasTheSameBits) {
       ExpectSameBitsOnThreads(call);
       const PlanParts made = PlanOf(call);
       for (const HeadPlan& head : made.heads) ASSERT_FALSE(head.dense);
-      ForEachInstructionSet([&] {
+      ForEachQuickInstructionSet([&] {
         call.options.num_threads = 1;
         const Result one = Attend(call, &made);
         for (const int threads : {2, 3}) {

@@ -11,13 +11,7 @@
 namespace smyrf::testing {
 
 template <class Body>
-void ForEachInstructionSet(const Body& body) {
-#if defined(__SANITIZE_THREAD__)
-  // The best: the others share its threads and take minutes there.
-  const std::vector<std::string> names{instruction_sets().front()};
-#else
-  const std::vector<std::string> names = instruction_sets();
-#endif
+void OnInstructionSets(const std::vector<std::string>& names, const Body& body) {
   for (const std::string& name : names) {
     SCOPED_TRACE(name);
     force_instruction_set(name);
@@ -25,6 +19,28 @@ void ForEachInstructionSet(const Body& body) {
     if (::testing::Test::HasFatalFailure()) break;
   }
   force_instruction_set("");
+}
+
+template <class Body>
+void ForEachInstructionSet(const Body& body) {
+  std::vector<std::string> names = instruction_sets();
+#if defined(__SANITIZE_THREAD__)
+  names.resize(1);  // the best: the others share its threads and take minutes there
+#endif
+  OnInstructionSets(names, body);
+}
+
+/// Without the last, which stands for no vectors, where the address sanitizer makes it slow: for
+/// calls that other tests make on it there.
+template <class Body>
+void ForEachQuickInstructionSet(const Body& body) {
+#if defined(__SANITIZE_ADDRESS__)
+  std::vector<std::string> names = instruction_sets();
+  if (names.size() > 1) names.pop_back();
+  OnInstructionSets(names, body);
+#else
+  ForEachInstructionSet(body);
+#endif
 }
 
 }  // namespace smyrf::testing
