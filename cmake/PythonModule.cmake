@@ -14,6 +14,10 @@ nanobind_add_module(_core NB_STATIC NB_SUPPRESS_WARNINGS STABLE_ABI bindings/pyt
 smyrf_compile_options(_core)
 target_include_directories(_core PRIVATE ${PROJECT_SOURCE_DIR}/src)
 target_link_libraries(_core PRIVATE smyrf_core hwy::hwy Threads::Threads ${CMAKE_DL_LIBS})
+# A program that embeds Python may link a smyrf of its own.
+set(python_exports ${PROJECT_SOURCE_DIR}/bindings/python/exports.map)
+target_link_options(_core PRIVATE -Wl,--version-script=${python_exports})
+set_target_properties(_core PROPERTIES LINK_DEPENDS ${python_exports})
 
 if(SKBUILD)
   set(module_dir ${PROJECT_BINARY_DIR}/python/smyrf)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import difflib
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -79,6 +81,14 @@ def test_a_method_is_known_in_its_folder_only() -> None:
             if method_of(include) is not None and method_of(include) not in known
         ]
     assert wrong == []
+
+
+def test_the_extension_shows_nothing_but_its_start() -> None:
+    if shutil.which("nm") is None:
+        pytest.skip("needs nm")
+    command = ["nm", "-D", "--defined-only", "--format=just-symbols", _core.__file__]
+    names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert names == ["PyInit__core"]
 
 
 def test_public_headers_know_only_public_headers() -> None:
