@@ -86,6 +86,13 @@ inline Method MethodOf(const char* name) {
   Refuse("method", "got '" + std::string(name).substr(0, 100) + "', accepted are " + accepted);
 }
 
+inline Precision PrecisionOf(const char* name) {
+  if (name == nullptr) return Options{}.precision;
+  if (const auto precision = smyrf::precision_named(name)) return *precision;
+  Refuse("precision", "got '" + std::string(name).substr(0, 100) +
+                          "', accepted are auto, float32, int16 and int8");
+}
+
 /// The program's threads. What its callbacks do wrong ends the call, and not the program.
 class HostPool final : public ThreadPool {
  public:
@@ -153,6 +160,7 @@ class Call {
     options.cluster_size = Optional(call.cluster_size);
     options.tolerance = Optional(call.tolerance);
     options.max_density = Optional(call.max_density);
+    options.precision = PrecisionOf(call.precision);
     options.dropout_p = call.dropout_p;
     options.seed = call.seed;
     options.num_threads = Threads(call.num_threads);

@@ -80,6 +80,7 @@ smyrf_plan_info InfoOf(const PlanInfo& info) {
   smyrf_plan_info result{};
   result.method = smyrf::name(info.method);
   result.reason = info.reason.c_str();
+  result.precision = smyrf::name(info.precision);
   result.batch = info.batch;
   result.query_heads = info.query_heads;
   result.key_heads = info.key_heads;
@@ -278,9 +279,9 @@ smyrf_status smyrf_statistics_head(const smyrf_statistics* statistics, int64_t b
     CheckHead(batch_index, query_head, all.batch, all.query_heads);
     const smyrf::Statistics::Head& from =
         all.heads.at(static_cast<std::size_t>(batch_index * all.query_heads + query_head));
-    Give(smyrf_head{0, from.density, from.seconds, from.planning_seconds, from.expected_error,
-                    from.expected_lse_error, from.expected_work, from.dense ? 1 : 0,
-                    from.non_finite ? 1 : 0},
+    Give(smyrf_head{0, from.density, from.seconds, from.planning_seconds,
+                    smyrf::name(from.precision), from.expected_error, from.expected_lse_error,
+                    from.expected_work, from.dense ? 1 : 0, from.non_finite ? 1 : 0},
          head, "head");
   });
 }

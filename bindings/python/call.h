@@ -244,6 +244,16 @@ inline Method ToMethod(nb::handle object) {
        ", accepted are ", MethodNames());
 }
 
+inline Precision ToPrecision(nb::handle object) {
+  if (object.is_none()) return Precision::kAuto;
+  std::string name;
+  if (nb::try_cast(object, name)) {
+    if (const std::optional<Precision> precision = precision_named(name)) return *precision;
+  }
+  Fail(ErrorKind::kValue, "precision: got ", nb::cast<std::string>(nb::repr(object)),
+       ", accepted are auto, float32, int16 and int8");
+}
+
 inline bool ToHeadsLast(nb::handle object) {
   std::string name;
   if (nb::try_cast(object, name)) {
@@ -296,6 +306,7 @@ inline Options ToOptions(OptionReader& option) {
   options.tolerance = ToNumber<double>("tolerance", option.Get<"tolerance">(), "a number or None");
   options.max_density =
       ToNumber<double>("max_density", option.Get<"max_density">(), "a number or None");
+  options.precision = ToPrecision(option.Get<"precision">());
   options.dropout_p =
       ToNumber<double>("dropout_p", option.Get<"dropout_p">(), "a number from 0 to 1")
           .value_or(0.0);

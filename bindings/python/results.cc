@@ -269,6 +269,11 @@ void DefinePlan(const nb::module_& m) {
       .def_prop_ro(
           "cluster_size", [](const smyrf::Plan& p) { return p.info().cluster_size; },
           "Keys a cluster; 0 for methods without.")
+      .def_prop_ro(
+          "precision", [](const smyrf::Plan& p) { return smyrf::name(p.info().precision); },
+          nb::for_getter(nb::sig("def precision(self) -> typing.Literal['auto', 'float32', "
+                                 "'int16', 'int8']")),
+          "What products may be computed in; auto: what the tolerance allows.")
       .def_prop_ro("seed", [](const smyrf::Plan& p) { return p.info().seed; })
       .def_prop_ro("is_causal", [](const smyrf::Plan& p) { return p.info().is_causal; })
       .def_prop_ro("window", &PlanWindow, "(left, right), or None.")
@@ -375,14 +380,27 @@ void DefineStatistics(const nb::module_& m) {
             return HeadArray<double>(s, [](const auto& head) { return head.expected_error; });
           },
           kOwned,
-          "(B, Hq) float64: relative error of out that calibration expects; 0 for methods that "
-          "have no such estimate.")
+          "(B, Hq) float64: relative error of out to expect, of summaries and of narrow products; "
+          "0 where there are neither.")
       .def_prop_ro(
           "expected_lse_error",
           [](const smyrf::Statistics& s) {
             return HeadArray<double>(s, [](const auto& head) { return head.expected_lse_error; });
           },
-          kOwned, "(B, Hq) float64: RMS error of lse, nats, that calibration expects.")
+          kOwned, "(B, Hq) float64: RMS error of lse to expect, in nats.")
+      .def_prop_ro(
+          "precision",
+          [](const smyrf::Statistics& s) {
+            std::vector<std::vector<const char*>> names(static_cast<std::size_t>(s.batch));
+            for (std::size_t i = 0; i < s.heads.size(); ++i) {
+              names[i / static_cast<std::size_t>(s.query_heads)].push_back(
+                  smyrf::name(s.heads[i].precision));
+            }
+            return names;
+          },
+          nb::for_getter(nb::sig("def precision(self) -> list[list[typing.Literal['float32', "
+                                 "'int16', 'int8']]]")),
+          "[B][Hq]: what the products of a head's pairs were computed in.")
       .def_prop_ro(
           "expected_work",
           [](const smyrf::Statistics& s) {

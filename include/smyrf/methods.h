@@ -90,6 +90,8 @@ struct MethodInfo {
   bool takes_dropout = false;
   /// Draws random numbers of Options::seed, beside those of dropout.
   bool takes_seed = false;
+  /// Has other products than float32.
+  bool takes_precision = false;
   bool chooses = false;  ///< only chooses another method: no plan has it
 
   /// Its dial of the option, or null.
@@ -107,5 +109,9 @@ SMYRF_API std::span<const MethodInfo* const> methods();
 SMYRF_API const char* name(Method method);
 /// None for an unknown name.
 SMYRF_API std::optional<Method> method_named(std::string_view name);
+/// "auto", "float32", "int16" and "int8"; "?" for a number that is no precision.
+SMYRF_API const char* name(Precision precision);
+/// None for an unknown name.
+SMYRF_API std::optional<Precision> precision_named(std::string_view name);
 
 }  // namespace smyrf

@@ -17,6 +17,14 @@ enum class Method : std::uint8_t {
   kTree,   ///< balanced trees, far nodes summarised, near ones opened to a tolerance
 };
 
+/// What the products of pairs that are evaluated one by one are computed in.
+enum class Precision : std::uint8_t {
+  kAuto,     ///< the narrowest whose error the tolerance allows; float32 where there is none
+  kFloat32,  ///< as given
+  kInt16,    ///< queries and keys as integers of 13 bits, weights and values as bfloat16
+  kInt8,     ///< the same with 8 bits
+};
+
 /// Where query 0 and key 0 stand in a longer sequence: query i is at first_query + i, key j at
 /// first_key + j. From 0 up; all positions are below 2^31.
 struct Positions {
@@ -48,6 +56,13 @@ struct Options {
   std::optional<Positions> positions{};
   /// Lets keys have fewer heads: query head h uses key head h / (Hq / Hkv).
   bool enable_gqa = false;
+  /// In what the products of evaluated pairs may be computed. `dense` is float32 unless another is
+  /// asked for here. With kAuto, `auto` and `tree` take the narrowest whose expected error the
+  /// tolerance allows. Any other value is taken in every head, whatever the tolerance, but for
+  /// heads with fewer than 128 valid queries or 256 valid keys or with rows that are not finite,
+  /// and on processors without such products: these heads have float32. Statistics name what each
+  /// head had and the error to expect of it. Gradients are those of float32. Not with dropout.
+  Precision precision = Precision::kAuto;
   /// Rounds of hashing (`lsh` only, 1 to kMaxHashes). Default kDefaultHashes.
   std::optional<std::int64_t> n_hashes{};
   /// Keys a cluster (`lsh` only, at least 1). Default kDefaultClusterSize.

@@ -69,6 +69,8 @@ struct PlanInfo {
   std::int64_t n_hashes = 0;
   std::int64_t cluster_size = 0;
   double tolerance = 0.0;
+  Precision precision = Precision::kFloat32;
+  double precision_error = 0.0;  ///< with kAuto: what narrow products may be expected to err
   std::optional<double> max_density{};
   /// Batch entries with fewer valid queries or keys are done as dense: where kAuto chose.
   std::int64_t dense_below = 0;

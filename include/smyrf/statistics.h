@@ -28,9 +28,12 @@ struct Statistics {
     bool dense = false;
     /// `lsh`, `tree`: a valid query or key was not finite, so the head's output is NaN.
     bool non_finite = false;
-    /// `tree`: what calibration expects: relative error of out, RMS error of lse in nats.
+    /// What calibration (`tree`) and the steps of narrow products lead to expect: relative error of
+    /// out, RMS error of lse in nats.
     double expected_error = 0.0;
     double expected_lse_error = 0.0;
+    /// What the products of pairs were computed in; never kAuto.
+    Precision precision = Precision::kFloat32;
     /// `tree`: time that calibration expects of the head's blocks, over that of dense attention.
     double expected_work = 1.0;
   };

@@ -184,6 +184,7 @@ class Call {
                     .scale = Read(node_).scale,
                     .is_causal = group.kind == Group::Kind::kCausal,
                     .enable_gqa = true,
+                    .precision = Precision::kFloat32,  // others were not measured inside a host
                     .num_threads = threads_};
     if (method != Method::kDense) options.tolerance = settings_.tolerance;
     if (group.window >= 0) options.window = Window{group.window, -1};

@@ -12,7 +12,7 @@ from smyrf import _arrays, _core, reference
 from smyrf._attention import attention
 from smyrf._call import is_tensor
 from smyrf._core import Plan, Statistics
-from smyrf._types import Array, Layout, Method
+from smyrf._types import Array, Layout, Method, Precision
 from smyrf.collector import Record, collect
 
 __version__: str = _core.version
@@ -47,6 +47,7 @@ def plan(
     cluster_size: int | None = None,
     tolerance: float | None = None,
     max_density: float | None = None,
+    precision: Precision = "auto",
     seed: int = 0,
     window: tuple[int, int] | None = None,
     positions: tuple[int, int] | None = None,
@@ -82,6 +83,7 @@ def plan(
         "cluster_size": cluster_size,
         "tolerance": tolerance,
         "max_density": max_density,
+        "precision": precision,
         "seed": seed,
         "window": window,
         "positions": positions,
@@ -104,6 +106,7 @@ def estimate(
     method: Method = "tree",
     tolerance: float | None = None,
     max_density: float | None = None,
+    precision: Precision = "auto",
     seed: int = 0,
     window: tuple[int, int] | None = None,
     positions: tuple[int, int] | None = None,
@@ -132,6 +135,7 @@ def estimate(
         "method": method,
         "tolerance": tolerance,
         "max_density": max_density,
+        "precision": precision,
         "seed": seed,
         "window": window,
         "positions": positions,

@@ -7,7 +7,7 @@ from typing import Any, Literal, overload
 from smyrf import _arrays
 from smyrf._call import is_tensor
 from smyrf._core import Plan, Statistics
-from smyrf._types import Array, Layout, Method
+from smyrf._types import Array, Layout, Method, Precision
 
 
 @overload
@@ -26,6 +26,7 @@ def attention(
     cluster_size: int | None = None,
     tolerance: float | None = None,
     max_density: float | None = None,
+    precision: Precision = "auto",
     seed: int = 0,
     window: tuple[int, int] | None = None,
     positions: tuple[int, int] | None = None,
@@ -54,6 +55,7 @@ def attention(
     cluster_size: int | None = None,
     tolerance: float | None = None,
     max_density: float | None = None,
+    precision: Precision = "auto",
     seed: int = 0,
     window: tuple[int, int] | None = None,
     positions: tuple[int, int] | None = None,
@@ -82,6 +84,7 @@ def attention(
     cluster_size: int | None = None,
     tolerance: float | None = None,
     max_density: float | None = None,
+    precision: Precision = "auto",
     seed: int = 0,
     window: tuple[int, int] | None = None,
     positions: tuple[int, int] | None = None,
@@ -110,6 +113,7 @@ def attention(
     cluster_size: int | None = None,
     tolerance: float | None = None,
     max_density: float | None = None,
+    precision: Precision = "auto",
     seed: int = 0,
     window: tuple[int, int] | None = None,
     positions: tuple[int, int] | None = None,
@@ -138,6 +142,7 @@ def attention(
     cluster_size: int | None = None,
     tolerance: float | None = None,
     max_density: float | None = None,
+    precision: Precision = "auto",
     seed: int = 0,
     window: tuple[int, int] | None = None,
     positions: tuple[int, int] | None = None,
@@ -165,6 +170,7 @@ def attention(
     cluster_size: int | None = None,
     tolerance: float | None = None,
     max_density: float | None = None,
+    precision: Precision = "auto",
     seed: int = 0,
     window: tuple[int, int] | None = None,
     positions: tuple[int, int] | None = None,
@@ -220,7 +226,8 @@ def attention(
             "tree" makes balanced trees of queries and keys. It summarises far nodes of keys, and
             opens near ones until sampled rows meet the tolerance.
             "auto" takes "tree" from 2048 queries and keys on (1536 where query heads share keys) if
-            no mask but padding is given and the tolerance is not 0, else "dense". The environment
+            no mask but padding is given and the tolerance is not 0, else "dense", whose products
+            it may narrow (see precision). The environment
             variable SMYRF_METHOD ("dense" or "tree") replaces "auto".
         n_hashes: rounds of hashing, 1 to 4096, default 8. `lsh` only.
         cluster_size: keys a cluster, at least 1, default 32. `lsh` only.
@@ -231,6 +238,12 @@ def attention(
         max_density: the largest part of all pairs that may be evaluated, above 0 to 1. Each query
             evaluates 24 or 40 keys, and a summary of about every 512 keys, in any case. Statistics
             say what error to expect. Default no limit. `tree` only.
+        precision: what the products of evaluated pairs are computed in: "auto" (default),
+            "float32", "int16" or "int8". With "auto", "dense" has float32, and a method with a
+            tolerance has the narrowest whose expected error is within it. Any other is taken
+            whatever the tolerance. Heads with fewer than 128 valid queries or 256 valid keys, or
+            with rows that are not finite, have float32. So have all heads on processors without
+            such products. Statistics say what each head had. Not for `lsh`, nor with dropout.
         seed: chooses the hash directions of `lsh`, the calibration rows of `tree` and what dropout
             drops. 0 to 2^63 - 1, default 0. With dropout, take another seed in each call.
         window: (left, right): query i sees keys from i + Nk - Nq - left to i + Nk - Nq + right;
@@ -281,6 +294,7 @@ def attention(
         "cluster_size": cluster_size,
         "tolerance": tolerance,
         "max_density": max_density,
+        "precision": precision,
         "seed": seed,
         "window": window,
         "positions": positions,

@@ -21,6 +21,7 @@ DIALS = (
         if not method["chooses"]
         for dial in method["dials"]
     ),
+    "precision",
     "seed",
 )
 

@@ -11,8 +11,8 @@ from typing import Any
 VARIABLES = ("SMYRF_METHOD", "SMYRF_TOLERANCE", "SMYRF_NUM_THREADS")
 METHODS = ("auto", "dense", "tree")
 MOST_THREADS = 4096
-# Below so many rows `auto` is dense, whatever the heads.
-AUTO_ROWS = 1536
+# With fewer queries or keys every pair is exact, by any default.
+NARROW_QUERIES, NARROW_KEYS = 128, 256
 
 logger = logging.getLogger("smyrf")
 
@@ -99,15 +99,15 @@ _said = False
 
 def is_first(options: Mapping[str, Any], plan: Any, query: Any, key: Any) -> bool:
     """Whether this call may be the first approximate one. Its statistics say whether it is."""
-    method = options["method"]
-    if _said or (method == "dense" and plan is None):
+    method, precision = options["method"], options.get("precision")
+    if _said or (method == "dense" and plan is None and precision in (None, "auto", "float32")):
         return False
     if plan is not None or method in ("tree", "lsh"):
         return True
     if query.ndim != 4 or key.ndim != 4:  # the core will refuse it
         return False
     rows = -3 if options["layout"] == "BNHD" else -2
-    return bool(query.shape[rows] >= AUTO_ROWS and key.shape[rows] >= AUTO_ROWS)
+    return bool(query.shape[rows] >= NARROW_QUERIES and key.shape[rows] >= NARROW_KEYS)
 
 
 def say_first(statistics: Any, options: Mapping[str, Any]) -> None:
@@ -116,13 +116,18 @@ def say_first(statistics: Any, options: Mapping[str, Any]) -> None:
     The line is a warning if the caller named no method, else information.
     """
     global _said
-    if statistics is None or statistics.method == "dense" or not (statistics.density < 1).any():
+    if statistics is None:
+        return
+    narrow = {name for heads in statistics.precision for name in heads} - {"float32"}
+    if not narrow and (statistics.method == "dense" or not (statistics.density < 1).any()):
         return
     _said = True
     how = statistics.method
-    if how == "tree":
+    if narrow:
+        how += f", products in {' and '.join(sorted(narrow))}"
+    if how != "lsh" and options.get("precision") in (None, "auto"):
         tolerance = options["tolerance"]
-        how = f"tree, tolerance {0.05 if tolerance is None else tolerance:g} a head"
+        how += f", tolerance {0.05 if tolerance is None else tolerance:g} a head"
     logger.log(
         logging.WARNING if options["method"] == "auto" else logging.INFO,
         "attention is approximate from here on (method %s); method='dense' or the environment "

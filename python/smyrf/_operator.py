@@ -16,7 +16,7 @@ _OPTIONS = (
     "Tensor? attn_mask, Tensor? key_padding_mask, Tensor? query_padding_mask, bool is_causal, "
     "float? scale, bool enable_gqa, str method, SymInt? n_hashes, SymInt? cluster_size, "
     "float? tolerance, float? max_density, SymInt seed, SymInt[]? window, str layout, "
-    "SymInt? num_threads, float dropout_p, SymInt[]? positions"
+    "SymInt? num_threads, float dropout_p, SymInt[]? positions, str? precision"
 )
 _NAMES = (
     *MASKS,
@@ -34,6 +34,7 @@ _NAMES = (
     "num_threads",
     "dropout_p",
     "positions",
+    "precision",
 )
 
 NO_TANGENT = (

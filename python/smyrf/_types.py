@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 Method = Literal["auto", "dense", "lsh", "tree"]
 """How attention is computed; `smyrf.attention` says what each method does."""
 
+Precision = Literal["auto", "float32", "int16", "int8"]
+"""What the products of evaluated pairs are computed in; `smyrf.attention` says more."""
+
 Layout = Literal["BHND", "BNHD"]
 """The order of dimensions of query, key, value and out: batch, heads, rows (N) and D, or batch,
 rows, heads and D."""

@@ -22,7 +22,7 @@ from smyrf._call import (
     pack,
 )
 from smyrf._shapes import is_plain, rows, shaped
-from smyrf._types import Array, Layout, Method
+from smyrf._types import Array, Layout, Method, Precision
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +44,7 @@ def attention(
     cluster_size: int | None = None,
     tolerance: float | None = None,
     max_density: float | None = None,
+    precision: Precision = "auto",
     seed: int = 0,
     window: tuple[int, int] | None = None,
     positions: tuple[int, int] | None = None,
@@ -69,6 +70,7 @@ def attention(
     cluster_size: int | None = None,
     tolerance: float | None = None,
     max_density: float | None = None,
+    precision: Precision = "auto",
     seed: int = 0,
     window: tuple[int, int] | None = None,
     positions: tuple[int, int] | None = None,
@@ -94,6 +96,7 @@ def attention(
     cluster_size: int | None = None,
     tolerance: float | None = None,
     max_density: float | None = None,
+    precision: Precision = "auto",
     seed: int = 0,
     window: tuple[int, int] | None = None,
     positions: tuple[int, int] | None = None,
@@ -119,6 +122,7 @@ def attention(
     cluster_size: int | None = None,
     tolerance: float | None = None,
     max_density: float | None = None,
+    precision: Precision = "auto",
     seed: int = 0,
     window: tuple[int, int] | None = None,
     positions: tuple[int, int] | None = None,
@@ -144,6 +148,7 @@ def attention(
     cluster_size: int | None = None,
     tolerance: float | None = None,
     max_density: float | None = None,
+    precision: Precision = "auto",
     seed: int = 0,
     window: tuple[int, int] | None = None,
     positions: tuple[int, int] | None = None,
@@ -168,6 +173,7 @@ def attention(
     cluster_size: int | None = None,
     tolerance: float | None = None,
     max_density: float | None = None,
+    precision: Precision = "auto",
     seed: int = 0,
     window: tuple[int, int] | None = None,
     positions: tuple[int, int] | None = None,
@@ -207,6 +213,7 @@ def attention(
         "cluster_size": cluster_size,
         "tolerance": tolerance,
         "max_density": max_density,
+        "precision": precision,
         "seed": seed,
         "window": window,
         "positions": positions,

@@ -32,6 +32,7 @@ Dropout DropoutOf(const Options& options, const AttentionMethod& method, const P
 void ApplyPlan(const PlanInfo& plan, Problem& problem) {
   problem.mask = Mask(problem.queries, problem.keys, plan.is_causal, plan.window, problem.mask.bias,
                       plan.positions);
+  problem.narrowing = {plan.precision, plan.precision_error};
 }
 
 /// A checked call, whose method is known.

@@ -360,6 +360,7 @@ Problem CheckProblem(const Arguments& arguments, const Options& options, bool wi
                  ListsOfMask(query_padding_mask, batch, queries),
                  ListsOfMask(key_padding_mask, batch, keys),
                  {},
+                 {},
                  Run(options.num_threads, options.thread_pool, options.workspace)};
 }
 

@@ -77,6 +77,22 @@ void CheckDials(const Options& options, const MethodInfo& asked) {
   }
 }
 
+void CheckPrecision(const Options& options, const MethodInfo& asked) {
+  if (options.precision > Precision::kInt8) {
+    Fail(ErrorKind::kValue, "precision: got number ", static_cast<int>(options.precision),
+         ", accepted are auto, float32, int16 and int8");
+  }
+  if (options.precision < Precision::kInt16) return;
+  if (!asked.takes_precision) {
+    Fail(ErrorKind::kUnsupported, "precision: method ", asked.name,
+         " computes in float32 only; leave precision out, or use method='auto'");
+  }
+  if (options.dropout_p > 0.0) {
+    Fail(ErrorKind::kUnsupported,
+         "precision: dropout is done in float32 only; use precision='float32', or dropout_p=0");
+  }
+}
+
 }  // namespace
 
 void CheckDial(const Dial& dial, const Options& options) {
@@ -97,6 +113,7 @@ const AttentionMethod& CheckMethod(const Request& request, PlanInfo& plan) {
          ", accepted are ", Listed(NamesOf([](const MethodInfo&) { return true; }), " and "));
   }
   CheckDials(options, asked->info());
+  CheckPrecision(options, asked->info());
   plan.reason = "asked for";
   plan.batch = problem.batch;
   plan.query_heads = problem.query_heads;

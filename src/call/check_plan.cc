@@ -46,6 +46,17 @@ void CheckDials(const Options& options, const PlanInfo& plan, const MethodInfo& 
   if (!unused && options.seed != 0 && options.seed != plan.seed) Conflict("seed");
 }
 
+/// What is asked of the products must be the plan's. A plan of `auto` may allow errors that no dial
+/// of its method tells of: whoever names the method does not mean them.
+void CheckPrecision(const Options& options, const PlanInfo& plan, bool chooses) {
+  if (options.precision != Precision::kAuto && options.precision != plan.precision) {
+    Conflict("precision");
+  }
+  if (plan.precision != Precision::kAuto || plan.precision_error == plan.tolerance) return;
+  if (!chooses) Conflict("precision");
+  if (options.tolerance && *options.tolerance != plan.precision_error) Conflict("tolerance");
+}
+
 }  // namespace
 
 const AttentionMethod& CheckPlan(const Plan& plan, const Arguments& arguments,
@@ -59,6 +70,7 @@ const AttentionMethod& CheckPlan(const Plan& plan, const Arguments& arguments,
       FindMethod(options.method) != nullptr && FindMethod(options.method)->info().chooses;
   if (!chooses && options.method != info.method) Conflict("method");
   CheckDials(options, info, method.info());
+  CheckPrecision(options, info, chooses);
   if (options.is_causal && !info.is_causal) Conflict("is_causal");
   if (options.window && (!info.window || options.window->left != info.window->left ||
                          options.window->right != info.window->right)) {

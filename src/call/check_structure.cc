@@ -35,6 +35,10 @@ void CheckDials(const PlanInfo& plan, const MethodInfo& method) {
     Require(dial != nullptr ? !value || dial->Accepts(*value) : !value || *value == 0.0,
             "method and dials", "a dial is out of range or none of the method's");
   }
+  Require(plan.precision <= Precision::kInt8 && plan.precision_error >= 0.0 &&
+              plan.precision_error < 1.0 &&
+              (method.takes_precision || plan.precision == Precision::kFloat32),
+          "method and dials", "the precision is out of range or none of the method's");
   Require(!plan.window || (plan.window->left >= -1 && plan.window->right >= -1), "masks",
           "a side of the window is below -1");
   Require(!plan.positions || (IsPosition(plan.positions->first_query, plan.queries) &&

@@ -41,7 +41,7 @@ inline constexpr bool kIsPlain<ForestRecord> = sizeof(ForestRecord) == 56;
 
 namespace {
 
-const Frame kFrame{"plan", "smyrfpln", 2};
+const Frame kFrame{"plan", "smyrfpln", 3};
 
 /// body(archive, field) for each field of a plan, in the order of the file.
 template <class Archive, class Data>
@@ -49,8 +49,8 @@ void VisitFields(Archive& archive, Data& data) {
   auto& info = data.info;
   archive(info.reason, info.batch, info.query_heads, info.key_heads, info.queries, info.keys,
           info.depth, info.is_causal, info.has_attn_mask, info.window, info.positions,
-          info.n_hashes, info.cluster_size, info.tolerance, info.max_density, info.dense_below,
-          info.scale, info.seed);
+          info.n_hashes, info.cluster_size, info.tolerance, info.max_density, info.precision,
+          info.precision_error, info.dense_below, info.scale, info.seed);
   archive(data.valid_queries.rows, data.valid_queries.ends, data.valid_keys.rows,
           data.valid_keys.ends, data.heads, data.query_orders, data.key_orders, data.blocks,
           data.ranges, data.nodes, data.forests, data.forest_orders, data.segments,

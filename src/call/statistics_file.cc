@@ -10,12 +10,12 @@
 namespace smyrf {
 namespace {
 
-const Frame kFrame{"statistics", "smyrfsta", 2};
+const Frame kFrame{"statistics", "smyrfsta", 3};
 
 template <class Archive, class AnyHead>
 void VisitHead(Archive& archive, AnyHead& head) {
   archive(head.density, head.seconds, head.planning_seconds, head.dense, head.non_finite,
-          head.expected_error, head.expected_lse_error, head.expected_work);
+          head.expected_error, head.expected_lse_error, head.expected_work, head.precision);
 }
 
 template <class Archive, class AnyStatistics>

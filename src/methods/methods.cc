@@ -1,6 +1,11 @@
 // The public table of methods, from the registry.
 #include "smyrf/methods.h"
 
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <optional>
+#include <string_view>
 #include <vector>
 
 #include "methods/method.h"
@@ -33,6 +38,23 @@ std::optional<Method> method_named(std::string_view name) {
     if (info->name == name) return info->method;
   }
   return std::nullopt;
+}
+
+namespace {
+
+constexpr std::array kPrecisions{"auto", "float32", "int16", "int8"};  // in the order of the enum
+
+}  // namespace
+
+const char* name(Precision precision) {
+  const auto at = static_cast<std::size_t>(precision);
+  return at < kPrecisions.size() ? kPrecisions.at(at) : "?";
+}
+
+std::optional<Precision> precision_named(std::string_view name) {
+  const auto* const found = std::ranges::find(kPrecisions, name);
+  if (found == kPrecisions.end()) return std::nullopt;
+  return static_cast<Precision>(found - kPrecisions.begin());
 }
 
 }  // namespace smyrf

@@ -10,6 +10,7 @@
 
 #include "base/parallel.h"
 #include "run/items.h"
+#include "run/narrow.h"
 #include "run/output.h"
 #include "run/partials.h"
 #include "simd/kernels.h"
@@ -46,6 +47,7 @@ class Forward {
     if (first_round == 0) {
       SplitKeys();
       FillUncoveredRows();
+      if (plan == nullptr) narrow_ = NarrowHeads(problem_, range_, run_);
     }
     // A query's rounds are merged in order, so they may not overlap: either whole heads run side by
     // side, each through all its rounds, or the blocks of one round at a time. Same bits either
@@ -73,8 +75,10 @@ class Forward {
   void Finish() {
     if (merges_) FinishRounds();
     for (std::size_t head = 0; head < nanoseconds_.size(); ++head) {
-      outputs_.statistics->heads[static_cast<std::size_t>(range_.first) + head].seconds +=
-          1e-9 * static_cast<double>(nanoseconds_[head]);
+      Statistics::Head& to =
+          outputs_.statistics->heads[static_cast<std::size_t>(range_.first) + head];
+      to.seconds += 1e-9 * static_cast<double>(nanoseconds_[head]);
+      narrow_.Describe(range_.first + static_cast<std::int64_t>(head), to);
     }
   }
 
@@ -157,7 +161,7 @@ class Forward {
     const std::int64_t last = chunks_ > 1 ? std::min(keys, first + kChunkKeys) : keys;
     DenseRanges implicit;
     const kernels::BlockTask task = TaskOf(problem_, item, first, last, implicit);
-    const kernels::Partial partial = kernels::AttendBlock(task);
+    const kernels::Partial partial = narrow_.Attend(item, task);
     const HeadOutput output{outputs_, item.batch, item.head};
     for (std::int64_t i = item.begin; i < item.end; ++i) {
       const kernels::Partial row = partial.Row(i - item.begin);
@@ -210,6 +214,7 @@ class Forward {
   const Outputs& outputs_;
   const bool merges_;               ///< several rounds
   const PlanView* plan_ = nullptr;  ///< of the rounds that run
+  NarrowHeads narrow_;              ///< of a round without a plan
   std::int64_t chunks_ = 1;
   Partials running_;                                    ///< of all rows, over the rounds so far
   Partials parts_;                                      ///< of all rows, a chunk after the other

@@ -29,6 +29,12 @@ inline constexpr double kMaxAllRows = 0x1p40;
 /// Original indices of the valid rows of each batch entry, ascending; no lists: all are valid.
 using ValidLists = std::vector<std::vector<std::int32_t>>;
 
+/// What of the products may be narrowed, and how much that may cost.
+struct Narrowing {
+  Precision precision = Precision::kFloat32;
+  double tolerance = 0.0;  ///< with kAuto
+};
+
 struct Problem {
   TensorView query, key, value;
   std::int64_t batch = 0, query_heads = 0, key_heads = 0;
@@ -38,6 +44,7 @@ struct Problem {
   Mask mask;
   ValidLists valid_queries, valid_keys;
   Dropout dropout;
+  Narrowing narrowing;
   Run run;
 
   std::int64_t KeyHead(std::int64_t query_head) const {

@@ -10,8 +10,10 @@ namespace smyrf {
 inline void DescribeHead(const HeadView& plan, Statistics::Head& head) {
   head.dense = plan.dense;
   head.non_finite = plan.non_finite;
-  head.expected_error = plan.expected_error;
-  head.expected_lse_error = plan.expected_lse_error;
+  if (!plan.dense) {  // else dense attention tells
+    head.expected_error = plan.expected_error;
+    head.expected_lse_error = plan.expected_lse_error;
+  }
   head.expected_work = plan.expected_work;
 }
 

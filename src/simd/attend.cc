@@ -73,24 +73,6 @@ HWY_INLINE void DropWeights(const Dropout& dropout, const DropoutLanes& words,
   }
 }
 
-/// o (dv, kBlockRows), a lane a query, as (rows, dv) in scratch.result.
-HWY_INLINE float* RowsOfColumns(const float* o, std::int64_t rows, std::int64_t dv,
-                                Scratch& scratch) {
-  float* result = scratch.result.Need(static_cast<std::size_t>(dv * kBlockRows));
-  const float* columns[kBlockRows];
-  std::int64_t c = 0;
-  while (c + 4 <= dv) {
-    const std::int64_t count = std::min(kBlockRows, (dv - c) / 4 * 4);
-    for (std::int64_t j = 0; j < count; ++j) columns[j] = o + (c + j) * kBlockRows;
-    TransposeRows(columns, count, rows, 1.0F, dv, result + c);
-    c += count;
-  }
-  for (; c < dv; ++c) {
-    for (std::int64_t i = 0; i < rows; ++i) result[i * dv + c] = o[c * kBlockRows + i];
-  }
-  return result;
-}
-
 /// Many queries: a lane each.
 Partial AttendLanes(const BlockTask& task, Scratch& scratch) {
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(FloatTag()));
@@ -134,7 +116,9 @@ Partial AttendLanes(const BlockTask& task, Scratch& scratch) {
     ValueTile<kBlockRows>(scratch.values, count, s, dv, vectors, state.rescale, o);
   });
 
-  const Partial result{RowsOfColumns(o, rows, dv, scratch), state.max, state.sum, dv, dv};
+  float* by_row = scratch.result.Need(static_cast<std::size_t>(dv * kBlockRows));
+  ColumnsToRows(o, rows, dv, by_row);
+  const Partial result{by_row, state.max, state.sum, dv, dv};
   for (std::int64_t i = 0; i < rows; ++i) ClosePartial(result.Row(i), state.seen[i] != 0.0F);
   return result;
 }

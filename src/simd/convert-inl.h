@@ -1,5 +1,6 @@
 // Rows of float32, float16 and bfloat16 to float32 and back, and the transpose that makes queries
 // the SIMD lanes.
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -176,6 +177,22 @@ HWY_INLINE void TransposeRows(const float* const* rows, std::int64_t count, std:
     for (std::int64_t j = count - i; j < 4; ++j) {
       for (std::int64_t row = 0; row < depth; ++row) target[row * row_stride + i + j] = 0.0F;
     }
+  }
+}
+
+/// Columns (depth, kBlockRows), a lane a row, as rows (rows, depth).
+HWY_INLINE void ColumnsToRows(const float* columns, std::int64_t rows, std::int64_t depth,
+                              float* result) {
+  const float* pointers[kBlockRows];
+  std::int64_t c = 0;
+  while (c + 4 <= depth) {
+    const std::int64_t count = std::min(kBlockRows, (depth - c) / 4 * 4);
+    for (std::int64_t j = 0; j < count; ++j) pointers[j] = columns + (c + j) * kBlockRows;
+    TransposeRows(pointers, count, rows, 1.0F, depth, result + c);
+    c += count;
+  }
+  for (; c < depth; ++c) {
+    for (std::int64_t i = 0; i < rows; ++i) result[i * depth + c] = columns[c * kBlockRows + i];
   }
 }
 

@@ -306,7 +306,7 @@ import threading, time, numpy, smyrf
 rows = numpy.ones((1, 4, 512, 32), numpy.float32)
 def work():
     while True:
-        smyrf.attention(rows, rows, rows)
+        smyrf.attention(rows, rows, rows, method="dense")
 for _ in range(3):
     threading.Thread(target=work, daemon=True).start()
 time.sleep(0.05)

@@ -56,9 +56,10 @@ def test_masks_mean_what_they_mean_in_pytorch(mask: str) -> None:
 @pytest.mark.parametrize("options", [{}, {"scale": 0.7}, {"scale": -0.7}], ids=str)
 def test_the_same_as_pytorch(queries: int, keys: int, options: dict[str, Any]) -> None:
     qkv = tensors(queries, keys)
-    assert_same(smyrf.attention(*qkv, **options), scaled_dot_product_attention(*qkv, **options))
+    ours = smyrf.attention(*qkv, **options, method="dense")
+    assert_same(ours, scaled_dot_product_attention(*qkv, **options))
     if queries == keys:
-        ours = smyrf.attention(*qkv, is_causal=True, **options)
+        ours = smyrf.attention(*qkv, is_causal=True, **options, method="dense")
         assert_same(ours, scaled_dot_product_attention(*qkv, is_causal=True, **options))
 
 
@@ -91,7 +92,7 @@ def test_narrow_types_are_within_their_bound(dtype: torch.dtype, options: dict[s
             **options,
             **{name: x.float().numpy() for name, x in mask_options.items()},
         )
-        out, lse = smyrf.attention(*qkv, **options, **mask_options, return_lse=True)
+        out, lse = smyrf.attention(*qkv, **options, **mask_options, method="dense", return_lse=True)
         assert out.dtype == dtype
         assert lse.dtype == torch.float32
         assert_close(out.float().numpy(), lse.numpy(), expected)
@@ -156,6 +157,7 @@ def operator_arguments(*qkv: torch.Tensor, **options: Any) -> tuple[Any, ...]:
         "num_threads": None,
         "dropout_p": 0.0,
         "positions": None,
+        "precision": "auto",
     }
     assert options.keys() <= defaults.keys()
     return (*qkv, *{**defaults, **options}.values())

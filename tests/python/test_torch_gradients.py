@@ -394,7 +394,7 @@ def test_a_mask_that_requires_a_gradient_raises() -> None:
     with pytest.raises(NotImplementedError, match=r"^attn_mask: requires a gradient"):
         torch.ops.smyrf.attention(
             *(query, key, value, mask, None, None, False, None, False, "dense"),
-            *(None, None, None, None, 0, None, "BHND", None, 0.0, None),
+            *(None, None, None, None, 0, None, "BHND", None, 0.0, None, "auto"),
         )
 
 

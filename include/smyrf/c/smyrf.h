@@ -106,6 +106,7 @@ typedef struct smyrf_call {
   const int64_t* cluster_size; /* of `lsh`, NULL: 32 */
   const double* tolerance;     /* of `tree`: relative error to aim for, NULL: 0.05 */
   const double* max_density;   /* of `tree`: most pairs over all pairs, NULL: no limit */
+  const char* precision;       /* of products: "float32", "int16", "int8"; NULL: "auto" */
   double dropout_p;            /* `dense` and `lsh` */
   uint64_t seed;
   int64_t num_threads;                  /* 0: the pool's size */
@@ -153,8 +154,9 @@ SMYRF_C_API smyrf_status smyrf_merge(const smyrf_tensor* out, const smyrf_tensor
 
 typedef struct smyrf_plan_info {
   size_t struct_size;
-  const char* method; /* never "auto"; lives as long as the library */
-  const char* reason; /* why this method; lives as long as the plan */
+  const char* method;    /* never "auto"; lives as long as the library */
+  const char* reason;    /* why this method; lives as long as the plan */
+  const char* precision; /* of products; "auto": what the tolerance allows */
   int64_t batch;
   int64_t query_heads;
   int64_t key_heads;
@@ -213,7 +215,8 @@ typedef struct smyrf_head {
   double density;          /* evaluated pairs over allowed pairs */
   double seconds;          /* of all threads, added up */
   double planning_seconds; /* `tree` */
-  double expected_error;   /* `tree`: relative error of out */
+  const char* precision;   /* of products, never "auto"; lives as long as the library */
+  double expected_error;   /* relative error of out, of summaries and of narrow products */
   double expected_lse_error;
   double expected_work; /* `tree`: time over that of `dense` */
   int32_t dense;        /* 1: done as `dense` */

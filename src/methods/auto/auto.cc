@@ -30,9 +30,16 @@ class Auto final : public AttentionMethod {
   const MethodInfo& info() const override {
     static const std::array dials{&ToleranceDial()};
     static const MethodInfo info{
-        Method::kAuto, "auto", "tree for long inputs that it can take, else dense",
-        dials,         true,   true,
-        true,          true};
+        .method = Method::kAuto,
+        .name = "auto",
+        .summary =
+            "tree for long inputs that it can take, else dense, narrow where that is allowed",
+        .dials = dials,
+        .takes_masks = true,
+        .takes_dropout = true,
+        .takes_seed = true,
+        .takes_precision = true,
+        .chooses = true};
     return info;
   }
   const AttentionMethod& Choose(const Request& request, PlanInfo& plan) const override {
@@ -50,6 +57,7 @@ class Auto final : public AttentionMethod {
       plan.reason = Message("auto: tree from ", rows, " queries and keys on");
       return TreeMethod();
     }
+    plan.precision_error = request.options.tolerance.value_or(kDefaultTolerance);
     return DenseMethod();
   }
 

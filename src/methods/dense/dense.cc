@@ -26,8 +26,21 @@ class Dense final : public AttentionMethod {
  public:
   const MethodInfo& info() const override {
     static constexpr MethodInfo kInfo{
-        Method::kDense, "dense", "every allowed pair, exactly", {}, true, true, false};
+        .method = Method::kDense,
+        .name = "dense",
+        .summary = "every allowed pair, exactly",
+        .takes_masks = true,
+        .takes_dropout = true,
+        .takes_precision = true,
+    };
     return kInfo;
+  }
+  void SetDials(const Request& request, PlanInfo& plan) const override {
+    const Precision asked = request.options.precision;
+    // Errors are allowed by whoever chose this method for the call.
+    const bool exact = asked == Precision::kAuto && plan.precision_error == 0.0;
+    plan.precision = exact ? Precision::kFloat32 : asked;
+    if (plan.precision != Precision::kAuto) plan.precision_error = 0.0;
   }
   void CheckStructure(const PlanView& plan) const override { RequireCounts(plan, 0, 0); }
   double Density(const PlanView&, std::int64_t, std::int64_t) const override { return 1.0; }

@@ -43,7 +43,8 @@ class Tree final : public AttentionMethod {
                                  .name = "tree",
                                  .summary = "far keys summarised, near ones exact, to a tolerance",
                                  .dials = dials,
-                                 .takes_seed = true};
+                                 .takes_seed = true,
+                                 .takes_precision = true};
     return info;
   }
 
@@ -56,6 +57,8 @@ class Tree final : public AttentionMethod {
   void SetDials(const Request& request, PlanInfo& plan) const override {
     plan.tolerance = request.options.tolerance.value_or(kDefaultTolerance);
     plan.max_density = request.options.max_density;
+    plan.precision = request.options.precision;
+    plan.precision_error = plan.precision == Precision::kAuto ? plan.tolerance : 0.0;
     plan.scale = request.problem.scale;
   }
   bool PlansByValue() const override { return true; }

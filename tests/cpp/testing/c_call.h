@@ -63,6 +63,7 @@ class CallC {
     c.cluster_size = Pointer(call.options.cluster_size);
     c.tolerance = Pointer(call.options.tolerance);
     c.max_density = Pointer(call.options.max_density);
+    c.precision = name(call.options.precision);
     c.dropout_p = options.dropout_p;
     c.seed = options.seed;
     c.num_threads = options.num_threads;

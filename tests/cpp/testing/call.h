@@ -38,7 +38,8 @@ struct Call {
   int attn_mask_rank = 4;
   std::optional<Tensor> key_padding_mask;    ///< bool (1, 1, B, Nk)
   std::optional<Tensor> query_padding_mask;  ///< bool (1, 1, B, Nq)
-  Options options;
+  /// Other precisions are asked for by the tests that are about them.
+  Options options{.precision = Precision::kFloat32};
 
   Call() = default;
   explicit Call(const Shape& s, DType dtype = DType::kFloat32, Layout query_layout = {},
