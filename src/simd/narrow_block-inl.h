@@ -152,16 +152,36 @@ struct NarrowValuePanels {
   }
 };
 
+/// The running softmax of a block, a lane a query: in base 2, so that exp is exp2.
+struct NarrowState {
+  float* max;      ///< largest logit so far, -inf at first
+  float* sum;      ///< sum of 2^(logit - max)
+  float* seen;     ///< not 0 where a key was allowed
+  float* rescale;  ///< what the last tile multiplies older sums by
+  float* most;     ///< largest scores of the tile
+  float* steps;    ///< what scores are to be multiplied with
+  float* ones;
+  std::int32_t first_key[kBlockRows];  ///< that causality and window let see
+  std::int32_t last_key[kBlockRows];
+};
+
+/// Keys [first, first + count) of a range, of which the first `before` are none of its own.
+struct NarrowTile {
+  std::int64_t first;
+  std::int64_t count;
+  std::int64_t before;
+  std::int64_t vectors;  ///< of queries
+};
+
 /// The weights' exponents are multiples of 1 / kParts.
 inline constexpr float kParts = 64.0F;
 
 /// Scores of pairs of keys become pairs of weights, in place: rows 2j and 2j + 1 of floats row j of
-/// words. `steps` is what the scores still are to be multiplied with, `most` holds the largest of
-/// the tile. kExact: for scores that may be NaN or infinite.
+/// words. `steps` is what the scores still are to be multiplied with. kExact: for scores that may
+/// be NaN or infinite.
 template <class Dots, bool kExact>
 HWY_INLINE void NarrowWeights(std::int64_t pairs, std::int64_t vectors, const float* steps,
-                              const float* most, float* max, float* sum, float* rescales,
-                              float* s) {
+                              const NarrowState& state, float* s) {
   const FloatTag d;
   const IntTag di;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
@@ -169,12 +189,12 @@ HWY_INLINE void NarrowWeights(std::int64_t pairs, std::int64_t vectors, const fl
   const typename Dots::PowersOfTwo powers;
   const auto ones = hn::Set(di, 0x3F803F80);
   for (std::int64_t c = 0; c < vectors * lanes; c += lanes) {
-    const auto old_max = hn::LoadU(d, max + c);
+    const auto old_max = hn::LoadU(d, state.max + c);
     const auto step = hn::LoadU(d, steps + c);
-    const auto new_max = hn::Max(old_max, hn::Mul(hn::LoadU(d, most + c), step));
+    const auto new_max = hn::Max(old_max, hn::Mul(hn::LoadU(d, state.most + c), step));
     const auto base = hn::IfThenElse(hn::Eq(new_max, minus_infinity), hn::Zero(d), new_max);
     const auto rescale = Exp2(d, hn::Sub(old_max, base));
-    auto total = hn::Mul(hn::LoadU(d, sum + c), rescale);
+    auto total = hn::Mul(hn::LoadU(d, state.sum + c), rescale);
     const float* from = s + c;
     auto* to = reinterpret_cast<std::int32_t*>(s + c);
     if constexpr (kExact) {
@@ -201,9 +221,9 @@ HWY_INLINE void NarrowWeights(std::int64_t pairs, std::int64_t vectors, const fl
         to += kBlockRows;
       }
     }
-    hn::StoreU(new_max, d, max + c);
-    hn::StoreU(total, d, sum + c);
-    hn::StoreU(rescale, d, rescales + c);
+    hn::StoreU(new_max, d, state.max + c);
+    hn::StoreU(total, d, state.sum + c);
+    hn::StoreU(rescale, d, state.rescale + c);
   }
 }
 
@@ -243,105 +263,121 @@ HWY_INLINE void PackQueries(const NarrowTask& narrow, NarrowScratch& scratch, st
   }
 }
 
+HWY_INLINE NarrowState InitNarrow(const BlockTask& task, float* memory) {
+  NarrowState state;
+  float** const parts[] = {&state.max,  &state.sum,   &state.seen, &state.rescale,
+                           &state.most, &state.steps, &state.ones};
+  for (float** part : parts) {
+    *part = memory;
+    std::fill_n(memory, kBlockRows, 0.0F);
+    memory += kBlockRows;
+  }
+  std::fill_n(state.max, kBlockRows, -kInfinity);
+  std::fill_n(state.steps, kBlockRows, 1.0F);
+  std::fill_n(state.ones, kBlockRows, 1.0F);
+  for (std::int64_t i = 0; i < kBlockRows; ++i) {
+    const std::int64_t row = std::min(task.query_begin + i, task.query_end - 1);
+    const std::int64_t position = task.query.Position(row);
+    state.first_key[i] = static_cast<std::int32_t>(task.mask->First(position));
+    state.last_key[i] = static_cast<std::int32_t>(task.mask->Last(position));
+  }
+  return state;
+}
+
+template <class Dots>
+HWY_INLINE void NarrowScoreTile(const NarrowTask& narrow, const NarrowTile& tile,
+                                const std::int32_t* q, float* s, float* most) {
+  const std::int64_t words = narrow.key.stride / 4;
+  std::fill_n(most, kBlockRows, -kInfinity);
+  if (narrow.precision == Precision::kInt8) {
+    ForMicroTiles(tile.count, tile.vectors,
+                  NarrowScorePanels<Dots, true>{narrow.key, tile.first, q, words, s, most});
+  } else {
+    ForMicroTiles(tile.count, tile.vectors,
+                  NarrowScorePanels<Dots, false>{narrow.key, tile.first, q, words, s, most});
+  }
+  if (tile.before != 0) std::fill_n(s, kBlockRows, -kInfinity);
+  if (tile.count % 2 != 0) std::fill_n(s + tile.count * kBlockRows, kBlockRows, -kInfinity);
+}
+
+/// Masks a tile's scores, which an added bias turns into logits.
+HWY_INLINE void MaskNarrowTile(const BlockTask& task, const NarrowTile& tile,
+                               NarrowScratch& scratch, NarrowState& state, float* s) {
+  const FloatTag d;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  for (std::int64_t j = tile.before; j < tile.count; ++j) {
+    scratch.key_positions[j] = static_cast<std::int32_t>(task.key.Position(tile.first + j));
+    if (task.mask->bias.data == nullptr) continue;
+    for (std::int64_t c = 0; c < tile.vectors * lanes; c += lanes) {
+      float* at = s + j * kBlockRows + c;
+      hn::StoreU(hn::Mul(hn::LoadU(d, at), hn::LoadU(d, state.steps + c)), d, at);
+    }
+  }
+  MaskScores(task, scratch.key_positions + tile.before, tile.count - tile.before, tile.vectors,
+             scratch, state.first_key, state.last_key, s + tile.before * kBlockRows, state.seen);
+}
+
+/// The largest scores of a tile once some were forbidden.
+HWY_INLINE void FindLargest(const NarrowTile& tile, const float* s, float* most) {
+  const FloatTag d;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  for (std::int64_t c = 0; c < tile.vectors * lanes; c += lanes) {
+    auto largest = hn::Set(d, -kInfinity);
+    for (std::int64_t j = tile.before; j < tile.count; ++j) {
+      largest = hn::Max(largest, hn::LoadU(d, s + j * kBlockRows + c));
+    }
+    hn::StoreU(largest, d, most + c);
+  }
+}
+
 template <class Dots>
 Partial AttendNarrow(const NarrowTask& narrow) {
   const BlockTask& task = narrow.block;
   NarrowScratch& scratch = OfThread<NarrowScratch>();
-  const FloatTag d;
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(FloatTag()));
   const std::int64_t rows = task.query_end - task.query_begin;
   const std::int64_t vectors = (rows + lanes - 1) / lanes;
   const std::int64_t dv = task.value_depth;
-  const std::int64_t words = narrow.key.stride / 4;
-  const bool bytes = narrow.precision == Precision::kInt8;
-  auto* q =
-      reinterpret_cast<std::int32_t*>(scratch.q.Need(static_cast<std::size_t>(words * kBlockRows)));
+  auto* q = reinterpret_cast<std::int32_t*>(
+      scratch.q.Need(static_cast<std::size_t>(narrow.key.stride / 4 * kBlockRows)));
   float* s = scratch.scores.Need((kNarrowTileKeys + 1) * kBlockRows);
   float* o = scratch.out.Need(static_cast<std::size_t>(dv * kBlockRows));
-  float* memory = scratch.state.Need(7 * kBlockRows);
-  float* max = memory;
-  float* sum = memory + kBlockRows;
-  float* rescale = memory + 2 * kBlockRows;
-  float* seen = memory + 3 * kBlockRows;
-  float* most = memory + 4 * kBlockRows;
-  float* steps = memory + 5 * kBlockRows;
-  float* ones = memory + 6 * kBlockRows;
-  const bool biased = task.mask->bias.data != nullptr;
-  std::int32_t first_key[kBlockRows];
-  std::int32_t last_key[kBlockRows];
-  std::fill_n(max, kBlockRows, -kInfinity);
-  std::fill_n(steps, kBlockRows, 1.0F);
-  std::fill_n(ones, kBlockRows, 1.0F);
-  std::fill_n(sum, 3 * kBlockRows, 0.0F);
-  for (std::int64_t i = 0; i < kBlockRows; ++i) {
-    const std::int64_t position = task.query.Position(task.query_begin + std::min(i, rows - 1));
-    first_key[i] = static_cast<std::int32_t>(task.mask->First(position));
-    last_key[i] = static_cast<std::int32_t>(task.mask->Last(position));
-  }
+  NarrowState state = InitNarrow(task, scratch.state.Need(7 * kBlockRows));
   std::fill_n(o, dv * kBlockRows, 0.0F);
-  PackQueries(narrow, scratch, q, steps);
+  PackQueries(narrow, scratch, q, state.steps);
 
   for (std::size_t r = 0; r < task.ranges.size(); ++r) {
     const KeyRange range = task.ranges[r];
     const bool partial = !task.partial.empty() && task.partial[r];
+    const bool biased = partial && task.mask->bias.data != nullptr;
     // Values lie in pairs: a tile begins with the even row of one.
-    for (std::int64_t tile = range.begin / 2 * 2; tile < range.end; tile += kNarrowTileKeys) {
-      const std::int64_t count = std::min<std::int64_t>(kNarrowTileKeys, range.end - tile);
-      const std::int64_t before = std::max<std::int64_t>(0, range.begin - tile);
-      std::fill_n(most, kBlockRows, -kInfinity);
-      if (bytes) {
-        ForMicroTiles(count, vectors,
-                      NarrowScorePanels<Dots, true>{narrow.key, tile, q, words, s, most});
-      } else {
-        ForMicroTiles(count, vectors,
-                      NarrowScorePanels<Dots, false>{narrow.key, tile, q, words, s, most});
-      }
-      if (before != 0) std::fill_n(s, kBlockRows, -kInfinity);
-      if (count % 2 != 0) std::fill_n(s + count * kBlockRows, kBlockRows, -kInfinity);
-      const bool added = partial && biased;
-      if (added) {
-        for (std::int64_t j = before; j < count; ++j) {
-          for (std::int64_t c = 0; c < vectors * lanes; c += lanes) {
-            float* at = s + j * kBlockRows + c;
-            hn::StoreU(hn::Mul(hn::LoadU(d, at), hn::LoadU(d, steps + c)), d, at);
-          }
-        }
-      }
+    for (std::int64_t first = range.begin / 2 * 2; first < range.end; first += kNarrowTileKeys) {
+      const NarrowTile tile{first, std::min<std::int64_t>(kNarrowTileKeys, range.end - first),
+                            std::max<std::int64_t>(0, range.begin - first), vectors};
+      NarrowScoreTile<Dots>(narrow, tile, q, s, state.most);
       if (partial) {
-        for (std::int64_t j = before; j < count; ++j) {
-          scratch.key_positions[j] = static_cast<std::int32_t>(task.key.Position(tile + j));
-        }
-        MaskScores(task, scratch.key_positions + before, count - before, vectors, scratch,
-                   first_key, last_key, s + before * kBlockRows, seen);
+        MaskNarrowTile(task, tile, scratch, state, s);
       } else {
-        std::fill_n(seen, kBlockRows, 1.0F);
+        std::fill_n(state.seen, kBlockRows, 1.0F);
       }
-      if (partial || before != 0) {
-        for (std::int64_t c = 0; c < vectors * lanes; c += lanes) {
-          auto largest = hn::Set(d, -kInfinity);
-          for (std::int64_t j = before; j < count; ++j) {
-            largest = hn::Max(largest, hn::LoadU(d, s + j * kBlockRows + c));
-          }
-          hn::StoreU(largest, d, most + c);
-        }
-      }
-      const std::int64_t pairs = (count + 1) / 2;
-      if (bytes && !added) {
-        NarrowWeights<Dots, false>(pairs, vectors, steps, most, max, sum, rescale, s);
+      if (partial || tile.before != 0) FindLargest(tile, s, state.most);
+      const std::int64_t pairs = (tile.count + 1) / 2;
+      if (narrow.precision == Precision::kInt8 && !biased) {
+        NarrowWeights<Dots, false>(pairs, vectors, state.steps, state, s);
       } else {
-        NarrowWeights<Dots, true>(pairs, vectors, added ? ones : steps, most, max, sum, rescale, s);
+        NarrowWeights<Dots, true>(pairs, vectors, biased ? state.ones : state.steps, state, s);
       }
-      ForMicroTiles(
-          dv, vectors,
-          NarrowValuePanels<Dots>{narrow.value + tile / 2 * dv, dv,
-                                  reinterpret_cast<const std::int32_t*>(s), pairs, rescale, o});
+      const auto* weights = reinterpret_cast<const std::int32_t*>(s);
+      ForMicroTiles(dv, vectors,
+                    NarrowValuePanels<Dots>{narrow.value + first / 2 * dv, dv, weights, pairs,
+                                            state.rescale, o});
     }
   }
 
   float* result = scratch.result.Need(static_cast<std::size_t>(dv * kBlockRows));
   ColumnsToRows(o, rows, dv, result);
-  const Partial partial{result, max, sum, dv, dv};
-  for (std::int64_t i = 0; i < rows; ++i) ClosePartial(partial.Row(i), seen[i] != 0.0F);
+  const Partial partial{result, state.max, state.sum, dv, dv};
+  for (std::int64_t i = 0; i < rows; ++i) ClosePartial(partial.Row(i), state.seen[i] != 0.0F);
   return partial;
 }
 
