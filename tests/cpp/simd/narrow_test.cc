@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "testing/instruction_sets.h"
@@ -82,7 +83,10 @@ void CheckBlock(const Case& test, Precision precision, double scale) {
   std::vector<std::uint32_t> pairs(static_cast<std::size_t>((keys + 1) / 2 * test.value_depth));
   kernels::PackValues(RowsOf(value.data(), test.value_depth), 0, keys, test.value_depth,
                       pairs.data());
-  const Mask mask(test.queries, keys, false, {}, {});
+  // Named, or GCC warns of what an empty one does not hold.
+  static const std::optional<Window> kNoWindow;
+  static const std::optional<Positions> kNoPositions;
+  const Mask mask(test.queries, keys, false, kNoWindow, {}, kNoPositions);
   kernels::NarrowTask task;
   task.block = {.query = RowsOf(query.data(), test.depth),
                 .key = RowsOf(key.data(), test.depth),
