@@ -74,7 +74,7 @@ def completed(options: dict[str, Any], plan: Any = None) -> dict[str, Any]:
 
     A call with a plan takes only the number of threads. A call that names a method or a tolerance
     keeps them. SMYRF_METHOD=tree changes no call that `tree` can't take: with causality, a window,
-    dropout or attn_mask, "auto" stays exact.
+    dropout or attn_mask, the method stays "auto".
     """
     if problem:
         raise ValueError(problem)

@@ -175,7 +175,7 @@ def compare(
 
     The model runs on the input with each method. You see what changes for you (embeddings and the
     nearest passages, labels, perplexity, the transcript, images), the error of the layers, and
-    time. Causal layers are exact in this release. Nothing is downloaded.
+    time. In causal layers every pair is evaluated. Nothing is downloaded.
 
     Examples:
 
